@@ -1,0 +1,17 @@
+"""Building blocks that several papers share: transformer, CLIP's ResNet, position resampling."""
+
+from minilib.layers.resampling import resize_grid_positions, resize_sequence_positions
+from minilib.layers.resnet import AttentionPool2d, Bottleneck, ModifiedResNet
+from minilib.layers.transformer import QuickGELU, ResidualAttentionBlock, SelfAttention, Transformer
+
+__all__ = [
+    "AttentionPool2d",
+    "Bottleneck",
+    "ModifiedResNet",
+    "QuickGELU",
+    "ResidualAttentionBlock",
+    "SelfAttention",
+    "Transformer",
+    "resize_grid_positions",
+    "resize_sequence_positions",
+]
