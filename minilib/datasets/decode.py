@@ -1,0 +1,180 @@
+"""Decode photographs once, in parallel threads, into one uint8 array that is kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pooch
+from einops import rearrange
+from PIL import Image, ImageOps
+from torchvision.transforms.functional import InterpolationMode, center_crop, resize
+from tqdm import tqdm
+
+from minilib.datasets.tree import Tree
+
+CACHE_VERSION = 1  # raise when the same files would decode to other pixels
+CHUNK = 1024  # photographs decoded before they are written
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to 8-bit RGB: upright, transparency on white, 16-bit grey scaled rather than clipped.
+
+    Raises:
+        ValueError: floating-point pixels, whose range is not defined.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range; save it with 8 or 16 bits a channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.float64) / 257  # 65535 / 257 = 255
+        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        colour = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
+    return image.convert("RGB")
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """Decode one photograph to (3, size, size) uint8, as CLIP does up to normalisation.
+
+    The shortest side is resized to ``size`` (bicubic, antialiased) and the centre cropped; a photograph that
+    has this size already keeps its pixels.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        rgb = to_rgb(image)
+    square = center_crop(resize(rgb, size, InterpolationMode.BICUBIC), size)
+    return rearrange(np.asarray(square), "h w c -> c h w")
+
+
+def cache_folder() -> Path:
+    """Return the folder for decoded photographs: ``$MINILIB_CACHE``, else the platform's cache folder."""
+    return Path(os.environ.get("MINILIB_CACHE") or pooch.os_cache("minilib")).expanduser() / "photographs"
+
+
+def load_pixels(
+    tree: Tree, paths: Sequence[str], size: int, *, cache: Path | None, skip_unreadable: bool, progress: bool
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Return the pixels (N, 3, size, size) uint8 of all paths, and the unreadable paths with the reason.
+
+    The first call decodes and writes a cache entry, named by the paths, sizes and times of the files; later
+    calls map that file into memory. Where the cache cannot be written, a warning says so and memory holds all.
+
+    Raises:
+        ValueError: a photograph cannot be read and ``skip_unreadable`` is false.
+    """
+    entry = (cache or cache_folder()) / _key(tree, paths, size)
+    loaded = _read_entry(entry, (len(paths), 3, size, size))
+    if loaded is None:
+        skipped: dict[str, str] = {}
+        chunks = _decode_chunks(tree, paths, size, skipped if skip_unreadable else None, progress)
+        try:
+            _write_entry(entry, chunks, (len(paths), 3, size, size), skipped)
+            loaded = _read_entry(entry, (len(paths), 3, size, size))
+        except OSError as error:
+            warnings.warn(
+                f"cannot keep decoded photographs in {entry.parent} ({error}), so each start decodes them; "
+                f"set MINILIB_CACHE to a folder with space",
+                stacklevel=3,
+            )
+    if loaded is None:
+        skipped = {}
+        chunks = _decode_chunks(tree, paths, size, skipped if skip_unreadable else None, progress)
+        loaded = np.concatenate(list(chunks)), skipped
+    pixels, skipped = loaded
+    if skipped and not skip_unreadable:
+        raise _unreadable(tree, *next(iter(skipped.items())))
+    return pixels, skipped
+
+
+def _decode_chunks(
+    tree: Tree, paths: Sequence[str], size: int, skipped: dict[str, str] | None, progress: bool
+) -> Iterator[np.ndarray]:
+    """Yield (n, 3, size, size) uint8 in order; note what is unreadable in ``skipped``, or raise if None."""
+
+    def one(path: str) -> np.ndarray | str:
+        try:
+            return decode(tree.read(path), size)
+        # On broken data Pillow and zipfile raise nearly anything: OSError, SyntaxError, struct.error, ...
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    workers = min(16, os.cpu_count() or 1)  # Pillow lets go of Python's lock while it decodes
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(
+            total=len(paths), desc="decoding photographs", unit="", leave=False, disable=not progress
+        ) as bar,
+    ):
+        for begin in range(0, len(paths), CHUNK):
+            part = paths[begin : begin + CHUNK]
+            pixels = np.zeros((len(part), 3, size, size), np.uint8)
+            for position, result in enumerate(pool.map(one, part)):
+                if not isinstance(result, str):
+                    pixels[position] = result
+                elif skipped is None:
+                    raise _unreadable(tree, part[position], result)
+                else:
+                    skipped[part[position]] = result
+            bar.update(len(part))
+            yield pixels
+
+
+def _unreadable(tree: Tree, path: str, reason: str) -> ValueError:
+    return ValueError(
+        f"cannot read the photograph {tree.root}/{path} ({reason}); expected a whole image file: "
+        f"replace or delete it, or pass skip_unreadable=True to leave such files out"
+    )
+
+
+def _key(tree: Tree, paths: Sequence[str], size: int) -> str:
+    """Return a name that changes with the list of files, with any file, and with the decoding."""
+    digest = hashlib.sha256(json.dumps([CACHE_VERSION, size, Image.__version__]).encode())
+    for path in paths:
+        digest.update(f"{path}\0{tree.stamp(path)}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def _read_entry(entry: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[str, str]] | None:
+    """Map a cache entry into memory, or return None if it is missing or damaged."""
+    try:
+        skipped = json.loads((entry / "index.json").read_text("utf-8"))["skipped"]
+        # Copy on write: the tensor may be written to in memory, the file never changes.
+        pixels = np.load(entry / "pixels.npy", mmap_mode="c")
+    except (OSError, ValueError, KeyError):
+        return None
+    return (pixels, skipped) if pixels.shape == shape and pixels.dtype == np.uint8 else None
+
+
+def _write_entry(
+    entry: Path, chunks: Iterator[np.ndarray], shape: tuple[int, ...], skipped: dict[str, str]
+) -> None:
+    """Write a cache entry beside its place, then rename it, so that it is whole or absent."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=entry.parent, prefix="unfinished-", ignore_cleanup_errors=True
+    ) as folder:
+        partial = Path(folder) / entry.name
+        partial.mkdir()
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        with open(partial / "pixels.npy", "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for pixels in chunks:
+                file.write(pixels)
+        (partial / "index.json").write_text(json.dumps({"skipped": skipped}), "utf-8")
+        if entry.exists() and _read_entry(entry, shape) is None:
+            shutil.rmtree(entry)
+        try:
+            partial.rename(entry)
+        except OSError:
+            if _read_entry(entry, shape) is None:  # otherwise another process was faster: use its entry
+                raise
