@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 PROFILES = ("quick", "full", "photos", "paper")
-"""From seconds on a laptop, through the numbers that the book quotes and real photographs, to the paper's protocol."""
+"""Seconds on a laptop; the numbers that the book quotes; real photographs; the protocol of the paper."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Run:
 
 
 def check(*, profile: str, seed: int, device: str = "auto", out: str | os.PathLike[str], **own: Any) -> Run:
-    """Check a notebook's parameters and make the folder ``out``; thread settings and other state stay as they are.
+    """Check a notebook's parameters and make the folder ``out``; thread settings stay as they are.
 
     A relative ``out`` is taken from the repository's root, so that a run does not depend on the folder it was
     started in; without a repository (an installed wheel) it is taken from the working directory.
@@ -135,7 +135,7 @@ def _check_seed(seed: int) -> int:
 
 
 def _check_own(name: str, value: Any) -> Any:
-    """Refuse what a command line makes of a number by accident: text ("1e-4" through YAML) or a non-finite float."""
+    """Refuse what a command line may make of a number: text (YAML reads 1e-4 so) or a non-finite float."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name}={value!r} is not finite: expected an ordinary number")
     if isinstance(value, str):

@@ -1,0 +1,57 @@
+"""The ledger of claims: what a paper says, what was measured, and the verdict by a rule fixed beforehand.
+
+A claim is data (``minilib/ledger/<paper>.yaml``). A notebook records one measurement of it per seed in its
+folder ``out``; :func:`collect` gathers such records, :func:`judge` weighs them, and the tables of the
+notebooks, the book and the README are made from the outcome.
+"""
+
+from minilib.claims.judging import Verdict, bootstrap_interval, judge, t_interval
+from minilib.claims.records import (
+    Claim,
+    Measurement,
+    Records,
+    Test,
+    load,
+    papers,
+    read_records,
+    record,
+    record_result,
+)
+from minilib.claims.reports import (
+    Row,
+    VerdictTable,
+    collect,
+    ledger_page,
+    merge,
+    quote,
+    results_folder,
+    scoreboard,
+    table,
+    verdicts,
+)
+
+__all__ = [
+    "Claim",
+    "Measurement",
+    "Records",
+    "Row",
+    "Test",
+    "Verdict",
+    "VerdictTable",
+    "bootstrap_interval",
+    "collect",
+    "judge",
+    "ledger_page",
+    "load",
+    "merge",
+    "papers",
+    "quote",
+    "read_records",
+    "record",
+    "record_result",
+    "results_folder",
+    "scoreboard",
+    "t_interval",
+    "table",
+    "verdicts",
+]

@@ -1,0 +1,234 @@
+"""From measurements to verdicts: paired differences, intervals and one rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from minilib.claims.records import Claim, Measurement, Test
+
+REPRODUCED = "reproduced"
+NOT_REPRODUCED = "not reproduced"
+INCONCLUSIVE = "inconclusive"
+INDICATIVE = "indicative"
+NOT_RUN = "not run"
+KINDS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, INDICATIVE, NOT_RUN)
+ICONS = {REPRODUCED: "✔", NOT_REPRODUCED: "✘", INCONCLUSIVE: "≈", INDICATIVE: "◐", NOT_RUN: "–"}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over n seeds with a 95 % interval; the interval is None for one seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one claim at one profile."""
+
+    claim: str
+    profile: str
+    kind: str
+    """One of :data:`KINDS`."""
+    n: int
+    """Number of seeds."""
+    rule: str = ""
+    """The rule in words, as fixed in the ledger."""
+    reason: str = ""
+    """Why the rule gave this outcome, or why nothing was run."""
+    agrees: bool | None = None
+    """For an indicative verdict: does the mean difference agree with the paper?"""
+    mean: float | None = None
+    """Mean paired difference treatment - control over the seeds, with its 95 % interval in low and high."""
+    low: float | None = None
+    high: float | None = None
+    treatment: Estimate | None = None
+    control: Estimate | None = None
+    controls: dict[str, Estimate] = field(default_factory=dict)
+    """The further controls by name."""
+    items: tuple[float, float] | None = None
+    """With one seed, the bootstrap interval of the difference over test items."""
+
+    @property
+    def text(self) -> str:
+        """The verdict in words, for example "indicative (agrees)"."""
+        return (
+            self.kind if self.agrees is None else f"{self.kind} ({'agrees' if self.agrees else 'disagrees'})"
+        )
+
+    @property
+    def icon(self) -> str:
+        """A sign whose shape, not colour, tells the kind."""
+        return ICONS[self.kind]
+
+    def __str__(self) -> str:
+        return f"{self.icon} {self.text}"
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Return the Student-t confidence interval of the mean of two or more independent values.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    array = np.asarray(values, dtype=float)
+    if array.size < 2:
+        raise ValueError(f"an interval over seeds needs at least 2 values, got {array.size}")
+    half = stats.t.ppf((1 + level) / 2, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size)
+    return float(array.mean() - half), float(array.mean() + half)
+
+
+def bootstrap_interval(
+    per_item: Any, seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean over test items of one checkpoint.
+
+    For the difference between two classifiers on the same items pass the per-item differences, so that the
+    pairing counts. This is spread over test items; it says nothing about training again with another seed.
+
+    Args:
+        per_item: (N,) numbers or booleans, a tensor, an array or a list.
+        seed: seed of the resampling.
+        resamples: number of resamples.
+        level: confidence level.
+
+    Raises:
+        ValueError: no items, more than one dimension, or a value that is not finite.
+    """
+    if hasattr(per_item, "detach"):
+        per_item = per_item.detach().cpu()
+    values = np.asarray(per_item, dtype=float)
+    if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(f"per_item of shape {values.shape}: expected a non-empty (N,) row of finite numbers")
+    generator = np.random.default_rng(seed)
+    # A resample's mean needs only how often each distinct value was drawn: a multinomial, much smaller than
+    # N draws.
+    distinct, counts = np.unique(values, return_counts=True)
+    draws = generator.multinomial(values.size, counts / values.size, size=resamples)  # (resamples, distinct)
+    means = draws @ distinct / values.size
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Return mean, interval (None for one value) and number of ``values``."""
+    low, high = t_interval(values) if len(values) > 1 else (None, None)
+    return Estimate(float(np.mean(values)), low, high, len(values))
+
+
+def judge(claim: Claim, measurements: Sequence[Measurement], profile: str | None = None) -> Verdict:
+    """Return the verdict on ``claim`` by the rule that the ledger fixed for the measurements' profile.
+
+    The differences treatment - control are paired by seed. With enough seeds the whole Student-t 95 %
+    interval must lie on the claimed side of the margin (reproduced) or on the other side (not reproduced);
+    a margin inside the interval is inconclusive. Fewer seeds than the ledger asks for are indicative only.
+    If a further control speaks against the claim, the test does not show what it should, and "reproduced"
+    becomes inconclusive.
+
+    Args:
+        claim: the claim.
+        measurements: one per seed, all of one profile; may be empty.
+        profile: needed only where there are no measurements.
+
+    Raises:
+        ValueError: measurements of another claim, of several profiles, or twice of one seed.
+    """
+    if any(m.claim != claim.id for m in measurements):
+        raise ValueError(
+            f"measurements of {sorted({m.claim for m in measurements})} given for claim {claim.id}"
+        )
+    profiles = {m.profile for m in measurements} | ({profile} if profile else set())
+    seeds = [m.seed for m in measurements]
+    if len(profiles) != 1 or len(set(seeds)) != len(seeds):
+        raise ValueError(
+            f"{claim.id}: expected one profile and each seed once, got {sorted(profiles)} and {seeds}"
+        )
+    (profile,) = profiles
+    planned = claim.tests[profile]
+    if not measurements:
+        reason = planned if isinstance(planned, str) else "no record yet"
+        return Verdict(claim.id, profile, NOT_RUN, 0, reason=reason)
+    return _judge(claim, claim.test(profile), profile, measurements)
+
+
+def _judge(claim: Claim, test: Test, profile: str, measurements: Sequence[Measurement]) -> Verdict:
+    treatment = np.array([m.treatment for m in measurements])
+    control = np.array([m.control for m in measurements])
+    difference = estimate(treatment - control)
+    controls, against = {}, []
+    for name, expected in test.controls.items():
+        values = np.array([m.controls[name] for m in measurements if name in m.controls])
+        if len(values) != len(treatment):
+            continue  # recorded before the ledger named this control
+        controls[name] = estimate(values)
+        if _side(estimate(treatment - values), expected.direction, expected.margin) is False:
+            against.append(name)
+    n = len(measurements)
+    side = _side(difference, test.direction, test.margin)
+    agrees = None
+    if n < test.min_seeds:
+        kind = INDICATIVE
+        # Too few seeds for an interval that can be trusted: only the mean is compared.
+        agrees = (
+            bool(_side(Estimate(difference.mean, None, None, 1), test.direction, test.margin)) and not against
+        )
+        reason = f"{n} of at least {test.min_seeds} seeds"
+    else:
+        kind = {True: REPRODUCED, False: NOT_REPRODUCED, None: INCONCLUSIVE}[side]
+        reason = {
+            True: "the interval lies on the claimed side of the margin",
+            False: "the interval lies on the other side of the margin",
+            None: "the interval includes the margin",
+        }[side]
+        if against and kind == REPRODUCED:
+            kind = INCONCLUSIVE
+    if against:
+        reason += f"; the control {', '.join(against)} does not behave as it should"
+    return Verdict(
+        claim=claim.id,
+        profile=profile,
+        kind=kind,
+        n=n,
+        rule=rule_text(claim, test),
+        reason=reason,
+        agrees=agrees,
+        mean=difference.mean,
+        low=difference.low,
+        high=difference.high,
+        treatment=estimate(treatment),
+        control=estimate(control),
+        controls=controls,
+        items=measurements[0].interval if n == 1 else None,
+    )
+
+
+def _side(difference: Estimate, direction: str, margin: float) -> bool | None:
+    """Is the interval (or, for one seed, the point) on the claimed side? None if it includes the margin."""
+    low = difference.mean if difference.low is None else difference.low
+    high = difference.mean if difference.high is None else difference.high
+    if direction == "smaller":
+        low, high = -high, -low
+    if direction == "equal":
+        if -margin < low and high < margin:
+            return True
+        return False if low >= margin or high <= -margin else None
+    if low > margin:
+        return True
+    return False if high <= margin else None
+
+
+def rule_text(claim: Claim, test: Test) -> str:
+    """Return a test's rule in words."""
+    margin = f"{100 * test.margin:g} points" if claim.unit == "percent" else f"{test.margin:g}"
+    by = {"greater": f"greater by more than {margin}", "smaller": f"smaller by more than {margin}"}
+    expected = by.get(test.direction, f"equal to within {margin}")
+    return f"{test.treatment} is {expected} beside {test.control}, at least {test.min_seeds} seeds"

@@ -1,0 +1,337 @@
+"""Verdicts gathered and shown: tables for the terminal, the notebooks, the README and the book."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minilib.claims.judging import (
+    ICONS,
+    INCONCLUSIVE,
+    INDICATIVE,
+    KINDS,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+    Estimate,
+    Verdict,
+    estimate,
+    judge,
+    rule_text,
+)
+from minilib.claims.records import (
+    Claim,
+    Records,
+    Test,
+    load,
+    papers,
+    read_records,
+    to_json,
+    write_atomically,
+)
+from minilib.parameters import PROFILES, repository
+
+Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim at one profile with its verdict."""
+
+    claim: Claim
+    profile: str
+    verdict: Verdict
+
+
+def results_folder() -> Path:
+    """Return the repository's folder of committed records; FileNotFoundError for an installed wheel."""
+    root = repository()
+    if root is None:
+        raise FileNotFoundError(
+            "the committed records lie in the repository (book/results), not in the package"
+        )
+    return root / "book" / "results"
+
+
+def find_records(sources: Sources) -> list[Records]:
+    """Return the records under folders or in files.
+
+    A folder may be ``book/results`` (merged files), one run's folder, or a folder of runs, of which only
+    the finished ones (those with a ``run.json``) count. A missing folder holds no records.
+    """
+    found: list[Records] = []
+    for source in [sources] if isinstance(sources, (str, os.PathLike)) else sources:
+        path = Path(source)
+        if path.is_file():
+            files = [path]
+        elif (path / "result.json").is_file():
+            files = [path / "result.json"]
+        else:
+            finished = (run.with_name("result.json") for run in sorted(path.rglob("run.json")))
+            files = sorted(path.glob("*.*.json")) + [file for file in finished if file.is_file()]
+        for file in files:
+            found += read_records(file)
+    return found
+
+
+def collect(
+    sources: Sources, profiles: Sequence[str] = PROFILES, chapters: Sequence[str] | None = None
+) -> list[Row]:
+    """Judge every claim at every profile by the records under ``sources``; without any it is "not run".
+
+    A seed found twice counts once; the source named last wins.
+
+    Args:
+        sources: files or folders, see :func:`find_records`.
+        profiles: the profiles to judge, in this order.
+        chapters: the chapters to judge; by default all that have a ledger.
+
+    Raises:
+        ValueError: a file is not a record, or it holds a claim that the ledger does not know.
+    """
+    measured: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
+    chapters = papers() if chapters is None else list(chapters)
+    for records in find_records(sources):
+        if records.chapter not in chapters:
+            continue
+        for claim_id, measurement in records.measurements.items():
+            if claim_id not in load(records.chapter):
+                raise ValueError(
+                    f"a record at profile {records.profile!r} holds an unknown claim {claim_id!r}"
+                )
+            measured[claim_id, records.profile][records.seed] = measurement
+    rows = []
+    for chapter in chapters:
+        for claim in load(chapter).values():
+            for profile in profiles:
+                found = measured[claim.id, profile]
+                verdict = judge(claim, [found[seed] for seed in sorted(found)], profile)
+                rows.append(Row(claim, profile, verdict))
+    return rows
+
+
+def merge(runs: Sources, results: str | os.PathLike[str], profiles: Sequence[str]) -> list[Path]:
+    """Merge per-seed records under ``runs`` into ``results/<chapter>.<profile>.json``; return the files
+    written.
+
+    A seed that is there already is replaced, other seeds stay.
+    """
+    folder = Path(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    groups: dict[Path, list[Records]] = defaultdict(list)
+    for records in find_records(runs):
+        if records.profile in profiles:
+            groups[folder / f"{records.chapter}.{records.profile}.json"].append(records)
+    for path, fresh in groups.items():
+        seeds = {records.seed: records for records in (read_records(path) if path.exists() else [])}
+        seeds |= {records.seed: records for records in fresh}
+        data = {"chapter": fresh[0].chapter, "profile": fresh[0].profile}
+        data["runs"] = [seeds[seed].to_data() for seed in sorted(seeds)]
+        write_atomically(path, to_json(data))
+    return sorted(groups)
+
+
+def quote(name: str, profile: str = "full", sources: Sources | None = None, percent: bool = True) -> str:
+    """Return a named result as prose quotes it: "93.1 % (92.6 to 93.5, 3 seeds)".
+
+    Raises:
+        ValueError: no record at ``profile`` has a number of that name.
+    """
+    records = find_records(results_folder() if sources is None else sources)
+    values = [r.results[name] for r in records if r.profile == profile and name in r.results]
+    if not values:
+        raise ValueError(
+            f"no record of {name!r} at profile {profile!r}: run `python -m minilib collect` first"
+        )
+    return format_estimate(estimate(values), "percent" if percent else "number", seeds=True)
+
+
+def format_estimate(value: Estimate | None, unit: str, seeds: bool = False) -> str:
+    """Return mean and interval as text: "93.1 % (92.6 to 93.5)"."""
+    if value is None:
+        return "–"
+    text = _number(value.mean, unit) + (" %" if unit == "percent" else "")
+    inside = [] if value.low is None else [f"{_number(value.low, unit)} to {_number(value.high, unit)}"]
+    if seeds:
+        inside.append(f"{value.n} seed{'s' if value.n > 1 else ''}")
+    return text + (f" ({', '.join(inside)})" if inside else "")
+
+
+def difference_text(row: Row) -> str:
+    """Return the difference treatment - control with its interval and what the interval is over."""
+    verdict, unit = row.verdict, row.claim.unit
+    if verdict.mean is None:
+        return "–"
+    text = _number(verdict.mean, unit, sign=True)
+    if verdict.low is not None:
+        return f"{text} ({_number(verdict.low, unit, sign=True)} to {_number(verdict.high, unit, sign=True)})"
+    if verdict.items is not None:
+        low, high = (_number(value, unit, sign=True) for value in verdict.items)
+        return f"{text} ({low} to {high} over test items)"
+    return text
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Return a markdown table of verdicts, one row per claim and profile."""
+    head = ("claim", "profile", "verdict", "treatment", "control", "difference", "seeds")
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        verdict, unit = row.verdict, row.claim.unit
+        cells = [
+            f"{row.claim.id}: {row.claim.title}",
+            row.profile,
+            str(verdict) + (f" ({verdict.reason})" if verdict.kind == NOT_RUN else ""),
+            format_estimate(verdict.treatment, unit),
+            format_estimate(verdict.control, unit),
+            difference_text(row),
+            str(verdict.n or "–"),
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+class VerdictTable:
+    """A table of verdicts that notebooks and the book show; sign and words carry the meaning, never colour
+    alone."""
+
+    def __init__(self, rows: Sequence[Row]):
+        """Keep ``rows`` in their order."""
+        self.rows = list(rows)
+
+    def __repr__(self) -> str:
+        return f"Verdicts on {len({row.claim.id for row in self.rows})} claims"
+
+    def _repr_markdown_(self) -> str:
+        return table(self.rows)
+
+    def _repr_html_(self) -> str:
+        heads = ("Claim", "Verdict", "Treatment", "Control", "Difference", "The paper")
+        cells = "".join(f'<th scope="col" style="{_CELL}">{head}</th>' for head in heads)
+        body = "".join(_html_row(row) for row in self.rows)
+        return (
+            '<div style="overflow-x:auto"><table style="border-collapse:collapse;text-align:left">'
+            f"<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
+
+# No backgrounds and no fixed text colour: the table takes both from the page, light or dark.
+_CELL = "padding:0.4em 0.7em;text-align:left;vertical-align:top;border-bottom:1px solid rgba(128,128,128,0.4)"
+_EDGE = {
+    REPRODUCED: "solid",
+    NOT_REPRODUCED: "double",
+    INCONCLUSIVE: "dashed",
+    INDICATIVE: "dotted",
+    NOT_RUN: "none",
+}
+
+
+def _html_row(row: Row) -> str:
+    verdict, unit = row.verdict, row.claim.unit
+    seeds = f"{row.profile}, {verdict.n} seed{'s' if verdict.n != 1 else ''}" if verdict.n else row.profile
+    style = f"border-left:4px {_EDGE[verdict.kind]} currentColor;padding-left:0.4em;font-weight:bold"
+    badge = f'<span style="{style}"><span aria-hidden="true">{verdict.icon}</span> {verdict.text}</span>'
+    cells = [
+        f"<b>{html.escape(row.claim.title)}</b><br><small>{html.escape(row.claim.id)}</small>",
+        f"{badge}<br><small>{html.escape(f'{seeds}: {verdict.reason}')}</small>",
+        _side_html(row, "treatment"),
+        _side_html(row, "control"),
+        html.escape(difference_text(row)),
+        f"{html.escape(row.claim.numbers)}<br><small>{html.escape(row.claim.where)}</small>",
+    ]
+    extra = "".join(
+        f"<br><small>{html.escape(name)}: {html.escape(format_estimate(value, unit))}</small>"
+        for name, value in verdict.controls.items()
+    )
+    cells[3] += extra
+    return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
+
+
+def _side_html(row: Row, side: str) -> str:
+    test = row.claim.tests[row.profile]
+    name = getattr(test, side) if isinstance(test, Test) else ""
+    value = html.escape(format_estimate(getattr(row.verdict, side), row.claim.unit))
+    return f"{value}<br><small>{html.escape(name)}</small>"
+
+
+def verdicts(sources: Sources, profiles: Sequence[str], chapter: str) -> VerdictTable:
+    """Return the table for a notebook: the claims of ``chapter`` at ``profiles``, those not run included."""
+    return VerdictTable(collect(sources, profiles, [chapter]))
+
+
+def scoreboard(results_dir: str | os.PathLike[str]) -> str:
+    """Return the README's markdown table: per chapter and profile, which claims had which verdict."""
+    head = ["chapter", "profile", "seeds"] + [f"{ICONS[kind]} {kind}" for kind in KINDS]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for chapter in papers():
+        for profile in PROFILES:
+            rows = collect(results_dir, [profile], [chapter])
+            seeds = max(row.verdict.n for row in rows)
+            if not seeds:
+                continue
+            cells = [chapter, profile, str(seeds)]
+            for kind in KINDS:
+                names = [row.claim.id.partition(".")[2] for row in rows if row.verdict.kind == kind]
+                cells.append(", ".join(names) or " ")
+            lines.append("| " + " | ".join(cells) + " |")
+    if len(lines) == 2:
+        return "No results have been recorded yet.\n"
+    return "\n".join(lines) + "\n"
+
+
+def ledger_page(results_dir: str | os.PathLike[str]) -> str:
+    """Return the body of the book's claims page in MyST: every claim, ours beside the paper's."""
+    parts = []
+    for chapter in papers():
+        rows = collect(results_dir, chapters=[chapter])
+        parts.append(f"## {chapter_title(chapter)}\n")
+        for claim in load(chapter).values():
+            parts.append(_claim_section(claim, [row for row in rows if row.claim is claim]))
+    return "\n".join(parts)
+
+
+def chapter_title(chapter: str) -> str:
+    """Return how people write the method's name, for example "CLIP"."""
+    return next(iter(load(chapter).values())).method
+
+
+def _claim_section(claim: Claim, rows: list[Row]) -> str:
+    anchor = "claim-" + claim.id.replace(".", "-").replace("_", "-").lower()
+    lines = [f"({anchor})=", f"### {claim.id.partition('.')[2]}: {claim.title}", "", claim.statement, ""]
+    lines += [f"**The paper** ({claim.where}): {claim.numbers}.", ""]
+    lines += ["| profile | verdict | treatment | control | difference (95 %) |", "|---|---|---|---|---|"]
+    rules = []
+    for row in rows:
+        verdict, test = row.verdict, row.claim.tests[row.profile]
+        detail = verdict.reason + (f"; {verdict.n} seeds" if verdict.n > 1 else "")
+        sides = ["–", "–"]
+        if verdict.n and isinstance(test, Test):
+            sides = [
+                f"{format_estimate(value, claim.unit)}, {name}"
+                for value, name in ((verdict.treatment, test.treatment), (verdict.control, test.control))
+            ]
+            sides[1] += "".join(
+                f"; {format_estimate(v, claim.unit)}, {k}" for k, v in verdict.controls.items()
+            )
+        lines.append(
+            f"| {row.profile} | {verdict} ({detail}) | {sides[0]} | {sides[1]} | {difference_text(row)} |"
+        )
+        if isinstance(test, Test):
+            rules.append(f"{test.how}. Measured: {test.metric}. Rule: {rule_text(claim, test)}.")
+    lines.append("")
+    lines += [f"*How:* {rule}\n" for rule in dict.fromkeys(rules)]
+    return "\n".join(lines)
+
+
+def _number(value: float, unit: str, sign: bool = False) -> str:
+    scaled = 100 * value if unit == "percent" else value
+    text = f"{scaled:.1f}" if unit == "percent" else f"{scaled:.3g}"
+    if float(text) == 0:
+        text = text.lstrip("-")  # no minus zero
+    elif sign and not text.startswith("-"):
+        text = "+" + text
+    return text.replace("-", "−")
