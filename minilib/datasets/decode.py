@@ -67,7 +67,7 @@ def load_pixels(
     """Return the pixels (N, 3, size, size) uint8 of all paths, and the unreadable paths with the reason.
 
     The first call decodes and writes a cache entry, named by the paths, sizes and times of the files; later
-    calls map that file into memory. Where the cache cannot be written, a warning says so and memory holds all.
+    calls map that file into memory. Where the cache cannot be written, a warning says so.
 
     Raises:
         ValueError: a photograph cannot be read and ``skip_unreadable`` is false.
