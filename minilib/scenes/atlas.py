@@ -1,8 +1,8 @@
 """The sprite atlas: every object class drawn in three styles, 64x64 pixels each.
 
-The sheets ``assets/{noto,openmoji,twemoji}.webp`` are built by ``data_scripts/build_atlas.py``. Each drawing touches
-the border of the inner 62x62 pixels along its longer side, and has one transparent pixel around it. Their licences
-differ from that of the code: see ``assets/ATTRIBUTION.md``.
+The sheets ``assets/{noto,openmoji,twemoji}.webp`` are built by ``data_scripts/build_atlas.py``. Each drawing
+fills the inner 62x62 pixels along its longer side, with one transparent pixel around. The licences of the
+drawings differ from that of the code: see ``assets/ATTRIBUTION.md``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COLUMNS = 16
 
 
 def codepoint_hash() -> str:
-    """SHA-256 of the vocabulary's codepoints in order: ties the sheets to the vocabulary they were drawn for."""
+    """SHA-256 of the vocabulary's codepoints in order: ties a sheet to the vocabulary it was drawn for."""
     return hashlib.sha256(" ".join(concept.codepoint for concept in VOCABULARY).encode()).hexdigest()
 
 
@@ -42,8 +42,8 @@ def load_atlas(style: str) -> Tensor:
         style: "noto", "openmoji" or "twemoji".
 
     Returns:
-        uint8 (K, 4, 64, 64), straight (not premultiplied) RGBA, in label order. Transparent pixels are black:
-        multiply the colours by alpha before you interpolate. The tensor is shared by all callers; do not write to it.
+        uint8 (K, 4, 64, 64), straight (not premultiplied) RGBA, in label order. Transparent pixels are black,
+        so multiply the colours by alpha before interpolating. All callers share the tensor: do not write.
 
     Raises:
         ValueError: the style is unknown, or the sheets were drawn for another vocabulary or are damaged.
@@ -51,14 +51,14 @@ def load_atlas(style: str) -> Tensor:
     if style not in STYLES:
         raise ValueError(f"unknown drawing style {style!r}; expected one of {', '.join(STYLES)}")
     assets = files(__package__).joinpath("assets")
-    record = json.loads(assets.joinpath("atlas.json").read_text(encoding="utf-8"))
+    record = json.loads(assets.joinpath("atlas.json").read_text(encoding="utf-8"))["sheets"][style]
     if record["codepoints_sha256"] != codepoint_hash():
         raise ValueError(
-            "the sprite sheets were drawn for another vocabulary.tsv than this one; "
-            "rebuild them with: python data_scripts/build_atlas.py"
+            f"assets/{style}.webp was drawn for another vocabulary.tsv than this one; "
+            "rebuild it with: python data_scripts/build_atlas.py"
         )
     data = assets.joinpath(f"{style}.webp").read_bytes()
-    if hashlib.sha256(data).hexdigest() != record["sheets"][style]["sha256"]:
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
         raise ValueError(
             f"assets/{style}.webp is not the sheet that atlas.json describes (its SHA-256 differs); "
             "restore the file or rebuild it with: python data_scripts/build_atlas.py"

@@ -1,11 +1,12 @@
 """The 240 object classes of EmojiScenes: their names, their taxonomy, and the splits of the papers.
 
-The table is ``vocabulary.tsv`` beside this file, fixed data in a fixed order. It is a selection from Unicode's emoji
-list with the names edited to what a caption would say, in lower case, as CLIP's tokenizer reads them. Each class has
+The table is ``vocabulary.tsv`` beside this file, fixed data in a fixed order. It is a selection from
+Unicode's emoji list with the names edited to what a caption would say, in lower case, as CLIP's tokenizer
+reads them. Each class has
 
 * three levels of names: ``name`` ("dog"), ``category`` ("mammal") and ``group`` ("animal");
-* a ``word`` that it may share with another class: "mouse" for "house mouse" and for "computer mouse". This is the
-  polysemy of CLIP's section 3.1.4, where "crane" is a bird and a machine;
+* a ``word`` that it may share with another class: "mouse" for "house mouse" and for "computer mouse". This is
+  the polysemy of CLIP's section 3.1.4, where "crane" is a bird and a machine;
 * a frequency band as in LVIS, and the base / novel split that ViLD makes of it: rare classes are novel;
 * one of four folds, dealt out over category and frequency, as in PASCAL-5i;
 * a habitat: the background on which it usually stands (a train on a railway).
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -81,7 +83,7 @@ def names() -> list[str]:
 
 
 def polysemous() -> dict[str, tuple[Concept, ...]]:
-    """Words that name two classes, each with its classes in label order: ``{"mouse": (house mouse, computer mouse)}``."""
+    """Words that name two classes, with those classes: "mouse" -> (house mouse, computer mouse)."""
     by_word: dict[str, tuple[Concept, ...]] = {}
     for concept in VOCABULARY:
         by_word[concept.word] = (*by_word.get(concept.word, ()), concept)
@@ -105,15 +107,14 @@ def find(name: str) -> Concept:
     raise KeyError(f"no class is called {name!r}; {hint}")
 
 
-_VOWEL_LETTER_BUT_CONSONANT_SOUND = ("uni", "use", "usu", "ut", "eu", "ewe", "one", "once", "ufo", "ubi", "ura")
 _SILENT_H = ("hour", "honest", "honor", "honour", "heir")
-_UNI_WITH_VOWEL_SOUND = ("unim", "unin", "unid")  # "an unimportant", "an uninteresting", "an unidentified"
-_UT_WITH_VOWEL_SOUND = ("utter", "utmost")
-_LETTER_NAMES_WITH_VOWEL_SOUND = "aefhilmnorsx"
+_CONSONANT_SOUND = re.compile(r"uni(?![dmn])|u[bks][aiu]|use|ut[aeio]|ur[aio]|ufo|eu|ewe|(one|once)$")
+"""Words that start with a vowel letter but with the sound of "y" or "w"."""
+_LETTERS_WITH_VOWEL_SOUND = "aefhilmnorsx"
 
 
 def article(noun_phrase: str) -> str:
-    """The indefinite article by the sound with which the phrase starts: an hour, a unicorn, an x-ray, a t-shirt.
+    """The indefinite article by the sound with which a phrase starts: an hour, a unicorn, an x-ray.
 
     Raises:
         ValueError: the phrase is empty.
@@ -123,11 +124,7 @@ def article(noun_phrase: str) -> str:
         raise ValueError("article() needs a noun phrase such as 'unicorn'; got an empty text")
     first = phrase.replace("-", " ").split()[0]
     if len(first) == 1:  # a letter said by its name: x-ray, t-shirt
-        return "an" if first in _LETTER_NAMES_WITH_VOWEL_SOUND else "a"
+        return "an" if first in _LETTERS_WITH_VOWEL_SOUND else "a"
     if first.startswith(_SILENT_H):
         return "an"
-    if first.startswith(_UNI_WITH_VOWEL_SOUND + _UT_WITH_VOWEL_SOUND):
-        return "an"
-    if first.startswith(_VOWEL_LETTER_BUT_CONSONANT_SOUND):
-        return "a"
-    return "an" if first[0] in "aeiou" else "a"
+    return "an" if first[0] in "aeiou" and not _CONSONANT_SOUND.match(first) else "a"
