@@ -1,6 +1,7 @@
 """CLIP's byte-pair encoding, whole or restricted to the ids that a small model needs.
 
-The merges and their vocabulary file are open_clip's; the treatment of long texts and of special strings is OpenAI's.
+The merges and their vocabulary file are open_clip's; the treatment of long texts and of special strings is
+OpenAI's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ BYTE_IDS = 512
 """Ids 0-255 are single bytes, 256-511 single bytes that end a word."""
 
 _WORDS = regex.compile(
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+    regex.IGNORECASE,
 )
 
 
@@ -27,6 +29,13 @@ def _bpe() -> SimpleTokenizer:
     return SimpleTokenizer()
 
 
+def _clean(text: str) -> str:
+    """Repair broken Unicode and HTML escapes, collapse spaces, fold case."""
+    if text.isascii() and text.isprintable() and "&" not in text:  # nothing to repair; ftfy is slow
+        return " ".join(text.lower().split())
+    return _bpe().clean_fn(text)
+
+
 class Tokenizer:
     """Texts to token ids and back.
 
@@ -34,9 +43,10 @@ class Tokenizer:
 
     Args:
         context: length of a row, start and end token included.
-        vocabulary: BPE ids to keep (see ``vocabulary_of``). They get compact ids in ascending order; the 512 byte ids
-            are always kept, and a BPE token that is not kept is spelt in bytes, so that any text in any script still
-            encodes. The start and end token stay the two highest ids, as pooling by ``argmax`` needs. None keeps all.
+        vocabulary: BPE ids to keep (see ``vocabulary_of``). They get compact ids in ascending order; the 512
+            byte ids are always kept, and a BPE token that is not kept is spelt in bytes, so that any text in
+            any script still encodes. The start and end token stay the two highest ids, as pooling by
+            ``argmax`` needs. None keeps all.
 
     Raises:
         ValueError: ``context`` has no room for a start and an end, or an id is not a BPE id.
@@ -44,12 +54,16 @@ class Tokenizer:
 
     def __init__(self, context: int = 77, vocabulary: Sequence[int] | None = None) -> None:
         if context < 2:
-            raise ValueError(f"context {context} has no room for the start and the end of a text: use at least 2")
+            raise ValueError(
+                f"context {context} has no room for the start and the end of a text: use at least 2"
+            )
         bpe = _bpe()
         full = bpe.sot_token_id
         kept = range(full) if vocabulary is None else sorted({*range(BYTE_IDS), *vocabulary})
         if kept[0] < 0 or kept[-1] >= full:
-            raise ValueError(f"vocabulary holds ids outside 0..{full - 1}: build it with vocabulary_of(texts)")
+            raise ValueError(
+                f"vocabulary holds ids outside 0..{full - 1}: build it with vocabulary_of(texts)"
+            )
         self.context = context
         self.vocabulary = None if vocabulary is None else tuple(kept)
         self.start = len(kept)
@@ -80,14 +94,14 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text`` without start and end."""
         ids: list[int] = []
-        for word in _WORDS.findall(_bpe().clean_fn(text)):
+        for word in _WORDS.findall(_clean(text)):
             if word not in self._cache:
                 self._cache[word] = self._encode_word(word)
             ids += self._cache[word]
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ``ids`` (lower case, spaces between words); start and end tokens are shown as such."""
+        """Return the text of ``ids`` (lower case, spaces between words), start and end shown as such."""
         bpe = _bpe()
         special = {index: text for text, index in self._special.items()}
         parts: list[bytes] = []
@@ -105,7 +119,8 @@ class Tokenizer:
         """Return ids (B, context) int64: start, text, end, zeros.
 
         Raises:
-            ValueError: no text at all, or a text that does not fit; with ``truncate`` it is cut and ended instead.
+            ValueError: no text at all, or a text that does not fit; with ``truncate`` it is cut and ended
+            instead.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
@@ -118,8 +133,8 @@ class Tokenizer:
             if len(ids) > self.context:
                 if not truncate:
                     raise ValueError(
-                        f"text of {len(ids)} tokens (start and end included) does not fit a context of {self.context}: "
-                        f"{text!r:.80} - shorten it or pass truncate=True"
+                        f"text of {len(ids)} tokens, start and end included, does not fit the context of "
+                        f"{self.context}: {text!r:.80} - shorten it or pass truncate=True"
                     )
                 ids = [*ids[: self.context - 1], self.end]
             row[: len(ids)] = torch.tensor(ids)
@@ -140,6 +155,6 @@ def get_tokenizer(context: int = 77, vocabulary: tuple[int, ...] | None = None) 
 
 
 def vocabulary_of(texts: Iterable[str]) -> tuple[int, ...]:
-    """Return the BPE ids that occur in ``texts``, ascending: the ``vocabulary`` of a ``Tokenizer`` for them."""
+    """Return the BPE ids that occur in ``texts``, ascending: a ``vocabulary`` for ``Tokenizer``."""
     full = get_tokenizer()
     return tuple(sorted({index for text in texts for index in full.encode(text) if index < full.start}))

@@ -1,15 +1,16 @@
 """Losses that pull matching rows of two feature matrices together, on one process or many.
 
-Shapes: b pairs on this process, R processes, N = R * b pairs in all, E joint dimension; features are unit rows.
+Shapes: b pairs on this process, R processes, N = R * b pairs in all, E joint dimension. Rows are unit.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 
 def _world() -> tuple[int, int]:
@@ -19,21 +20,36 @@ def _world() -> tuple[int, int]:
     return 0, 1
 
 
+class _GatherRows(torch.autograd.Function):
+    """Join equal-sized rows of all processes; backward sums what all processes ask of this process's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def gather_features(features: Tensor, with_grad: bool = True, keep_local_grad: bool = True) -> Tensor:
     """Join the rows (b, E) of all processes to (N, E), in rank order; every process must hold the same b.
 
     Args:
         features: rows of this process.
         with_grad: gradients flow back to the process that owns the row; else remote rows are constants.
-        keep_local_grad: without ``with_grad``, put this process's own rows back so that they keep their gradient.
+        keep_local_grad: without ``with_grad``, let this process's own rows keep their gradient.
     """
     rank, world_size = _world()
     if world_size == 1:
         return features
     if with_grad:
-        return torch.cat(all_gather_with_gradient(features))
-    rows = [torch.zeros_like(features) for _ in range(world_size)]
-    dist.all_gather(rows, features.detach().contiguous())
+        return _GatherRows.apply(features)
+    rows = list(_GatherRows.apply(features.detach()).chunk(world_size))
     if keep_local_grad:
         rows[rank] = features
     return torch.cat(rows)
@@ -73,16 +89,16 @@ def clip_loss(
 ) -> Tensor:
     """Symmetric InfoNCE, the loss of CLIP (paper Figure 3).
 
-    1/2 [ mean_i CE(s I_i T^T, i) + mean_j CE(s T_j I^T, j) ]: every image picks its text among all N texts and every
-    text its image among all N images. Chance is ln N; N = 1 gives 0.
+    1/2 [ mean_i CE(s I_i T^T, i) + mean_j CE(s T_j I^T, j) ]: every image picks its text among all N texts
+    and every text its image among all N images. Chance is ln N; N = 1 gives 0.
 
     Args:
         image_features: (b, E) unit rows I.
         text_features: (b, E) unit rows T; row i belongs to image i.
         logit_scale: the multiplier s itself, not its logarithm.
         logit_bias: added to every logit; the softmax ignores it.
-        local_loss: over several processes, score only this process's rows against all columns, (b, N) instead of
-            (N, N). Values then differ by process; their mean is the loss of the joined batch.
+        local_loss: over several processes, score only this process's rows against all columns, (b, N) instead
+            of (N, N). Values then differ by process; their mean is the loss of the joined batch.
         gather_with_grad: let gradients flow to the other processes' features. Only this gives, averaged over
             processes, the gradient of the joined batch; without it encoder gradients are 1/R of it
             (``local_loss=False``) or biased (``local_loss=True``).
@@ -106,9 +122,9 @@ def siglip_loss(
 ) -> Tensor:
     """Sigmoid loss (SigLIP, arXiv 2303.15343, equation 1): every pair is its own yes-or-no question.
 
-    -1/b sum_ij log sigmoid(z_ij (s I_i . T_j + c)), z = +1 for matching pairs and -1 for all others: a sum over the
-    pairs divided by b, not by b^2. Over several processes each scores its images against all N texts; the mean of the
-    values and of the gradients over processes are those of the joined batch.
+    -1/b sum_ij log sigmoid(z_ij (s I_i . T_j + c)), z = +1 for matching pairs and -1 for all others: a sum
+    over the pairs divided by b, not by b^2. Over several processes each scores its images against all N
+    texts; the mean of the values and of the gradients over processes are those of the joined batch.
 
     Args:
         image_features: (b, E) unit rows I.
@@ -144,8 +160,8 @@ def distill_loss(
 ) -> Tensor:
     """Cross entropy between a teacher's and the student's matching distributions, mean over both directions.
 
-    Added to ``clip_loss`` in open_clip's distillation. Teacher features (b, E') may have another dimension and use
-    the teacher's own multiplier.
+    Added to ``clip_loss`` in open_clip's distillation. Teacher features (b, E') may have another dimension
+    and use the teacher's own multiplier.
     """
     student = _pair_logits(image_features, text_features, logit_scale, None, local_loss, gather_with_grad)
     teacher = _pair_logits(

@@ -9,11 +9,13 @@ from einops import rearrange
 from torch import Tensor, cat
 
 
-def resize_grid_positions(positions: Tensor, grid: tuple[int, int], source: tuple[int, int] | None = None) -> Tensor:
+def resize_grid_positions(
+    positions: Tensor, grid: tuple[int, int], source: tuple[int, int] | None = None
+) -> Tensor:
     """Interpolate the position embeddings of an image grid (bicubic, with antialiasing, as open_clip does).
 
     Args:
-        positions: (1 + g, W); row 0 belongs to the class or mean token and is kept, the rest is a grid in row order.
+        positions: (1 + g, W); row 0, the class or mean token's, is kept; the rest is a grid in row order.
         grid: wanted (rows, columns).
         source: (rows, columns) of the given grid; square when left out.
 
@@ -27,7 +29,9 @@ def resize_grid_positions(positions: Tensor, grid: tuple[int, int], source: tupl
     side = math.isqrt(cells)
     source = source or (side, side)
     if source[0] * source[1] != cells:
-        raise ValueError(f"{cells} grid positions do not form a {source[0]} x {source[1]} grid: pass source=(rows, columns)")
+        raise ValueError(
+            f"{cells} positions do not fill a {source[0]} x {source[1]} grid: pass source=(rows, columns)"
+        )
     if grid == source:
         return positions
     cell_rows = rearrange(positions[1:], "(h w) c -> 1 c h w", h=source[0])

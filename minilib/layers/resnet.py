@@ -1,4 +1,4 @@
-"""CLIP's ResNet: three-convolution stem, average pooling instead of strides, attention pooling (paper section 2.4).
+"""CLIP's ResNet: three-convolution stem, average pools for strides, attention pooling (paper section 2.4).
 
 Parameter names are those of OpenAI's code. Shapes: B images, C channels, h x w cells, E joint dimension.
 """
@@ -17,7 +17,7 @@ from minilib.layers.resampling import resize_grid_positions
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut; a stride is an average pool before the last convolution."""
+    """1x1, 3x3, 1x1 convolutions beside a shortcut; a stride is an average pool before the last one."""
 
     expansion = 4
 
@@ -54,7 +54,9 @@ class AttentionPool2d(nn.Module):
     def __init__(self, side: int, channels: int, heads: int, out_channels: int) -> None:
         super().__init__()
         if channels % heads:
-            raise ValueError(f"{channels} channels are not divisible by {heads} heads: choose heads that divide them")
+            raise ValueError(
+                f"{channels} channels are not divisible by {heads} heads: choose heads that divide them"
+            )
         self.heads = heads
         self.positional_embedding = nn.Parameter(torch.randn(side**2 + 1, channels) / channels**0.5)
         self.q_proj = nn.Linear(channels, channels)
@@ -84,7 +86,7 @@ class AttentionPool2d(nn.Module):
         return self.c_proj(self.pool(x))
 
     def all_queries(self, x: Tensor) -> Tensor:
-        """Let the mean and every cell of x (B, C, h, w) query: (B, 1 + h * w, E); index 0 equals ``forward(x)``."""
+        """Let the mean and every cell of x (B, C, h, w) query: (B, 1 + h * w, E); index 0 is ``forward``."""
         tokens = self.tokens(x)
         return self.c_proj(self.attend(tokens, tokens))
 

@@ -35,7 +35,9 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"width {width} is not divisible by heads {heads}: choose heads that divide the width")
+            raise ValueError(
+                f"width {width} is not divisible by heads {heads}: choose heads that divide the width"
+            )
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
@@ -54,9 +56,9 @@ class SelfAttention(nn.Module):
         return self.out_proj(rearrange(mixed, "b h l d -> b l (h d)"))
 
     def at(self, x: Tensor, position: Tensor, causal: bool = False) -> Tensor:
-        """Return ``forward(x, causal)`` at one position of each sequence, (B, W), without computing the others.
+        """Return ``forward(x, causal)`` at one ``position`` (B,) of each sequence: (B, W).
 
-        ``position`` is (B,) int64.
+        The other positions are not computed.
         """
         width = x.shape[-1]
         query = x[torch.arange(len(x), device=x.device), position]
@@ -114,7 +116,7 @@ class ResidualAttentionBlock(nn.Module):
         return pooled + self.mlp(self.ln_2(pooled))
 
     def without_mixing(self, x: Tensor) -> Tensor:
-        """Transform x (B, L, W) with the attention matrix replaced by the identity (MaskCLIP's value path)."""
+        """Transform x (B, L, W), each token attending to itself alone (MaskCLIP's value path)."""
         x = x + self.attn.values(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
@@ -128,13 +130,15 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, layers: int, heads: int, quick_gelu: bool = True) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, heads, quick_gelu) for _ in range(layers))
+        self.resblocks = nn.ModuleList(
+            ResidualAttentionBlock(width, heads, quick_gelu) for _ in range(layers)
+        )
 
     def forward(self, x: Tensor, causal: bool = False, at: Tensor | None = None) -> Tensor:
         """Transform x (B, L, W) -> (B, L, W).
 
-        With ``at`` (B,) only the output at that position of each sequence is returned, (B, W). The last block then
-        computes one query a sequence, which gives the same numbers for a fraction of its cost.
+        With ``at`` (B,) only the output at that position of each sequence is returned, (B, W). The last block
+        then computes one query a sequence, which gives the same numbers for a fraction of its cost.
         """
         if at is None:
             for block in self.resblocks:
@@ -145,13 +149,13 @@ class Transformer(nn.Module):
         return self.resblocks[-1].at(x, at, causal)
 
     def without_last_mixing(self, x: Tensor) -> Tensor:
-        """Transform x (B, L, W) with all blocks, the last one without its attention (see ``without_mixing``)."""
+        """Transform x (B, L, W) with all blocks, the last one ``without_mixing``."""
         for block in self.resblocks[:-1]:
             x = block(x)
         return self.resblocks[-1].without_mixing(x)
 
     def intermediates(self, x: Tensor, causal: bool = False) -> dict[str, list[Tensor]]:
-        """Return ``blocks``, the output (B, L, W) of each block, and ``attention``, each block's (B, H, L, L)."""
+        """Return ``blocks``, each block's output (B, L, W), and ``attention``, its matrices (B, H, L, L)."""
         blocks, attention = [], []
         for block in self.resblocks:
             attention.append(block.attention(x, causal))

@@ -1,7 +1,8 @@
 """CLIP: Learning Transferable Visual Models From Natural Language Supervision (arXiv 2103.00020).
 
-Two towers, one linear projection each, unit vectors, dot products times a learned multiplier. Parameter names are
-those of the released checkpoints. Shapes: B images or texts, E joint dimension, W tower width, L tokens, h x w patches.
+Two towers, one linear projection each, unit vectors, dot products times a learned multiplier. Parameter names
+are those of the released checkpoints. Shapes: B images or texts, E joint dimension, W tower width, L tokens,
+h x w patches.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class ViTConfig:
     heads: int = 12
     """Attention heads of a block."""
     stem: str = "patch"
-    """How pixels become tokens: "patch", one convolution per patch as released, or "conv", small convolutions."""
+    """How pixels become tokens: "patch", one convolution as released, or "conv", several small ones."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class TextConfig:
     heads: int = 8
     """Attention heads of a block."""
     kind: str = "transformer"
-    """"transformer"; "bag_of_words", the mean of the token embeddings (Figure 2); "lookup", one vector per caption."""
+    """"transformer"; "bag_of_words", the mean of the tokens (Figure 2); "lookup", one vector per caption."""
     lookup_size: int = 65536
     """Rows of the table of the "lookup" kind; captions are assigned by a hash."""
 
@@ -122,25 +123,33 @@ class CLIPConfig:
         """Rebuild a configuration from ``dataclasses.asdict`` of it, also after a trip through JSON."""
 
         def build(kind: type, entries: Mapping[str, Any]) -> Any:
-            return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()})
+            return kind(
+                **{key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
+            )
 
         vision = build(ResNetConfig if "blocks" in values["vision"] else ViTConfig, values["vision"])
         return build(cls, {**values, "vision": vision, "text": build(TextConfig, values["text"])})
 
 
 def conv_stem(patch: int, width: int) -> nn.Sequential:
-    """Make tokens by stride-2 convolutions down to the patch size instead of one large one (arXiv 2106.14881).
+    """Replace the patch convolution by small ones of stride 2 (arXiv 2106.14881).
 
-    Images (B, 3, R, R') -> (B, W, R / patch, R' / patch). Small data needs it: patches alone carry no locality.
+    Images (B, 3, R, R') -> (B, W, R / patch, R' / patch). Small data needs it: patches carry no locality.
     """
     halvings = int(math.log2(patch))
     if 2**halvings != patch or patch < 2:
-        raise ValueError(f"stem='conv' halves the image step by step, so patch must be a power of two, not {patch}")
+        raise ValueError(
+            f"stem='conv' halves the image step by step, so patch must be a power of two, not {patch}"
+        )
     steps: list[nn.Module] = []
     channels = 3
     for step in range(halvings):
         out = max(16, width >> (halvings - 1 - step))
-        steps += [nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(True)]
+        steps += [
+            nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(True),
+        ]
         channels = out
     return nn.Sequential(*steps, nn.Conv2d(channels, width, 1))
 
@@ -166,7 +175,7 @@ class VisionTransformer(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
     def tokens(self, patches: Tensor) -> Tensor:
-        """Turn the patch map (B, W, h, w) into the class token and the patches with positions, (B, 1 + h * w, W)."""
+        """Turn the patch map (B, W, h, w) into class token and patches with positions, (B, 1 + h * w, W)."""
         positions = resize_grid_positions(self.positional_embedding, tuple(patches.shape[-2:]))
         class_token = self.class_embedding.expand(len(patches), 1, -1)
         x = torch.cat([class_token, rearrange(patches, "b c h w -> b (h w) c")], dim=1)
@@ -190,14 +199,14 @@ class VisionTransformer(nn.Module):
         return rearrange(self.ln_post(x[:, 1:]) @ self.proj, "b (h w) e -> b e h w", h=stem.shape[-2])
 
     def stages(self, pixels: Tensor) -> dict[str, Any]:
-        """Return ``conv1`` (B, W, h, w), ``ln_pre`` (B, 1 + h * w, W) and lists ``blocks``, ``attention`` per block."""
+        """Return ``conv1`` (B, W, h, w), ``ln_pre`` (B, 1 + h * w, W), lists ``blocks`` and ``attention``."""
         patches = self.conv1(pixels)
         tokens = self.tokens(patches)
         return {"conv1": patches, "ln_pre": tokens, **self.transformer.intermediates(tokens)}
 
 
 def caption_hash(tokens: Tensor, end: Tensor) -> Tensor:
-    """Return one integer per row of tokens (B, L), the same wherever the ids up to ``end`` (B,) are the same."""
+    """Return one integer per row of tokens (B, L) that depends on the ids up to ``end`` (B,) alone."""
     value = torch.zeros_like(end)
     for position, ids in enumerate(tokens.unbind(1)):
         mixed = (value * 1_000_003 + ids + 1) % (2**31 - 1)
@@ -212,7 +221,9 @@ class TextTransformer(nn.Module):
         super().__init__()
         width = config.width
         if config.kind not in ("transformer", "bag_of_words", "lookup"):
-            raise ValueError(f"unknown text tower {config.kind!r}: use 'transformer', 'bag_of_words' or 'lookup'")
+            raise ValueError(
+                f"unknown text tower {config.kind!r}: use 'transformer', 'bag_of_words' or 'lookup'"
+            )
         self.kind = config.kind
         if config.kind == "lookup":
             self.caption_embedding = nn.Embedding(config.lookup_size, width)
@@ -248,11 +259,11 @@ class TextTransformer(nn.Module):
     def text_backbone(self, tokens: Tensor) -> Tensor:
         """Return one vector per text before the projection, (B, W), from ids (B, L).
 
-        The end token has the highest id, so ``argmax`` finds it (the first one, where ids are padded with it).
-        Attention is causal, so whatever follows the last end token of the batch can be dropped.
+        The end token has the highest id, so ``argmax`` finds it (the first one, where ids are padded with
+        it). Attention is causal, so whatever follows the last end token of the batch can be dropped.
         """
         end = tokens.argmax(dim=1)
-        # Trimmed before the move: with tokens still on the host, asking for the length does not stall the device.
+        # Trimmed before the move: of tokens on the host, the length is known without stalling the device.
         tokens = tokens[:, : int(end.max()) + 1].to(self.text_projection.device, non_blocking=True)
         end = end.to(tokens.device, non_blocking=True)
         if self.kind == "lookup":
@@ -273,14 +284,14 @@ class TextTransformer(nn.Module):
         Args:
             tokens: from ``tokenize``; best left on the host, the tower moves what it needs.
             normalize: return unit rows.
-            return_intermediates: also return ``blocks`` and ``attention`` per block and ``ln_final`` (B, L, W).
+            return_intermediates: also return ``text_stages(tokens)``.
         """
         features = self.text_backbone(tokens) @ self.text_projection
         features = F.normalize(features, dim=-1) if normalize else features
         return (features, self.text_stages(tokens)) if return_intermediates else features
 
     def text_stages(self, tokens: Tensor) -> dict[str, Any]:
-        """Return lists ``blocks`` (B, L, W) and ``attention`` (B, H, L, L), and ``ln_final`` at all positions."""
+        """Return lists ``blocks`` (B, L, W) and ``attention`` (B, H, L, L), and ``ln_final`` (B, L, W)."""
         if self.kind != "transformer":
             return {}
         x = self.embed(tokens.to(self.text_projection.device))
@@ -295,8 +306,8 @@ class TextTransformer(nn.Module):
 class CLIP(TextTransformer):
     """The two towers and the multiplier.
 
-    Released checkpoints keep the text tower's parameters at the top level and the image tower's under ``visual``:
-    CLIP is the text tower with an image tower beside it.
+    Released checkpoints keep the text tower's parameters at the top level and the image tower's under
+    ``visual``: CLIP is the text tower with an image tower beside it.
     """
 
     def __init__(self, config: CLIPConfig) -> None:
@@ -326,9 +337,9 @@ class CLIP(TextTransformer):
         """Build a CLIP from weights in OpenAI's layout; the configuration is read off the shapes.
 
         Args:
-            state_dict: as released, also in half precision, with a ``module.`` prefix or with the three extra numbers
-                that OpenAI's archives carry.
-            vision_heads: heads of the image tower, which shapes do not tell; 64 channels a head when left out.
+            state_dict: as released, also in half precision, with a ``module.`` prefix or with the three extra
+                numbers that OpenAI's archives carry.
+            vision_heads: heads of the image tower, which shapes do not tell; by default one per 64 channels.
             text_heads: likewise of the text tower.
             quick_gelu: which activation the weights were trained with.
 
@@ -341,29 +352,33 @@ class CLIP(TextTransformer):
         from minilib.models.clip_official import clean_state, infer_config
 
         state = clean_state(state_dict)
-        return cls._with_weights(infer_config(state, vision_heads, text_heads, quick_gelu), state)
+        return cls.from_config(infer_config(state, vision_heads, text_heads, quick_gelu), state)
 
     @classmethod
     def from_open_clip(cls, module: nn.Module) -> CLIP:
         """Build a CLIP that computes what an open_clip ``CLIP`` or ``CustomTextCLIP`` computes.
 
-        Heads, activation and preprocessing are read from the module. Raises ValueError for towers that this class does
-        not have (timm or Hugging Face towers, other pooling).
+        Heads, activation and preprocessing are read from the module. Raises ValueError for towers that this
+        class does not have (timm or Hugging Face towers, other pooling).
         """
         from minilib.models.clip_official import clean_state, open_clip_config
 
         state = clean_state(module.state_dict())
-        return cls._with_weights(open_clip_config(module, state), state)
+        return cls.from_config(open_clip_config(module, state), state)
 
     @classmethod
-    def _with_weights(cls, config: CLIPConfig, state: Mapping[str, Tensor]) -> CLIP:
+    def from_config(cls, config: CLIPConfig, state: Mapping[str, Tensor]) -> CLIP:
+        """Build a CLIP in evaluation mode with the weights ``state``; ValueError names what does not fit."""
         model = cls(config)
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        if missing or unexpected:
+        wanted = model.state_dict()
+        missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+        misshapen = [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
+        if missing or unknown or misshapen:
             raise ValueError(
-                f"these weights do not fit CLIP: {len(missing)} missing {missing[:3]}, "
-                f"{len(unexpected)} not known {unexpected[:3]}"
+                f"the weights do not fit: {len(missing)} missing {missing[:3]}, {len(unknown)} not known "
+                f"{unknown[:3]}, {len(misshapen)} of another shape {misshapen[:3]}"
             )
+        model.load_state_dict(state)
         return model.eval()
 
     @property
@@ -374,8 +389,8 @@ class CLIP(TextTransformer):
     def preprocess(self, image: Tensor) -> Tensor:
         """Make pixels for the image tower from images (B, 3, H, W), float in [0, 1] or uint8.
 
-        Shortest side to ``config.image_size`` (bicubic), centre crop, normalised; images that already have this size
-        are only normalised. Returns (B, 3, R, R) float.
+        Shortest side to ``config.image_size`` (bicubic), centre crop, normalised; images that already have
+        this size are only normalised. Returns (B, 3, R, R) float.
         """
         size = self.config.image_size
         if tuple(image.shape[-2:]) != (size, size):
@@ -388,13 +403,13 @@ class CLIP(TextTransformer):
         """Turn texts into ids (B, context) int64 on the host.
 
         Raises:
-            ValueError: a text is longer than the context (unless ``truncate``), the list is empty, or the model's
-                vocabulary is not CLIP's.
+            ValueError: a text is longer than the context (unless ``truncate``), there is none, or the model
+                embeds other ids than its tokenizer makes.
         """
         tokenizer = get_tokenizer(self.config.text.context, self.config.vocabulary)
         if tokenizer.vocab_size != self.config.text.vocab_size:
             raise ValueError(
-                f"the model embeds {self.config.text.vocab_size} ids but its tokenizer has {tokenizer.vocab_size}: "
+                f"the model has {self.config.text.vocab_size} ids but its tokenizer {tokenizer.vocab_size}: "
                 "set TextConfig(vocab_size=Tokenizer(...).vocab_size) or CLIPConfig(vocabulary=...) to match"
             )
         return tokenizer(texts, truncate=truncate)
@@ -420,9 +435,9 @@ class CLIP(TextTransformer):
     def encode_patches(self, pixels: Tensor, normalize: bool = False, mode: str = "value") -> Tensor:
         """Return a map of joint-space features, (B, E, h, w), from pixels (B, 3, R, R').
 
-        Only the pooled output was trained to agree with text. ``mode="value"`` keeps each place to itself in the last
-        attention, as MaskCLIP (arXiv 2112.01071) found useful; ``mode="token"`` takes the tower's last layer as it is
-        (ResNets: every cell queries the attention pool).
+        Only the pooled output was trained to agree with text. ``mode="value"`` keeps each place to itself in
+        the last attention, as MaskCLIP (arXiv 2112.01071) found useful; ``mode="token"`` takes the tower's
+        last layer as it is (ResNets: every cell queries the attention pool).
         """
         if mode not in ("value", "token"):
             raise ValueError(f"unknown mode {mode!r}: use 'value' or 'token'")
@@ -433,8 +448,8 @@ class CLIP(TextTransformer):
         """Encode pairs for a loss.
 
         Returns:
-            ``image_features`` and ``text_features`` (B, E) unit rows, ``logit_scale`` the multiplier exp(t), and
-            ``logit_bias`` (None unless configured).
+            ``image_features`` and ``text_features`` (B, E) unit rows, ``logit_scale`` the multiplier exp(t),
+            and ``logit_bias`` (None unless configured).
         """
         return {
             "image_features": self.encode_image(pixels, normalize=True),
@@ -453,9 +468,9 @@ class CLIP(TextTransformer):
 
 
 def prompt_ensemble(embeddings: Tensor) -> Tensor:
-    """Average the embeddings (K, T, E) of K classes in T templates to classifier weights (E, K) (section 3.1.4).
+    """Average the embeddings (K, T, E) of K classes in T templates to a classifier (E, K) (section 3.1.4).
 
-    Each embedding is normalised before the mean, and the mean again; leaving out the inner one is a common mistake.
+    Each embedding is normalised before the mean, and the mean again; the first is often forgotten.
     """
     return F.normalize(F.normalize(embeddings, dim=-1).mean(dim=1), dim=-1).T
 
@@ -474,7 +489,8 @@ def zero_shot_weights(
     Args:
         model: the CLIP that reads the prompts.
         names: K class names.
-        templates: sentences with ``{}`` for the name, or functions of the name; their embeddings are averaged.
+        templates: sentences with ``{}`` for the name, or functions of the name; their embeddings are
+            averaged.
         batch_size: prompts encoded at once.
 
     Raises:
@@ -483,10 +499,14 @@ def zero_shot_weights(
     if isinstance(names, str) or not len(names):
         raise ValueError(f"a classifier needs a list of at least one class name, got {names!r}")
     if isinstance(templates, str) or not len(templates):
-        raise ValueError(f"a classifier needs a list of at least one template, got {templates!r}: '{{}}' is the bare name")
+        raise ValueError(
+            f"a classifier needs a list of at least one template, got {templates!r}: '{{}}' is the bare name"
+        )
     for template in templates:
         if isinstance(template, str) and "{}" not in template:
-            raise ValueError(f"template {template!r} has no place for the class name: write {{}} where it goes")
+            raise ValueError(
+                f"template {template!r} has no place for the class name: write {{}} where it goes"
+            )
     prompts = [t.replace("{}", name) if isinstance(t, str) else t(name) for name in names for t in templates]
     tokens = model.tokenize(prompts)
     embeddings = torch.cat([model.encode_text(chunk) for chunk in tokens.split(batch_size)])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 
 from minilib.models.clip import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 
@@ -15,6 +15,27 @@ ARCHIVE_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """Entries of OpenAI's archives that are not weights."""
 
 TEXT_KEYS = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+
+HUGGING_FACE_NAMES = (
+    ("text_model.embeddings.token_embedding", "token_embedding"),
+    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+    ("text_model.final_layer_norm", "ln_final"),
+    ("text_model.encoder.layers", "transformer.resblocks"),
+    ("text_projection.weight", "text_projection"),
+    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
+    ("vision_model.embeddings.patch_embedding", "visual.conv1"),
+    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
+    ("vision_model.pre_layrnorm", "visual.ln_pre"),
+    ("vision_model.post_layernorm", "visual.ln_post"),
+    ("vision_model.encoder.layers", "visual.transformer.resblocks"),
+    ("visual_projection.weight", "visual.proj"),
+    ("self_attn", "attn"),
+    ("layer_norm1", "ln_1"),
+    ("layer_norm2", "ln_2"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+)
+"""Parts of the names in transformers' ``CLIPModel`` (its spelling) and in OpenAI's layout."""
 
 
 def clean_state(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -39,7 +60,9 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
     if key not in state:
-        raise ValueError(f"these weights are not those of a CLIP: {key!r} is missing (first keys: {sorted(state)[:3]})")
+        raise ValueError(
+            f"these weights are not those of a CLIP: {key!r} is missing (first keys: {sorted(state)[:3]})"
+        )
     return tuple(state[key].shape)
 
 
@@ -47,12 +70,17 @@ def _side(positions: int) -> int:
     """Return the side of the square grid that ``positions``, less the class position, form."""
     side = math.isqrt(positions - 1)
     if side * side != positions - 1:
-        raise ValueError(f"{positions - 1} grid positions do not form a square, so the image size cannot be read off them")
+        raise ValueError(
+            f"{positions - 1} grid positions do not form a square, so the image size cannot be read off them"
+        )
     return side
 
 
 def infer_config(
-    state: Mapping[str, Tensor], vision_heads: int | None = None, text_heads: int | None = None, quick_gelu: bool = True
+    state: Mapping[str, Tensor],
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+    quick_gelu: bool = True,
 ) -> CLIPConfig:
     """Read the configuration off the shapes of weights in OpenAI's layout; 64 channels a head unless told."""
     context, text_width = _shape(state, "positional_embedding")
@@ -90,10 +118,14 @@ def open_clip_config(module: nn.Module, state: Mapping[str, Tensor]) -> CLIPConf
     text = getattr(module, "text", module)
     visual = module.visual
     pooling = getattr(text, "pool_type", None) or getattr(module, "text_pool_type", "argmax")
-    if not hasattr(text, "transformer") or pooling != "argmax" or getattr(visual, "pool_type", "tok") != "tok":
+    if (
+        not hasattr(text, "transformer")
+        or pooling != "argmax"
+        or getattr(visual, "pool_type", "tok") != "tok"
+    ):
         raise ValueError(
-            f"{type(module).__name__} with {type(visual).__name__} and {type(text).__name__} (pooling {pooling!r}) is not "
-            "the CLIP of the paper: only ViT and ModifiedResNet towers with end-of-text pooling convert"
+            f"{type(visual).__name__} with {type(text).__name__} (text pooling {pooling!r}) is not the "
+            "paper's CLIP: only ViT and ModifiedResNet towers with end-of-text pooling convert"
         )
     text_heads = text.transformer.resblocks[0].attn.num_heads
     activations = {type(block.mlp.gelu).__name__ for block in text.transformer.resblocks}
@@ -103,11 +135,36 @@ def open_clip_config(module: nn.Module, state: Mapping[str, Tensor]) -> CLIPConf
         vision_heads = visual.transformer.resblocks[0].attn.num_heads
         activations |= {type(block.mlp.gelu).__name__ for block in visual.transformer.resblocks}
     else:
-        raise ValueError(f"image tower {type(visual).__name__} does not convert: use a ViT or ModifiedResNet model")
+        raise ValueError(
+            f"image tower {type(visual).__name__} does not convert: use a ViT or ModifiedResNet model"
+        )
     if not activations <= {"QuickGELU"} and not activations <= {"GELU"}:
-        raise ValueError(f"activations {sorted(activations)} do not convert: QuickGELU or GELU in both towers is needed")
+        raise ValueError(
+            f"activations {sorted(activations)} do not convert: QuickGELU or GELU in both towers is needed"
+        )
     config = infer_config(state, vision_heads, text_heads, quick_gelu=activations == {"QuickGELU"})
     preprocess = getattr(visual, "preprocess_cfg", {})
     mean = preprocess.get("mean") or getattr(visual, "image_mean", None) or config.image_mean
     std = preprocess.get("std") or getattr(visual, "image_std", None) or config.image_std
     return replace(config, image_mean=tuple(mean), image_std=tuple(std))
+
+
+def from_hugging_face(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Rename the weights of a transformers ``CLIPModel`` to OpenAI's layout; others pass unchanged."""
+    if "visual_projection.weight" not in state:
+        return state
+    renamed = {}
+    packed: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        if key.endswith("position_ids"):
+            continue
+        for theirs, ours in HUGGING_FACE_NAMES:
+            key = key.replace(theirs, ours)
+        if key in ("visual.proj", "text_projection"):
+            value = value.T
+        match = re.match(r"(.*\.attn)\.([qkv])_proj\.(weight|bias)$", key)
+        if match:
+            packed.setdefault(f"{match[1]}.in_proj_{match[3]}", {})[match[2]] = value
+        else:
+            renamed[key] = value
+    return renamed | {key: cat([parts[letter] for letter in "qkv"]) for key, parts in packed.items()}
