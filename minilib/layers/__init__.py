@@ -1,6 +1,6 @@
 """Building blocks that several papers share: transformer, CLIP's ResNet, position resampling."""
 
-from minilib.layers.resampling import resize_grid_positions, resize_sequence_positions
+from minilib.layers.resampling import resize_grid_positions, resize_images, resize_sequence_positions
 from minilib.layers.resnet import AttentionPool2d, Bottleneck, ModifiedResNet
 from minilib.layers.transformer import QuickGELU, ResidualAttentionBlock, SelfAttention, Transformer
 
@@ -13,5 +13,6 @@ __all__ = [
     "SelfAttention",
     "Transformer",
     "resize_grid_positions",
+    "resize_images",
     "resize_sequence_positions",
 ]

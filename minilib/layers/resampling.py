@@ -1,4 +1,4 @@
-"""Position embeddings for another image size or text length than the trained one."""
+"""Images and position embeddings at another size than the trained one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ import math
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, cat
+
+
+def resize_images(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize images (B, C, H, W) to ``size`` (rows, columns), bicubic with antialiasing, float in [0, 1].
+
+    uint8 images give what Pillow gives, which works along the rows, rounds, then works along the columns
+    and rounds again; released models were trained and measured with it. Images already in [0, 1] are not
+    rounded.
+    """
+    if image.is_floating_point():
+        if tuple(image.shape[-2:]) == size:
+            return image
+        return F.interpolate(image, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+    pixels = image.float()
+    for step in ((image.shape[-2], size[1]), size):
+        if tuple(pixels.shape[-2:]) != step:
+            pixels = F.interpolate(pixels, size=step, mode="bicubic", antialias=True)
+            pixels = (pixels + 0.5).floor().clamp(0, 255)
+    return pixels / 255
 
 
 def resize_grid_positions(

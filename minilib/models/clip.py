@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as image_ops
 
 from minilib.layers.contrastive import clip_loss, distill_loss, siglip_loss
-from minilib.layers.resampling import resize_grid_positions
+from minilib.layers.resampling import resize_grid_positions, resize_images
 from minilib.layers.resnet import ModifiedResNet
 from minilib.layers.transformer import Transformer
 from minilib.tokenizer import get_tokenizer
@@ -392,12 +391,13 @@ class CLIP(TextTransformer):
         Shortest side to ``config.image_size`` (bicubic), centre crop, normalised; images that already have
         this size are only normalised. Returns (B, 3, R, R) float.
         """
-        size = self.config.image_size
-        if tuple(image.shape[-2:]) != (size, size):
-            image = image_ops.resize(image, [size], image_ops.InterpolationMode.BICUBIC, antialias=True)
-            image = image_ops.center_crop(image, [size, size])
-        image = image_ops.to_dtype(image, torch.float32, scale=True).clamp(0, 1)
-        return image_ops.normalize(image, list(self.config.image_mean), list(self.config.image_std))
+        size, (height, width) = self.config.image_size, image.shape[-2:]
+        shortest = min(height, width)
+        image = resize_images(image, (size * height // shortest, size * width // shortest))
+        top, left = (round((side - size) / 2) for side in image.shape[-2:])
+        image = image[..., top : top + size, left : left + size]
+        mean, std = image.new_tensor(self.config.image_mean), image.new_tensor(self.config.image_std)
+        return (image - rearrange(mean, "c -> c 1 1")) / rearrange(std, "c -> c 1 1")
 
     def tokenize(self, texts: str | Sequence[str], truncate: bool = False) -> Tensor:
         """Turn texts into ids (B, context) int64 on the host.
