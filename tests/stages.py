@@ -1,8 +1,8 @@
 """Run the tests in stages, and after an interruption go on with the stage that was not finished.
 
-A stage that was green leaves a stamp under ``.venv/stamps`` with a fingerprint of everything that it could depend on:
-every file of the working tree that git does not ignore, the interpreter and the installed packages. It is repeated as
-soon as any of these differs. ``--all`` repeats every stage regardless; naming stages runs only those.
+A stage that was green leaves a stamp under ``.venv/stamps`` with a fingerprint of everything that it could
+depend on: every file of the working tree that git does not ignore, the interpreter and the packages. It is
+repeated as soon as any of these differs. ``--all`` repeats every stage regardless; named stages run alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 STAMPS = ROOT / ".venv" / "stamps"
 
-# Notebooks run in this very environment's kernel; a cell that hangs, or whose kernel died, is given up after 5 minutes.
+# Notebooks run in this environment's own kernel. A cell that hangs or lost its kernel ends after 300 s.
 NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
 NBVAL += ["--nbval-sanitize-with", "tests/notebooks/sanitize.cfg", "-p", "no:cacheprovider"]
 
@@ -54,10 +54,11 @@ def fingerprint() -> str:
 
 
 def files() -> list[str]:
-    """Every file that git tracks or would track; without git (an unpacked archive) every file outside .venv and runs."""
+    """Every file that git tracks or would track; without git (an unpacked archive) all but built ones."""
     git = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
-        return subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")[:-1]
+        listing = subprocess.run(git, cwd=ROOT, check=True, capture_output=True, text=True)
+        return listing.stdout.split("\0")[:-1]
     except (OSError, subprocess.CalledProcessError):
         skip = {".venv", "runs", "_build", "__pycache__", ".pytest_cache", ".ruff_cache"}
         found = (p.relative_to(ROOT) for p in ROOT.rglob("*") if p.is_file())
@@ -95,9 +96,9 @@ def run(stage: str) -> tuple[dict[str, int], bool]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stages that are not green yet for this tree; 0 if all are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("stages", nargs="*", help=f"of {', '.join(STAGES)} (default: all)")
-    parser.add_argument("--all", action="store_true", help="repeat stages that are already green for this tree")
+    parser.add_argument("--all", action="store_true", help="repeat stages that are already green")
     options = parser.parse_args(argv)
     if unknown := [s for s in options.stages if s not in STAGES]:
         parser.error(f"no stage is called {unknown[0]!r}; there are {', '.join(STAGES)}")
@@ -112,8 +113,8 @@ def main(argv: list[str] | None = None) -> int:
         now, stamp = fingerprint(), STAMPS / f"{stage}.json"
         done = json.loads(stamp.read_text()) if stamp.exists() and not options.all else {}
         if done.get("fingerprint") == now:
-            print(f"==> {stage}: already green for this tree ({done['counts']['passed']} passed, {done['when']})", flush=True)
             result, green = done["counts"], True
+            print(f"==> {stage}: {result['passed']} passed with these files on {done['when']}", flush=True)
         else:
             print(f"==> {stage}", flush=True)
             result, green = run(stage)

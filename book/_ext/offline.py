@@ -1,11 +1,12 @@
 """Keep the pages free of addresses that a script could load from.
 
-Jupyter Book always enables sphinx-thebe, which writes the address of a remote script into every page even where live code
-is switched off, as it is here. This extension takes what it wrote out again.
+Jupyter Book always enables sphinx-thebe, which writes the address of a remote script into every page even
+where live code is switched off, as it is here. This extension takes what it wrote out again.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -25,7 +26,7 @@ def drop_tags(app: Sphinx, pagename: str, templatename: str, context: dict[str, 
 def drop_nodes(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Remove sphinx-thebe's settings from the end of a page."""
     for node in list(doctree.children):
-        if isinstance(node, nodes.raw) and ("x-thebe-config" in node.astext() or "kernelName" in node.astext()):
+        if isinstance(node, nodes.raw) and re.search("x-thebe-config|kernelName = ", node.astext()):
             doctree.remove(node)
 
 
