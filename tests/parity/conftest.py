@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +52,9 @@ class GoldenCase:
         """Assert that ``actual`` is the tensor ``out/<name>``, within the tolerance that the case states."""
         expected = self.tensors[f"out/{name}"]
         actual = torch.as_tensor(actual).detach()
-        tolerance = float(self.info["tolerance"])
+        tolerance = self.info["tolerance"]
+        if not isinstance(tolerance, dict):
+            tolerance = {"rtol": float(tolerance), "atol": float(tolerance)}
         assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
         error = (actual.double() - expected.double()).abs()
         if error.numel():
@@ -59,8 +62,7 @@ class GoldenCase:
         torch.testing.assert_close(
             actual.double(),
             expected.double(),
-            rtol=tolerance,
-            atol=tolerance,
+            **tolerance,
             msg=lambda text: f"{name}: {text}",
         )
         self.compared.add(name)
@@ -94,16 +96,16 @@ def find_cases(folder: Path) -> list[GoldenCase]:
 
 
 def longest_known_prefix(case: GoldenCase, known: Iterable[str]) -> str | None:
-    """Return which of the ``known`` cases this one is: full_vit_2 is a full_vit, losses_extra are losses."""
+    """Return which of the ``known`` cases this one is: full_vit_2 and full_vit2 are a full_vit."""
     for name in (str(case.info.get("case", "")), case.name):
-        matches = [candidate for candidate in known if name == candidate or name.startswith(f"{candidate}_")]
+        matches = [candidate for candidate in known if re.match(rf"{re.escape(candidate)}(?![a-z])", name)]
         if matches:
             return max(matches, key=len)
     return None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give ``golden_case`` to a module's tests: the cases of its PAPER, or those of papers without a module."""
+    """Give ``golden_case`` to tests: the cases of the module's PAPER, or those of papers without a module."""
     if "golden_case" not in metafunc.fixturenames:
         return
     cases = find_cases(Path(metafunc.config.getoption("--golden")))
@@ -133,7 +135,7 @@ def golden_case(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def dispatch() -> Any:
-    """Run the check that belongs to a case, by the longest known prefix of its name, and see that it is complete."""
+    """Run the check that belongs to a case, and see that it compared everything."""
 
     def run(case: GoldenCase, checks: Mapping[str, Any]) -> None:
         known = longest_known_prefix(case, checks)
