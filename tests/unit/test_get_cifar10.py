@@ -382,18 +382,21 @@ def test_an_interruption_while_writing_leaves_no_result_and_keeps_the_archive(
 def test_a_run_killed_while_downloading_leaves_nothing_behind_after_the_next(
     script: object, server: SimpleNamespace, tmp_path: Path
 ) -> None:
+    def files() -> list[Path]:
+        return [path for path in tmp_path.rglob("*") if path.is_file()]
+
     server.stall = threading.Event()
     command = [sys.executable, str(SCRIPT), *arguments(tmp_path, server)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=SCRIPT.parents[1])
     try:
         deadline = time.monotonic() + 60
-        while not any(path.is_file() for path in tmp_path.rglob("*")) and time.monotonic() < deadline:
+        while not any(part.stat().st_size for part in files()) and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
         server.stall.set()
     assert server.requests == 1 and not (tmp_path / "cifar10").exists()
-    assert [path for path in tmp_path.rglob("*") if path.is_file()]  # the part that had come
+    assert [part.stat().st_size < len(server.body) for part in files()] == [True]  # what had come
     assert script.main(arguments(tmp_path, server)) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["cifar10"]
