@@ -357,13 +357,16 @@ class CLIP(TextTransformer):
     def from_open_clip(cls, module: nn.Module) -> CLIP:
         """Build a CLIP that computes what an open_clip ``CLIP`` or ``CustomTextCLIP`` computes.
 
-        Heads, activation and preprocessing are read from the module. Raises ValueError for towers that this
-        class does not have (timm or Hugging Face towers, other pooling).
+        Heads, activation and preprocessing are read from the module, and one random pair goes through both
+        models. Raises ValueError for towers that this class does not have (timm or Hugging Face towers,
+        other pooling).
         """
-        from minilib.models.clip_official import clean_state, open_clip_config
+        from minilib.models.clip_official import assert_same_embeddings, clean_state, open_clip_config
 
         state = clean_state(module.state_dict())
-        return cls.from_config(open_clip_config(module, state), state)
+        model = cls.from_config(open_clip_config(module, state), state)
+        assert_same_embeddings(model, module)
+        return model
 
     @classmethod
     def from_config(cls, config: CLIPConfig, state: Mapping[str, Tensor]) -> CLIP:

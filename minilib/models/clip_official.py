@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor, cat, nn
+import torch
+from torch import Tensor, nn
 
-from minilib.models.clip import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 
 ARCHIVE_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """Entries of OpenAI's archives that are not weights."""
@@ -149,6 +150,35 @@ def open_clip_config(module: nn.Module, state: Mapping[str, Tensor]) -> CLIPConf
     return replace(config, image_mean=tuple(mean), image_std=tuple(std))
 
 
+@torch.no_grad()
+def assert_same_embeddings(model: CLIP, module: nn.Module) -> None:
+    """Send one random pair through a converted model and its origin; ValueError if they disagree.
+
+    open_clip has many switches that leave no trace in the weights (masks, norms, pooling): this catches
+    them all.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size, text = model.config.image_size, model.config.text
+    pixels = torch.randn(1, 3, size, size, generator=generator)
+    tokens = torch.zeros(1, text.context, dtype=torch.long)
+    tokens[0, :3] = torch.tensor([text.vocab_size - 2, 1, text.vocab_size - 1])
+    first, training = next(module.parameters()), module.training
+    module.eval()
+    theirs = {
+        "image": module.encode_image(pixels.to(first)),
+        "text": module.encode_text(tokens.to(first.device)),
+    }
+    module.train(training)
+    ours = {"image": model.encode_image(pixels), "text": model.encode_text(tokens)}
+    for tower in ours:
+        difference = ((ours[tower] - theirs[tower].float().cpu()).norm() / ours[tower].norm()).item()
+        if not difference < 0.01:
+            raise ValueError(
+                f"the {tower} tower of this {type(module).__name__} computes something else than the paper's "
+                f"({difference:.0%} difference after conversion): it has an option that CLIP does not have"
+            )
+
+
 def from_hugging_face(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Rename the weights of a transformers ``CLIPModel`` to OpenAI's layout; others pass unchanged."""
     if "visual_projection.weight" not in state:
@@ -167,4 +197,4 @@ def from_hugging_face(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             packed.setdefault(f"{match[1]}.in_proj_{match[3]}", {})[match[2]] = value
         else:
             renamed[key] = value
-    return renamed | {key: cat([parts[letter] for letter in "qkv"]) for key, parts in packed.items()}
+    return renamed | {key: torch.cat([parts[letter] for letter in "qkv"]) for key, parts in packed.items()}
