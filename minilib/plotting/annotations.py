@@ -1,0 +1,133 @@
+"""A batch's annotations drawn on its images, one drawing per task."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from minilib.batch import Batch
+from minilib.plotting.images import image_array
+from minilib.plotting.style import PALETTE, styled
+
+
+@styled
+def draw_annotations(ax: Axes, batch: Batch, i: int, task: str, names: Sequence[str] = ()) -> Axes:
+    """Draw image ``i`` of a batch with the annotation of one task on it.
+
+    Args:
+        ax: where to draw.
+        batch: needs the fields of the task.
+        i: index in the batch.
+        task: pairs, classify, segment, detect, count, multilabel or hierarchy.
+        names: class names by index, for the tasks that have classes.
+
+    Raises:
+        ValueError: unknown task, index out of range, a field of the task missing, or a class without a name.
+    """
+    if task not in _DRAW:
+        raise ValueError(f"task={task!r} is unknown: expected one of {', '.join(_DRAW)}")
+    if not -len(batch) <= i < len(batch):
+        raise ValueError(f"i={i}: the batch has {len(batch)} images")
+    needed, draw = _DRAW[task]
+    for name in needed:
+        if getattr(batch, name) is None:
+            raise ValueError(f"the batch has no {name}, which task {task!r} draws: make it with that task")
+    ax.imshow(image_array(batch.image[i]))
+    ax.set_axis_off()
+    title = draw(ax, batch, i, names)
+    ax.set_title(textwrap.fill(title, 30), fontsize=8.5, fontweight="normal", pad=3)
+    return ax
+
+
+def _draw_pairs(ax: Axes, batch: Batch, i: int, names: Sequence[str]) -> str:
+    return batch.caption[i]
+
+
+def _draw_classify(ax: Axes, batch: Batch, i: int, names: Sequence[str]) -> str:
+    return _name(names, batch.label[i])
+
+
+def _draw_segment(ax: Axes, batch: Batch, i: int, names: Sequence[str]) -> str:
+    mask = batch.mask[i].cpu().numpy()
+    overlay = np.zeros((*mask.shape, 4))
+    for index, colour in zip(np.unique(mask[mask != 255]), cycle(PALETTE[:6]), strict=False):
+        here = mask == index
+        overlay[here] = (*to_rgb(colour), 0.55)
+        ys, xs = np.nonzero(here)
+        # Of the class's own pixels the one nearest to their mean, so that the name stands on the class.
+        nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
+        _label(ax, xs[nearest], ys[nearest], _name(names, index), ha="center", va="center")
+    overlay[mask == 255] = (1, 1, 1, 0.8)
+    ax.imshow(overlay)
+    return ""
+
+
+def _draw_detect(ax: Axes, batch: Batch, i: int, names: Sequence[str]) -> str:
+    _draw_boxes(ax, batch.boxes[i], [_name(names, index) for index in batch.classes[i]])
+    return ""
+
+
+def _draw_hierarchy(ax: Axes, batch: Batch, i: int, names: Sequence[str]) -> str:
+    _draw_boxes(ax, batch.boxes[i], [concept.phrase for concept in batch.concepts[i]])
+    return "; ".join(dict.fromkeys(" < ".join(concept) for concept in batch.concepts[i]))
+
+
+def _draw_count(ax: Axes, batch: Batch, i: int, names: Sequence[str]) -> str:
+    points = batch.points[i].cpu().numpy().reshape(-1, 2)
+    if batch.density is not None:
+        density = batch.density[i, 0].cpu().numpy()
+        ax.imshow(
+            density,
+            alpha=0.55,
+            cmap="magma",
+            extent=(-0.5, batch.image.shape[3] - 0.5, batch.image.shape[2] - 0.5, -0.5),
+        )
+    # Points are in pixel coordinates with (0, 0) at the corner of the image; imshow has it at a pixel's
+    # centre.
+    ax.plot(points[:, 0] - 0.5, points[:, 1] - 0.5, "P", color="white", markeredgecolor="black", markersize=6)
+    return f"{len(points)} points"
+
+
+def _draw_multilabel(ax: Axes, batch: Batch, i: int, names: Sequence[str]) -> str:
+    return ", ".join(_name(names, index) for index in batch.present[i].nonzero().flatten())
+
+
+_DRAW = {
+    "pairs": (("caption",), _draw_pairs),
+    "classify": (("label",), _draw_classify),
+    "segment": (("mask",), _draw_segment),
+    "detect": (("boxes", "classes"), _draw_detect),
+    "count": (("points",), _draw_count),
+    "multilabel": (("present",), _draw_multilabel),
+    "hierarchy": (("boxes", "concepts"), _draw_hierarchy),
+}
+
+
+def _draw_boxes(ax: Axes, boxes: Tensor, labels: Sequence[str]) -> None:
+    for (x1, y1, x2, y2), label, colour in zip(boxes.tolist(), labels, cycle(PALETTE[:6]), strict=False):
+        corner = (x1 - 0.5, y1 - 0.5)
+        for width, edge in (
+            (3.2, "white"),
+            (1.6, colour),
+        ):  # a white rim separates the box from any background
+            ax.add_patch(Rectangle(corner, x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=width))
+        _label(ax, *corner, label, ha="left", va="bottom")
+
+
+def _label(ax: Axes, x: float, y: float, text: str, ha: str, va: str) -> None:
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+    ax.text(x, y, text, fontsize=7.5, color="black", ha=ha, va=va, bbox=box, clip_on=True)
+
+
+def _name(names: Sequence[str], index: Tensor | int) -> str:
+    index = int(index)
+    if not 0 <= index < len(names):
+        raise ValueError(f"class {index} has no name: {len(names)} names were given")
+    return names[index]
