@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,20 @@ from minilib.claims.records import (
     write_atomically,
 )
 from minilib.parameters import PROFILES, repository
+
+# What a committed record keeps of run.json: nothing that names folders of the machine.
+_ENVIRONMENT = (
+    "started",
+    "wall_seconds",
+    "peak_memory_bytes",
+    "commit",
+    "uncommitted_changes",
+    "versions",
+    "device",
+    "platform",
+    "cores",
+    "key",
+)
 
 Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -75,8 +91,17 @@ def find_records(sources: Sources) -> list[Records]:
             finished = (run.with_name("result.json") for run in sorted(path.rglob("run.json")))
             files = sorted(path.glob("*.*.json")) + [file for file in finished if file.is_file()]
         for file in files:
-            found += read_records(file)
+            found += [_with_environment(records, file) for records in read_records(file)]
     return found
+
+
+def _with_environment(records: Records, file: Path) -> Records:
+    """Add to one run's records how it was made, from the ``run.json`` beside them."""
+    path = file.with_name("run.json")
+    if file.name != "result.json" or not path.is_file():
+        return records
+    run = json.loads(path.read_text(encoding="utf-8"))
+    return replace(records, environment={key: run[key] for key in _ENVIRONMENT if key in run})
 
 
 def collect(
@@ -292,6 +317,30 @@ def ledger_page(results_dir: str | os.PathLike[str]) -> str:
         for claim in load(chapter).values():
             parts.append(_claim_section(claim, [row for row in rows if row.claim is claim]))
     return "\n".join(parts)
+
+
+def fill(text: str, results_dir: str | os.PathLike[str], name: str = "the text") -> str:
+    """Return ``text`` with fresh tables between its markers.
+
+    ``<!-- scoreboard:start -->`` and ``<!-- scoreboard:end -->`` enclose the scoreboard, ``<!--
+    ledger:start -->`` and ``<!-- ledger:end -->`` the claims page.
+
+    Raises:
+        ValueError: the text has no such pair of markers.
+    """
+    found = 0
+    for kind, build in (("scoreboard", scoreboard), ("ledger", ledger_page)):
+        start, end = f"<!-- {kind}:start -->", f"<!-- {kind}:end -->"
+        pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+        if pattern.search(text):
+            body = f"{start}\n\n{build(results_dir)}\n{end}"
+            text = pattern.sub(lambda _, body=body: body, text)
+            found += 1
+    if not found:
+        raise ValueError(
+            f"{name} has no markers: put <!-- scoreboard:start --> and <!-- scoreboard:end --> into it"
+        )
+    return text
 
 
 def chapter_title(chapter: str) -> str:

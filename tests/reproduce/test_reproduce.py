@@ -1,0 +1,321 @@
+"""Runs finish whole or not at all, say what went wrong, and are repeated only when something changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import nbformat
+import psutil
+import pytest
+from tiny_chapter import RECORD, write_notebook
+
+from minilib import reproduce
+from minilib.__main__ import main, parse_seeds
+
+
+def jobs(chapters, runs, seeds=(0,), names=("all",), extra=None, profile="quick"):
+    return reproduce.plan(names, profile, seeds, runs, extra=extra, folder=chapters)
+
+
+def call(chapters, runs, *arguments):
+    return main(["reproduce", "--notebooks", str(chapters), "--out", str(runs), *arguments])
+
+
+def test_a_run_leaves_everything_and_is_not_repeated(chapters, runs, capsys):
+    (job,) = jobs(chapters, runs, extra={"lr": "1e-2", "steps": "5"})
+    assert reproduce.what_changed(job) == ["not run yet"]
+    outcome = reproduce.run(job)
+    assert outcome.state == "done", outcome.message
+    folder = runs / "tiny" / "quick" / "seed0"
+    assert {path.name for path in folder.iterdir()} == {
+        "notebook.ipynb",
+        "run.json",
+        "result.json",
+        "metrics.jsonl",
+    }
+    about = json.loads((folder / "run.json").read_text())
+    assert about["parameters"]["lr"] == 0.01 and about["parameters"]["steps"] == 5
+    assert about["seed"] == 0 and about["wall_seconds"] > 0 and about["versions"]["torch"]
+    assert about["peak_memory_bytes"] > 10 * 2**20, "a kernel takes more than that"
+    assert "minilib/batch.py" in about["inputs"]["library"]
+    assert json.loads((folder / "result.json").read_text())["results"]["tiny.lr"] == pytest.approx(0.05)
+    assert reproduce.what_changed(job) == []
+    stamp = (folder / "run.json").stat().st_mtime_ns
+    assert call(chapters, runs, "-p", "lr=1e-2", "-p", "steps=5") == 0
+    assert "unchanged, not run again" in capsys.readouterr().err
+    assert (folder / "run.json").stat().st_mtime_ns == stamp
+
+
+def test_what_changed_is_named(chapters, runs, monkeypatch, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_text("1")
+    (job,) = jobs(chapters, runs, extra={"data": str(photos)})
+    assert reproduce.run(job).state == "done"
+
+    path = chapters / "01_tiny.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].source = "# Other prose"
+    nbformat.write(notebook, path)
+    (again,) = jobs(chapters, runs, extra={"data": str(photos)})
+    assert reproduce.what_changed(again) == [], "prose does not change a result"
+
+    (photos / "b.jpg").write_text("2")
+    (again,) = jobs(chapters, runs, extra={"data": str(photos)})
+    assert reproduce.what_changed(again) == ["data in data"]
+    (again,) = jobs(chapters, runs, extra={"data": str(photos), "lr": "0.2"})
+    assert reproduce.what_changed(again) == ["parameter lr", "data in data"]
+    library = {**job.inputs["library"], "minilib/batch.py": "other", "minilib/new.py": "new"}
+    again = replace(job, inputs={**job.inputs, "library": library})
+    assert reproduce.what_changed(again) == ["minilib/batch.py", "minilib/new.py"]
+
+    notebook.cells[2].source += "\n2"
+    nbformat.write(notebook, path)
+    (again,) = jobs(chapters, runs, extra={"data": str(photos)})
+    assert "code cell 2 of the notebook" in reproduce.what_changed(again)
+    notebook.cells.append(nbformat.v4.new_code_cell("3"))
+    nbformat.write(notebook, path)
+    (again,) = jobs(chapters, runs, extra={"data": str(photos)})
+    assert "the notebook has 3 code cells, not 2" in reproduce.what_changed(again)
+
+
+def test_library_files_that_count():
+    found = reproduce.library_digests("clip")
+    assert {"minilib/ledger/clip.yaml", "minilib/scenes/vocabulary.tsv", "minilib/claims/records.py"} <= set(
+        found
+    )
+    assert not {name for name in found if "__pycache__" in name or name in ("minilib/reproduce.py",)}
+    assert "minilib/ledger/clip.yaml" not in reproduce.library_digests("lseg")
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json", "notebook.ipynb"])
+def test_a_damaged_run_is_run_again(chapters, runs, name):
+    (job,) = jobs(chapters, runs)
+    assert reproduce.run(job).state == "done"
+    (job.folder / name).write_text('{"chapter"')
+    assert reproduce.what_changed(job) == ["not run yet"]
+    assert reproduce.run(job).state == "done" and reproduce.what_changed(job) == []
+
+
+def test_forced_run_starts_clean(chapters, runs, capsys):
+    assert call(chapters, runs) == 0
+    folder = runs / "tiny" / "quick" / "seed0"
+    (folder / "checkpoint.bin").write_text("old")
+    assert call(chapters, runs, "--force") == 0
+    assert "running (forced)" in capsys.readouterr().err
+    assert not (folder / "checkpoint.bin").exists()
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_failures_are_named_and_do_not_stop_the_others(chapters, runs, capsys):
+    write_notebook(chapters, RECORD, "raise KeyError('the weights')", name="00_broken")
+    write_notebook(chapters, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", name="02_dies")
+    write_notebook(chapters, "1 + 1", name="03_silent")
+    write_notebook(chapters, RECORD.replace('"seed": seed', '"seed": 7'), name="04_deaf")
+    assert call(chapters, runs) == 1
+    told = capsys.readouterr().err
+    for name, words in {
+        "broken": "KeyError in cell .*the weights",
+        "dies": "the kernel died",
+        "silent": "without recording a result",
+        "deaf": "does the notebook pass its parameters on",
+    }.items():
+        assert re.search(f"{name} quick seed 0: failed, .*{words}", told), told
+        folder = runs / name / "quick" / "seed0"
+        assert not (folder / "run.json").exists() and (folder / "failed.ipynb").exists()
+        assert not (folder / "notebook.ipynb").exists()
+    assert "tiny quick seed 0: done" in told and "4 of 5 runs failed" in told
+    # A failed run is tried again, and once it works nothing of the failure is left.
+    write_notebook(chapters, RECORD.replace('"tiny"', '"broken"'), name="00_broken")
+    assert call(chapters, runs, "--chapters", "broken") == 0
+    assert not (runs / "broken" / "quick" / "seed0" / "failed.ipynb").exists()
+
+
+def test_failed_rerun_takes_the_old_result_away(chapters, runs):
+    assert call(chapters, runs) == 0
+    write_notebook(chapters, "raise ValueError('new mistake')")
+    assert call(chapters, runs) == 1
+    folder = runs / "tiny" / "quick" / "seed0"
+    assert not (folder / "run.json").exists() and not (folder / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-p", "step=3"], "no parameter 'step': did you mean steps"),
+        (["-p", "steps=1e3"], "steps='1e3' is no int"),
+        (["-p", "seed=3"], "--seeds"),
+        (["--chapters", "clap"], "unknown chapter 'clap': the chapters are tiny"),
+        (["--device", "gpu"], "device='gpu' is unknown"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(chapters, runs, capsys, arguments, words):
+    assert call(chapters, runs, *arguments) == 2
+    assert words in capsys.readouterr().err
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--profile", "fast"], ["--seeds", "2..0"], ["--seeds", "a"], ["-p", "steps"], []]
+)
+def test_wrong_use_is_explained(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["reproduce", *arguments] if arguments else [])
+    assert stopped.value.code == 2 and "usage: python -m minilib" in capsys.readouterr().err
+
+
+def test_notebook_without_a_common_parameter_is_refused(chapters, runs, capsys):
+    write_notebook(chapters, parameters='profile = "quick"\nseed = 0\nout = "x"')
+    assert call(chapters, runs) == 2
+    assert "01_tiny.ipynb: the notebook has no parameter 'device'" in capsys.readouterr().err
+
+
+def test_runs_that_cannot_be_written(chapters, tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    for out in (tmp_path / "file", "/proc/runs"):
+        assert call(chapters, out) == 2
+        assert "cannot write to the folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_installed_package_has_no_notebooks(monkeypatch, capsys):
+    monkeypatch.setattr("minilib.notebooks.repository", lambda: None)
+    assert main(["reproduce"]) == 2
+    assert "clone it" in capsys.readouterr().err
+
+
+def test_a_foreign_file_in_the_runs_folder_is_spared(chapters, runs):
+    (job,) = jobs(chapters, runs)
+    job.folder.mkdir(parents=True)
+    (job.folder / "thesis.txt").write_text("precious")
+    assert reproduce.run(job).state == "done"
+    assert (job.folder / "thesis.txt").read_text() == "precious"
+
+
+def test_kernel_imports_the_package_whose_digests_are_recorded(chapters, runs, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    cell = "import importlib.util; assert importlib.util.find_spec('minilib').origin.startswith({!r})"
+    write_notebook(chapters, RECORD, cell.format(str(reproduce.PACKAGE)))
+    (job,) = jobs(chapters, runs)
+    outcome = reproduce.run(job)
+    assert outcome.state == "done", outcome.message
+    assert "PYTHONPATH" not in os.environ
+
+
+def test_folder_names_with_braces_work(chapters, tmp_path):
+    (job,) = jobs(chapters, tmp_path / "{runs}")
+    assert reproduce.run(job).state == "done"
+
+
+def test_killed_runner_leaves_no_result_and_the_next_call_goes_on(chapters, runs):
+    wait = """\
+import os, pathlib, time
+mark = pathlib.Path(out) / "checkpoint"
+again = mark.exists()
+mark.write_text(str(os.getpid()))
+time.sleep(0 if again else 600)"""
+    write_notebook(chapters, wait, RECORD)
+    command = [sys.executable, "-m", "minilib", "reproduce", "--notebooks", str(chapters), "--out", str(runs)]
+    environment = {**os.environ, "PYTHONPATH": str(reproduce.PACKAGE.parent)}
+    runner = subprocess.Popen(command, env=environment, cwd="/", stderr=subprocess.DEVNULL)
+    folder = runs / "tiny" / "quick" / "seed0"
+    mark = folder / "checkpoint"
+    _wait_for(lambda: mark.exists() and mark.read_text())
+    kernel = int(mark.read_text())
+    runner.send_signal(signal.SIGKILL)
+    runner.wait()
+    assert not (folder / "run.json").exists() and not (folder / "notebook.ipynb").exists()
+    try:
+        _wait_for(lambda: not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == "zombie")
+    finally:
+        if psutil.pid_exists(kernel):
+            os.kill(kernel, signal.SIGKILL)
+    (job,) = jobs(chapters, runs)
+    assert reproduce.what_changed(job) == ["not run yet"]
+    assert reproduce.run(job).state == "done", "with the checkpoint still there it does not wait"
+    assert reproduce.what_changed(job) == []
+    # With other inputs an unfinished attempt's files are not trusted.
+    (job.folder / "run.json").rename(job.folder / "attempt.json")
+    assert (job.folder / "checkpoint").exists()
+    reproduce._prepare(job)
+    assert not (job.folder / "checkpoint").exists()
+
+
+def test_interrupt_stops_with_its_own_status(chapters, runs):
+    write_notebook(
+        chapters, "import pathlib, time; pathlib.Path(out, 'mark').touch(); time.sleep(600)", RECORD
+    )
+    command = [sys.executable, "-m", "minilib", "reproduce", "--notebooks", str(chapters), "--out", str(runs)]
+    environment = {**os.environ, "PYTHONPATH": str(reproduce.PACKAGE.parent)}
+    runner = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    folder = runs / "tiny" / "quick" / "seed0"
+    _wait_for(lambda: (folder / "mark").exists())
+    children = psutil.Process(runner.pid).children(recursive=True)
+    runner.send_signal(signal.SIGINT)
+    _, told = runner.communicate(timeout=60)
+    assert runner.returncode == 130 and "The same command goes on" in told
+    assert not (folder / "run.json").exists()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, "the kernel goes with its runner"
+
+
+def _wait_for(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_seeds_are_read():
+    assert parse_seeds("0") == [0]
+    assert parse_seeds("0..2") == [0, 1, 2]
+    assert parse_seeds("3,1..2, 1") == [3, 1, 2]
+
+
+def test_several_seeds_each_have_a_folder(chapters, runs):
+    assert call(chapters, runs, "--seeds", "0..1") == 0
+    values = [
+        json.loads(path.read_text())["seed"] for path in sorted(runs.glob("tiny/quick/seed*/result.json"))
+    ]
+    assert values == [0, 1]
+
+
+def test_collect_and_scoreboard(tmp_path, chapters, runs, capsys, monkeypatch):
+    record = """\
+from minilib import claims
+claims.record("clip.polysemy", treatment=0.9 + 0.01 * seed, control=0.5, n=10, profile=profile, seed=seed,
+out=out)
+claims.record_result("clip.top1", 0.9, profile=profile, seed=seed, out=out)"""
+    write_notebook(chapters, record, name="02_clip")
+    arguments = ["--chapters", "clip", "--profile", "full", "--seeds", "0..2"]
+    assert call(chapters, runs, *arguments) == 0
+    assert "| clip.polysemy: One word, two things | full | ✔ reproduced |" in capsys.readouterr().out
+    results = tmp_path / "results"
+    assert main(["collect", "--runs", str(runs), "--results", str(results)]) == 0
+    text = (results / "clip.full.json").read_text()
+    kept = json.loads(text)["runs"][1]
+    assert kept["results"] == {"clip.top1": 0.9} and kept["environment"]["versions"]["python"]
+    assert str(tmp_path) not in text, "a record names no folder of the machine"
+
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- scoreboard:start -->\n<!-- scoreboard:end -->\nafter\n")
+    page = tmp_path / "claims.md"
+    page.write_text("# Claims\n\n<!-- ledger:start -->old<!-- ledger:end -->\n")
+    files = [str(readme), str(page), "--results", str(results)]
+    assert main(["scoreboard", "--check", *files]) == 1
+    assert main(["scoreboard", "--write", *files]) == 0
+    assert main(["scoreboard", "--check", *files]) == 0
+    assert "| clip | full | 3 | polysemy |" in readme.read_text()
+    assert readme.read_text().startswith("before\n") and readme.read_text().endswith("after\n")
+    assert "old" not in page.read_text() and "### polysemy: One word, two things" in page.read_text()
+    plain = tmp_path / "plain.md"
+    plain.write_text("nothing")
+    assert main(["scoreboard", "--write", str(plain), "--results", str(results)]) == 2
+    assert "plain.md has no markers" in capsys.readouterr().err
