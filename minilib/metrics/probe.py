@@ -39,7 +39,7 @@ class LinearProbe:
         init: Tensor | None = None,
         pull_to: Tensor | None = None,
         max_iter: int = 1000,
-        tolerance: float = 1e-6,
+        tolerance: float = 1e-7,
     ) -> LinearProbe:
         """Minimise C * sum_i CE(x_i W^T + b, y_i) + 1/2 |W - W_0|^2 with full-batch L-BFGS in float64.
 
@@ -123,7 +123,7 @@ def sweep_C(
     *,
     classes: int | None = None,
     max_iter: int = 1000,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-7,
 ) -> tuple[float, dict[float, float]]:
     """Find C by the paper's search on held-out examples (appendix A.3).
 

@@ -148,10 +148,12 @@ def load_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[s
                 "you trust where it comes from, or use open_clip's tag 'openai' (safetensors)"
             )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore")  # torch.jit is on its way out
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that are about to be refused
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} cannot be read as plain tensors: either it is no checkpoint, or it is a pickle that "

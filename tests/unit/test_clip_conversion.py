@@ -131,7 +131,7 @@ def official_state() -> dict[str, torch.Tensor]:
 
 
 def test_released_dressings_are_taken_off() -> None:
-    """Half precision, a DistributedDataParallel prefix and the archive's three numbers change nothing else."""
+    """Half precision, a DistributedDataParallel prefix, the archive's three numbers."""
     plain = CLIP.from_official(official_state(), vision_heads=4, text_heads=5)
     dressed = {f"module.{key}": value.half() for key, value in official_state().items()}
     dressed |= {key: torch.tensor(7) for key in ("input_resolution", "context_length", "vocab_size")}
