@@ -56,6 +56,9 @@ class ViTConfig:
     """Attention heads of a block."""
     stem: str = "patch"
     """How pixels become tokens: "patch", one convolution as released, or "conv", several small ones."""
+    pool: str = "token"
+    """What stands for the image: the class "token" as released, or the "mean" of the patches, whose features then
+    lie in the joint space themselves, as dense prediction needs."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,9 @@ class VisionTransformer(nn.Module):
         width, side = config.width, image_size // config.patch
         if config.stem not in ("patch", "conv"):
             raise ValueError(f"unknown stem {config.stem!r}: use 'patch' or 'conv'")
+        if config.pool not in ("token", "mean"):
+            raise ValueError(f"unknown pool {config.pool!r}: use 'token' or 'mean'")
+        self.pool = config.pool
         if config.stem == "conv":
             self.conv1: nn.Module = conv_stem(config.patch, width)
         else:
@@ -181,8 +187,10 @@ class VisionTransformer(nn.Module):
         return self.ln_pre(x + positions)
 
     def backbone(self, pixels: Tensor) -> Tensor:
-        """Return the class token after the last norm, (B, W): the feature before the projection."""
+        """Return the class token, or the mean patch, after the last norm, (B, W): the feature before the projection."""
         x = self.tokens(self.conv1(pixels))
+        if self.pool == "mean":
+            return self.ln_post(self.transformer(x)[:, 1:]).mean(dim=1)
         class_token = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return self.ln_post(self.transformer(x, at=class_token))
 

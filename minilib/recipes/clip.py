@@ -1,0 +1,244 @@
+"""CLIP's pre-training on EmojiScenes, and how its models are judged.
+
+Three sizes of the same thing: ``mini-vit`` and ``mini-rn``, the checkpoints that ship; ``live``, what chapter 1 trains
+before the reader's eyes; and ``lab``, a small one to compare ways of training at equal cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minilib.batch import Batch
+from minilib.metrics import accuracy, recall_at_k
+from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig, clip_loss, zero_shot_weights
+from minilib.scenes import BACKGROUNDS, TINTS, VOCABULARY, CaptionConfig, EmojiScenes, SceneConfig, article, class_names, names
+from minilib.scenes.captions import IRRELEVANT, NUMBERS, OPENINGS, pluralise
+from minilib.tokenizer import Tokenizer, vocabulary_of
+from minilib.training import TrainConfig
+
+TEMPLATES = (
+    "a photo of {a}",
+    "a picture of {a}",
+    "an image of {a}",
+    "a drawing of {a}",
+    "an icon of {a}",
+    "a close-up of {a}",
+    "here we see {a}",
+    "there is {a}",
+)
+"""Prompt templates; ``{a}`` stands for the class name with its article."""
+CONTEXT = 48
+"""Longest caption in tokens."""
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.25, 0.25, 0.25)
+
+
+def prompts(template: str, class_list: Sequence[str]) -> list[str]:
+    """Fill one of TEMPLATES (or a bare "{}") for every class name."""
+    return [template.replace("{a}", f"{article(name)} {name}").replace("{}", name) for name in class_list]
+
+
+@lru_cache(maxsize=1)
+def lexicon() -> tuple[int, ...]:
+    """Return the BPE ids that captions and prompts of EmojiScenes use; all other text still encodes, as bytes."""
+    words = [word for c in VOCABULARY for word in (c.name, c.plural, c.word, pluralise(c.word), c.category, c.group)]
+    words += [*BACKGROUNDS, *BACKGROUNDS.values(), *TINTS, *NUMBERS, *OPENINGS, *IRRELEVANT, *TEMPLATES]
+    words += ["a an the some and of with in on, to the left of, to the right of, above, below, type kind kinds types."]
+    words += ["a type of thing, pet, animal, a kind of food. white black brown grey orange many several no none not left right photo photos blurry bright dark small large good"]
+    return vocabulary_of(words)
+
+
+def text_config(width: int, layers: int, heads: int, kind: str = "transformer") -> TextConfig:
+    """Return a text tower that reads :func:`lexicon`."""
+    vocab_size = Tokenizer(CONTEXT, lexicon()).vocab_size
+    return TextConfig(CONTEXT, vocab_size, width, layers, heads, kind=kind)
+
+
+def clip_config(vision: ViTConfig | ResNetConfig, image_size: int, embed_dim: int, text: TextConfig) -> CLIPConfig:
+    """Return a CLIP for scenes: restricted vocabulary, image statistics around one half."""
+    return CLIPConfig(embed_dim, image_size, vision, text, image_mean=MEAN, image_std=STD, vocabulary=lexicon())
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """One pre-training on image-caption pairs."""
+
+    model: CLIPConfig
+    """The towers."""
+    train: TrainConfig
+    """The optimisation."""
+    scenes: SceneConfig = field(default_factory=SceneConfig)
+    """What the images show."""
+    captions: CaptionConfig = field(default_factory=CaptionConfig)
+    """What people write under them."""
+    batch_size: int = 128
+    """Pairs in a batch: each image is told apart from so many captions."""
+    simple_first: float = 0.0
+    """Share of the steps at the start that show scenes of one or two objects only."""
+    pairs: int | None = None
+    """Number of distinct pairs, shown again and again; None = never the same pair twice."""
+
+    def but_steps(self, steps: int | None) -> Pretraining:
+        """Return the same training with another number of steps (None = unchanged)."""
+        return self if steps is None else replace(self, train=replace(self.train, steps=steps))
+
+    def training(self, seed: int) -> TrainConfig:
+        """Return the optimisation with its seed."""
+        return replace(self.train, seed=seed)
+
+
+def _mini(vision: ViTConfig | ResNetConfig, steps: int, lr: float) -> Pretraining:
+    return Pretraining(
+        model=clip_config(vision, 64, 128, text_config(width=128, layers=2, heads=4)),
+        train=TrainConfig(steps=steps, lr=lr, warmup=100, weight_decay=0.1, checkpoint_every=100, evaluate_every=250),
+        scenes=SceneConfig(size=64, objects=(1, 4)),
+        captions=CaptionConfig(missing=0.1, irrelevant=0.05),
+        batch_size=128,
+        simple_first=0.3,
+    )
+
+
+MINI = {
+    "mini-vit": _mini(ViTConfig(patch=8, width=128, layers=3, heads=4, stem="conv", pool="mean"), steps=3500, lr=1.5e-3),
+    "mini-rn": _mini(ResNetConfig(blocks=(1, 1, 1, 1), width=16, heads=8), steps=5000, lr=1.5e-3),
+}
+"""The checkpoints that ship; see ``data_scripts/train_mini_clip.py``."""
+
+
+def build(config: CLIPConfig, seed: int) -> CLIP:
+    """Make a CLIP whose initial weights depend on ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CLIP(config)
+
+
+def scene_pairs(recipe: Pretraining, seed: int, device: torch.device | str = "cpu") -> Callable[[int], Batch]:
+    """Return ``step -> Batch``, a pure function of the step: image-caption pairs of the training split."""
+    everything = EmojiScenes(recipe.scenes, recipe.captions, device)
+    few = everything.but(objects=(1, min(2, recipe.scenes.objects[1])))
+    switch = recipe.simple_first * recipe.train.steps
+    size = recipe.batch_size
+
+    def batch(step: int) -> Batch:
+        start = step * size if recipe.pairs is None else step * size % recipe.pairs
+        return (few if step < switch else everything).batch("pairs", size, "train", seed, start)
+
+    return batch
+
+
+def contrastive_loss(model: CLIP, batch: Batch) -> dict[str, Tensor]:
+    """Symmetric InfoNCE of a batch of pairs (paper Figure 3), and the multiplier it used."""
+    output = model(model.preprocess(batch.image), model.tokenize(batch.caption))
+    loss = clip_loss(output["image_features"], output["text_features"], output["logit_scale"])
+    return {"loss": loss, "logit_scale": output["logit_scale"].detach()}
+
+
+def clamp_logit_scale(model: CLIP) -> None:
+    """Keep the multiplier at most 100 (section 2.5); for ``fit(after_step=...)``."""
+    model.clamp_logit_scale()
+
+
+@torch.no_grad()
+def embed_images(model: CLIP, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Return unit image features (N, E) of images (N, 3, H, W) in [0, 1]."""
+    chunks = (model.encode_image(model.preprocess(chunk), normalize=True) for chunk in images.split(batch_size))
+    return torch.cat(list(chunks))
+
+
+@torch.no_grad()
+def embed_texts(model: CLIP, texts: Sequence[str], batch_size: int = 512) -> Tensor:
+    """Return unit text features (N, E)."""
+    tokens = model.tokenize(list(texts))
+    return torch.cat([model.encode_text(chunk, normalize=True) for chunk in tokens.split(batch_size)])
+
+
+def classifier(model: CLIP, class_list: Sequence[str], templates: Sequence[str] = TEMPLATES[:1]) -> Tensor:
+    """Return the zero-shot classifier (E, K) of class names, averaged over templates."""
+    functions = [lambda name, template=template: prompts(template, [name])[0] for template in templates]
+    return zero_shot_weights(model, class_list, functions)
+
+
+@lru_cache(maxsize=16)
+def single_objects(
+    n: int, style: str = "noto", size: int = 64, split: str = "test", classes: tuple[str, ...] | None = None, seed: int = 0
+) -> Batch:
+    """Return ``n`` single-object scenes with labels (vocabulary indices), the zero-shot test set."""
+    config = SceneConfig(size=size, styles=(style,), classes=classes, tint=0.0)
+    return EmojiScenes(config).batch("classify", n, split, seed)
+
+
+def zero_shot_report(model: CLIP, n: int = 2400, split: str = "test", style: str = "noto", seed: int = 0) -> dict[str, float]:
+    """Return zero-shot top-1 over all names of the vocabulary on single-object scenes of one drawing style."""
+    batch = single_objects(n, style, model.config.image_size, split, seed=seed).to(model.device)
+    scores = embed_images(model, batch.image) @ classifier(model, names())
+    return {f"top1_{style}": round(accuracy(scores, batch.label), 4)}
+
+
+def retrieval_report(model: CLIP, n: int = 1000, seed: int = 0) -> dict[str, float]:
+    """Return recall@1 and @5 in both directions on multi-object scenes; equal captions count as one."""
+    config = SceneConfig(size=model.config.image_size, objects=(2, 4))
+    batch = EmojiScenes(config, device=model.device).batch("pairs", n, "test", seed)
+    similarity = embed_images(model, batch.image) @ embed_texts(model, batch.caption).T
+    report = {}
+    for direction, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
+        recall = recall_at_k(scores, (1, 5), groups=batch.caption)
+        report |= {f"{direction}_r{k}": round(value, 4) for k, value in recall.items()}
+    return report
+
+
+@torch.no_grad()
+def patch_report(model: CLIP, n: int = 300, size: int = 64, seed: int = 0, mode: str = "value") -> dict[str, float]:
+    """Return the mean IoU of labelling every patch with its nearest name, among the names present in each image.
+
+    The patch map is upsampled to the pixels; candidates are the objects and the background of the image, so that this
+    measures where the names are, not whether they occur. ``patch_miou_one_label`` is the control that labels all pixels
+    with the image's best single name.
+    """
+    scenes = EmojiScenes(SceneConfig(size=size, objects=(1, 3), tint=0.0, cooccurrence=0.0), device=model.device)
+    batch = scenes.batch("segment", n, "test", seed)
+    stuff = embed_texts(model, list(BACKGROUNDS.values())).T
+    weights = torch.cat([classifier(model, names()), stuff], dim=1)
+    present = torch.stack([torch.bincount(mask.flatten(), minlength=len(class_names())) > 0 for mask in batch.mask])
+    report = {}
+    pixels = normalise(model, batch.image)
+    dense = torch.cat([model.encode_patches(chunk, normalize=True, mode=mode) for chunk in pixels.split(100)])
+    pooled = torch.cat([model.encode_image(chunk, normalize=True) for chunk in pixels.split(100)])
+    maps = {"patch_miou": dense, "patch_miou_one_label": pooled[:, :, None, None]}
+    for name, features in maps.items():
+        scores = torch.einsum("behw,ek->bkhw", features, weights)
+        scores = scores.masked_fill(~present[:, :, None, None], -2)
+        scores = F.interpolate(scores, batch.mask.shape[-2:], mode="bilinear") if scores.shape[-1] > 1 else scores
+        report[name] = round(mean_iou(scores.argmax(1).expand_as(batch.mask), batch.mask), 4)
+    return report
+
+
+def normalise(model: CLIP, image: Tensor) -> Tensor:
+    """Normalise images for ``model`` without resizing them, so that larger images give finer maps."""
+    mean, std = (image.new_tensor(v)[:, None, None] for v in (model.config.image_mean, model.config.image_std))
+    return (image - mean) / std
+
+
+def mean_iou(predicted: Tensor, truth: Tensor) -> float:
+    """Return the IoU averaged over the classes that occur in ``truth``; both (B, H, W) int64."""
+    classes = len(class_names())
+    confusion = torch.bincount(truth.flatten() * classes + predicted.flatten(), minlength=classes**2)
+    confusion = rearrange(confusion, "(t p) -> t p", t=classes).double()
+    hit = confusion.diagonal()
+    iou = hit / (confusion.sum(0) + confusion.sum(1) - hit).clamp(min=1)
+    return iou[confusion.sum(1) > 0].mean().item()
+
+
+def full_report(model: CLIP) -> dict[str, float]:
+    """Return all that a checkpoint's card states."""
+    model.eval()
+    report: dict[str, float] = {}
+    for style in ("noto", "openmoji", "twemoji"):
+        report |= zero_shot_report(model, style=style)
+    return report | retrieval_report(model) | patch_report(model)
