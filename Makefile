@@ -16,7 +16,7 @@ SHELL       := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce claims test lab book bench lint clean
+.PHONY: help env reproduce test lab book bench lint clean
 
 # Steps say what they do in one visible line.
 say = @printf '\n\033[1m==> %s\033[0m\n' "$(1)"
@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	@if [ -e $(BUSY) ]; then echo "The last install was interrupted: starting it afresh."; rm -rf $(VENV); fi
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "minilib needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(call say,Making $(VENV) with $$($(PYTHON) --version): about 6 GB with the CUDA libraries that torch brings)
+	$(call say,Making $(VENV) with $$($(PYTHON) --version): a few minutes, and about 6 GB where torch brings the CUDA libraries)
 	@mkdir -p $(VENV) && touch $(BUSY)
 	@[ -x $(BIN)/python ] && [ -e $(BIN)/pip ] || $(PYTHON) -m venv $(VENV) \
 	    || { echo "$(PYTHON) has no venv module (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
@@ -54,7 +54,7 @@ lab: $(READY) ## JupyterLab on the notebooks
 
 book: $(READY) ## build the book into book/_build/html
 	$(call say,Building the book)
-	@$(BIN)/jupyter-book build book -n -W --keep-going --quiet
+	@$(BIN)/jupyter-book build book --all -n -W --keep-going --quiet
 	@echo "Open book/_build/html/index.html in a browser."
 
 bench: $(READY) ## benchmarks: ratios measured side by side in one run

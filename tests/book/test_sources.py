@@ -1,0 +1,51 @@
+"""What the repository's own pages say about the results is what the records say."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minilib import claims
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("page", ["README.md", "book/claims.md"])
+def test_the_scoreboard_shows_the_committed_records(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    fresh = claims.fill(text, ROOT / "book" / "results", page)
+    assert fresh == text, f"run: python -m minilib scoreboard --write {page}"
+
+
+def test_the_readme_leads_to_files_that_exist() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in target or (ROOT / target).exists(), target
+
+
+def test_make_has_the_targets_that_the_pages_speak_of() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE))
+    for page in ("README.md", "book/howto-run.md", "book/intro.md"):
+        spoken = set(re.findall(r"`make ([a-z]+)", (ROOT / page).read_text("utf-8")))
+        assert spoken <= targets, f"{page} speaks of {spoken - targets}"
+
+
+def test_conda_and_make_install_the_same_set() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    make = (ROOT / "Makefile").read_text("utf-8")
+    assert all(option.replace("'", "") in make.replace("'", "") for option in pip)
+
+
+def test_every_direct_dependency_has_a_tried_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = sum(project["optional-dependencies"].values(), project["dependencies"])
+    names = {re.match(r"[\w.-]+", entry)[0].lower().replace("_", "-") for entry in wanted}
+    text = (ROOT / "constraints.txt").read_text("utf-8")
+    pinned = set(re.findall(r"^([\w.-]+)==\S+$", text, re.MULTILINE))
+    assert names <= pinned, names - pinned
+    assert not re.search(r"https?:|index|find-links", text), "versions only, no places to fetch from"
