@@ -55,6 +55,17 @@ def gather_features(features: Tensor, with_grad: bool = True, keep_local_grad: b
     return torch.cat(rows)
 
 
+def _dot_products(rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
+    """Return scale * rows (n, E) @ columns (m, E).T, in float32 also under autocast.
+
+    Near 50, bfloat16 numbers lie 0.25 apart: too coarse for logits.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        if rows.dtype in (torch.float16, torch.bfloat16):
+            rows, columns, scale = rows.float(), columns.float(), scale.float()
+        return scale * rows @ columns.T
+
+
 def _pair_logits(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, local_loss: bool, with_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,11 +77,11 @@ def _pair_logits(
         all_image = gather_features(image, with_grad, keep_local_grad)
         all_text = gather_features(text, with_grad, keep_local_grad)
     if world_size > 1 and local_loss:
-        per_image = scale * image @ all_text.T
-        per_text = scale * text @ all_image.T
+        per_image = _dot_products(image, all_text, scale)
+        per_text = _dot_products(text, all_image, scale)
         first = rank * len(image)
     else:
-        per_image = scale * all_image @ all_text.T
+        per_image = _dot_products(all_image, all_text, scale)
         per_text = per_image.T
         first = 0
     if bias is not None:
@@ -138,7 +149,7 @@ def siglip_loss(
     """
     rank, _ = _world()
     texts = text_features if negative_only else gather_features(text_features)
-    logits = logit_scale * image_features @ texts.T
+    logits = _dot_products(image_features, texts, logit_scale)
     if logit_bias is not None:
         logits = logits + logit_bias
     sign = -torch.ones_like(logits)

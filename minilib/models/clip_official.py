@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from minilib.models.clip_config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 
 ARCHIVE_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """Entries of OpenAI's archives that are not weights."""
@@ -148,35 +148,6 @@ def open_clip_config(module: nn.Module, state: Mapping[str, Tensor]) -> CLIPConf
     mean = preprocess.get("mean") or getattr(visual, "image_mean", None) or config.image_mean
     std = preprocess.get("std") or getattr(visual, "image_std", None) or config.image_std
     return replace(config, image_mean=tuple(mean), image_std=tuple(std))
-
-
-@torch.no_grad()
-def assert_same_embeddings(model: CLIP, module: nn.Module) -> None:
-    """Send one random pair through a converted model and its origin; ValueError if they disagree.
-
-    open_clip has many switches that leave no trace in the weights (masks, norms, pooling): this catches
-    them all.
-    """
-    generator = torch.Generator().manual_seed(0)
-    size, text = model.config.image_size, model.config.text
-    pixels = torch.randn(1, 3, size, size, generator=generator)
-    tokens = torch.zeros(1, text.context, dtype=torch.long)
-    tokens[0, :3] = torch.tensor([text.vocab_size - 2, 1, text.vocab_size - 1])
-    first, training = next(module.parameters()), module.training
-    module.eval()
-    theirs = {
-        "image": module.encode_image(pixels.to(first)),
-        "text": module.encode_text(tokens.to(first.device)),
-    }
-    module.train(training)
-    ours = {"image": model.encode_image(pixels), "text": model.encode_text(tokens)}
-    for tower in ours:
-        difference = ((ours[tower] - theirs[tower].float().cpu()).norm() / ours[tower].norm()).item()
-        if not difference < 0.01:
-            raise ValueError(
-                f"the {tower} tower of this {type(module).__name__} computes something else than the paper's "
-                f"({difference:.0%} difference after conversion): it has an option that CLIP does not have"
-            )
 
 
 def from_hugging_face(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import pytest
@@ -272,20 +273,41 @@ def test_config_survives_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("make", "message"),
     [
+        (lambda: ViTConfig(stem="convolution"), "stem 'convolution'.*'patch' or 'conv'"),
+        (lambda: ViTConfig(pool="max"), "pool 'max'.*'token' or 'mean'"),
+        (lambda: ViTConfig(patch=12, stem="conv"), "power of two, not 12"),
+        (lambda: TextConfig(kind="cbow"), "'cbow'.*'bag_of_words'"),
+        (lambda: replace(VIT, image_size=36), "36 is not a whole number of 8-pixel cells"),
+        (lambda: replace(RESNET, image_size=48), "choose a multiple of 32"),
         (
-            replace(VIT, vision=replace(VIT.vision, stem="convolution")),
-            "stem 'convolution'.*'patch' or 'conv'",
+            lambda: CLIP(replace(VIT, vision=replace(VIT.vision, heads=3))),
+            "width 32 is not divisible by heads 3",
         ),
-        (replace(CONV, vision=replace(CONV.vision, patch=12)), "power of two, not 12"),
-        (replace(VIT, vision=replace(VIT.vision, heads=3)), "width 32 is not divisible by heads 3"),
-        (replace(VIT, text=replace(TEXT, kind="cbow")), "'cbow'.*'bag_of_words'"),
     ],
 )
-def test_bad_configurations(config: CLIPConfig, message: str) -> None:
+def test_bad_configurations(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        CLIP(config)
+        make()
+
+
+def test_mean_pool_is_the_mean_of_the_patches() -> None:
+    """What makes patch features useful: they average to the image feature that was trained."""
+    config = replace(VIT, vision=replace(VIT.vision, pool="mean"))
+    model = build(config)
+    image = pixels(config)
+    dense = model.encode_patches(image, mode="token")
+    torch.testing.assert_close(dense.mean(dim=(2, 3)), model.encode_image(image), rtol=1e-4, atol=1e-5)
+
+
+def test_loss_is_exact_under_autocast() -> None:
+    features = F.normalize(torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    scale = torch.tensor(100.0)
+    for loss in (clip_loss, siglip_loss):
+        with torch.autocast("cpu", torch.bfloat16):
+            under_autocast = loss(*features, scale)
+        assert torch.equal(under_autocast, loss(*features, scale))
 
 
 def test_zero_shot_weights_average_normalised_prompts() -> None:
