@@ -16,7 +16,7 @@ SHELL       := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env reproduce test lab book bench lint clean
+.PHONY: help env reproduce notebooks test lab book bench lint clean
 
 # Steps say what they do in one visible line.
 say = @printf '\n\033[1m==> %s\033[0m\n' "$(1)"
@@ -43,6 +43,13 @@ reproduce: $(READY) ## run every chapter that is not up to date, print the claim
 	$(call say,Running the chapters ($(CHAPTERS)) with profile $(PROFILE); finished and unchanged ones are skipped)
 	@$(BIN)/python -m minilib reproduce --chapters $(CHAPTERS) --profile $(PROFILE)
 	@$(MAKE) --no-print-directory book
+
+notebooks: $(READY) ## run the notebooks and store their outputs in them, for after the library has changed
+	$(call say,Running the notebooks and storing what they show)
+	@$(BIN)/python -m minilib reproduce --chapters all --profile quick
+	@$(BIN)/python -m minilib publish
+	@$(BIN)/jupyter nbconvert --log-level=WARN --to=notebook --inplace --execute \
+	    --ExecutePreprocessor.record_timing=False notebooks/emojiscenes.ipynb
 
 test: $(READY) ## unit, parity, reproduce, notebook and book tests; stages already green for this very tree are not repeated
 	$(call say,Testing)
