@@ -120,9 +120,9 @@ def fit(
 ) -> History:
     """Train ``model`` in place.
 
-    Where ``out`` holds the checkpoint of an earlier, interrupted call with the same ``config``, training goes on from
-    there and, on CPU, ends with the very weights of an undisturbed run: the checkpoint holds model, optimiser, average
-    and random state, and ``batches`` is asked by step.
+    Where ``out`` holds the checkpoint of an earlier, interrupted call with the same ``config``, training goes
+    on from there and, on CPU, ends with the very weights of an undisturbed run: the checkpoint holds model,
+    optimiser, average and random state, and ``batches`` is asked by step.
 
     Args:
         model: on the device to train on.
@@ -136,12 +136,14 @@ def fit(
 
     Raises:
         NonFiniteLoss: with the step and the last good checkpoint.
-        ValueError: ``out`` holds a checkpoint of another configuration.
-        OSError: ``out`` cannot be written.
+        ValueError: ``out`` holds a checkpoint of another configuration, or one that cannot be read.
+        OSError: ``out`` cannot be written; nothing was trained yet.
     """
     device = next(model.parameters()).device
     optimizer = make_optimizer(model, config)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
+    average = None
+    if config.ema:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
     journal = _Journal(out, config)
     accelerators = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=accelerators):
@@ -149,7 +151,7 @@ def fit(
         first = journal.restore(model, optimizer, average, device)
         seconds = journal.seconds
         model.train()
-        bar = tqdm(total=config.steps, initial=first, desc=progress, disable=progress is None, leave=False, mininterval=0.5)
+        bar = tqdm(total=config.steps, initial=first, desc=progress, disable=progress is None, leave=False)
         for step in range(first, config.steps):
             began = time.perf_counter()
             for group in optimizer.param_groups:
@@ -160,7 +162,7 @@ def fit(
             if not math.isfinite(value):
                 raise NonFiniteLoss(
                     f"the loss is {value} at step {step} (batch {step}, seed {config.seed}); "
-                    f"last good checkpoint: {journal.last_checkpoint}. Try a lower lr than {config.lr} or precision='fp32'."
+                    f"last good checkpoint: {journal.last_checkpoint}. {_advice(config)}"
                 )
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
@@ -190,11 +192,25 @@ def fit(
             if row:
                 journal.log({"step": done} | row)
             if done % config.checkpoint_every == 0 or done == config.steps:
+                _check_weights(model, step, config, journal)
                 journal.save(done, seconds, model, optimizer, average, device)
             bar.update()
         bar.close()
     model.eval()
     return History(journal.rows)
+
+
+def _check_weights(model: nn.Module, step: int, config: TrainConfig, journal: _Journal) -> None:
+    """Keep a checkpoint from being overwritten by weights that the last gradient has destroyed."""
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise NonFiniteLoss(
+            f"the weights are not finite after step {step} (batch {step}, seed {config.seed}), though the "
+            f"loss was; last good checkpoint: {journal.last_checkpoint}. {_advice(config)}"
+        )
+
+
+def _advice(config: TrainConfig) -> str:
+    return f"Try a lower lr than {config.lr} or precision='fp32'."
 
 
 def _use_bf16(config: TrainConfig, device: torch.device) -> bool:
@@ -222,10 +238,21 @@ class _Journal:
         self.seconds = 0.0
         self.last_checkpoint = "none was written"
         if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                open(self.out / METRICS, "a").close()
+            except OSError as error:
+                raise OSError(
+                    error.errno,
+                    f"cannot write to out={str(out)!r}: {error.strerror}; name a folder that can be written",
+                ) from error
 
     def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None, device: torch.device
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: nn.Module | None,
+        device: torch.device,
     ) -> int:
         """Load the last checkpoint, if there is one, and return the step to go on from."""
         if self.out is None or not (self.out / CHECKPOINT).exists():
@@ -233,7 +260,13 @@ class _Journal:
                 (self.out / METRICS).unlink(missing_ok=True)
             return 0
         path = self.out / CHECKPOINT
-        state = torch.load(path, map_location=device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+            of_this_kind = state.keys() >= set("step seconds config model optimizer average rng".split())
+        except Exception as error:  # what torch.load raises on a damaged file depends on where it is damaged
+            raise ValueError(f"{path} cannot be read ({error}); delete it to start anew") from error
+        if not of_this_kind:
+            raise ValueError(f"{path} is not a checkpoint of this training loop; choose another folder")
         if state["config"] != self.config:
             changed = sorted(k for k in self.config if state["config"].get(k) != self.config[k])
             raise ValueError(
@@ -249,7 +282,7 @@ class _Journal:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), device)
         self.seconds, self.last_checkpoint = state["seconds"], f"step {state['step']} in {path}"
         lines = (self.out / METRICS).read_text().splitlines() if (self.out / METRICS).exists() else []
-        # A kill can leave lines after the checkpoint, the last of them cut short: they will be measured again.
+        # A kill can leave lines after the checkpoint, the last one cut short: they will be measured again.
         self.rows = [row for row in map(_parse, lines) if row is not None and row["step"] <= state["step"]]
         _write(self.out / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         return state["step"]

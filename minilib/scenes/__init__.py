@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from minilib.batch import Batch, ConceptName
 from minilib.scenes.atlas import load_atlas
 from minilib.scenes.backgrounds import BACKGROUNDS
-from minilib.scenes.captions import Caption, CaptionConfig, noun_phrase, write_captions
+from minilib.scenes.captions import CaptionConfig, noun_phrase, write_captions
 from minilib.scenes.renderer import Rendering, density_map, render
 from minilib.scenes.sampler import (
     SPLITS,
@@ -79,11 +78,13 @@ class EmojiScenes:
         """Return the same data set with some values of its SceneConfig changed."""
         return EmojiScenes(replace(self.config, **changes), self.captions, self.device)
 
-    def layout(self, task: str, n: int, split: str = "train", seed: int = 0, start: int = 0) -> tuple[Layout, Stream]:
+    def layout(
+        self, task: str, n: int, split: str = "train", seed: int = 0, start: int = 0
+    ) -> tuple[Layout, Stream]:
         """Draw the layouts of scenes ``start`` ... ``start + n - 1`` without rendering them.
 
         Raises:
-            ValueError: n < 1, a negative start, or an unknown task or split.
+            ValueError: n < 1, a negative start or seed, or an unknown task or split.
         """
         if n < 1 or start < 0:
             raise ValueError(f"n={n}, start={start}: expected n >= 1 scenes from a start >= 0")
@@ -94,10 +95,10 @@ class EmojiScenes:
         """Render scenes ``start`` ... ``start + n - 1`` of a split, annotated for ``task``.
 
         Args:
-            task: ``pairs`` (captions and their phrases), ``classify`` (one object, label), ``segment`` (masks;
-                values as in :func:`class_names`), ``detect`` (boxes and phrases), ``count`` (points and density of
-                one class among distractors), ``multilabel`` (which classes occur), ``hierarchy`` (boxes and
-                three-level names).
+            task: ``pairs`` (captions and their phrases), ``classify`` (one object, label), ``segment``
+                (masks; values as in :func:`class_names`), ``detect`` (boxes and phrases), ``count`` (points
+                and density of one class among distractors), ``multilabel`` (which classes occur),
+                ``hierarchy`` (boxes and three-level names).
             n: number of scenes.
             split: ``train``, ``val`` or ``test``; they never share a scene.
             seed: another data set of the same kind.
@@ -110,7 +111,8 @@ class EmojiScenes:
             ValueError: unknown task or split, n < 1, negative start or seed.
         """
         layout, stream = self.layout(task, n, split, seed, start)
-        drawn = render(layout, self.config.shape, self.device, masks=task == "segment")
+        boxed = task in ("detect", "hierarchy", "count")
+        drawn = render(layout, self.config.shape, self.device, masks=task == "segment", boxes=boxed)
         captions = write_captions(layout, self.captions, stream)
         batch = Batch(image=drawn.image, caption=[c.text for c in captions])
         concept = torch.from_numpy(layout.concept)
@@ -124,30 +126,27 @@ class EmojiScenes:
             batch.mask = drawn.mask
         if task in ("segment", "multilabel"):
             present = torch.zeros(n, len(VOCABULARY) + 1, dtype=torch.bool)
-            present.scatter_(1, torch.where(concept < 0, len(VOCABULARY), concept), True)  # the last column is a bin
+            column = torch.where(concept < 0, len(VOCABULARY), concept)  # the last one is a bin
+            present.scatter_(1, column, True)
             batch.present = present[:, :-1].to(self.device)
-        if task in ("detect", "hierarchy", "count"):
+        if boxed:
             self._add_objects(batch, layout, drawn, task)
         return batch
 
     def _add_objects(self, batch: Batch, layout: Layout, drawn: Rendering, task: str) -> None:
         """Fill the per-object annotations, in slot order."""
-        order = (drawn.owner * layout.concept.shape[1] + drawn.slot).argsort()
-        number = torch.bincount(drawn.owner, minlength=len(batch)).tolist()
+        number = (layout.concept >= 0).sum(axis=1).tolist()
         concept = torch.from_numpy(layout.concept).to(self.device)[drawn.owner, drawn.slot]
 
-        def per_image(flat: Tensor) -> list[Tensor]:
-            return list(flat[order].split(number))
-
-        batch.boxes, batch.classes = per_image(drawn.boxes), per_image(concept)
+        batch.boxes, batch.classes = list(drawn.boxes.split(number)), list(concept.split(number))
         if task == "hierarchy":
-            batch.concepts = [
-                [ConceptName(noun_phrase(i), VOCABULARY[i].category, VOCABULARY[i].group) for i in classes.tolist()]
-                for classes in batch.classes
-            ]
+            three = [ConceptName(noun_phrase(c.index), c.category, c.group) for c in VOCABULARY]
+            batch.concepts = [[three[i] for i in classes.tolist()] for classes in batch.classes]
         if task == "count":
             counted = [classes == batch.label[b] for b, classes in enumerate(batch.classes)]
             batch.points = [
-                (boxes[keep, :2] + boxes[keep, 2:]) / 2 for boxes, keep in zip(batch.boxes, counted, strict=True)
+                (boxes[keep, :2] + boxes[keep, 2:]) / 2
+                for boxes, keep in zip(batch.boxes, counted, strict=True)
             ]
-            batch.density = density_map(batch.points, self.config.shape, sigma=max(1.0, min(self.config.shape) / 96))
+            sigma = max(1.0, min(self.config.shape) / 96)
+            batch.density = density_map(batch.points, self.config.shape, sigma)

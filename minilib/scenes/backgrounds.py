@@ -1,7 +1,7 @@
 """Stuff: procedural backgrounds with names.
 
-A bank of textures, twice the scene's side, is painted once per size from a fixed seed; every scene cuts its own window
-out of it. The bank is data, like the atlas: it never depends on a scene's seed.
+A bank of textures, twice the scene's side, is painted once per size from a fixed seed; every scene cuts its
+own window out of it. The bank is data, like the atlas: it never depends on a scene's seed.
 """
 
 from __future__ import annotations
@@ -51,27 +51,39 @@ def texture_bank(height: int, width: int) -> Tensor:
     return rearrange(pixels, "(k v) c h w -> k v h w c", v=VARIANTS).contiguous()
 
 
-def cut_out(bank: Tensor, background: Tensor, surface: Tensor) -> Tensor:
-    """Cut one window per scene out of the bank, mirrored at random and slightly recoloured.
+def cutting_table(height: int, width: int) -> Tensor:
+    """Return the textures of :func:`texture_bank`, as they are and mirrored, for :func:`cut_out`.
+
+    Returns:
+        uint8 (2, len(BACKGROUNDS), VARIANTS, 3, 2 * height, 2 * width).
+    """
+    bank = rearrange(texture_bank(height, width), "k v h w c -> k v c h w")
+    return torch.stack([bank, bank.flip(-1)])
+
+
+def cut_out(table: Tensor, background: Tensor, surface: Tensor) -> Tensor:
+    """Cut one window per scene out of the table, mirrored at random and slightly recoloured.
 
     Args:
-        bank: uint8 (K, V, 2H, 2W, 3) from :func:`texture_bank`, on the device to render on.
+        table: uint8 (2, K, V, 3, 2H, 2W) from :func:`cutting_table`, on the device to render on.
         background: int64 (B,) index into BACKGROUNDS.
         surface: float (B, 8) in [0, 1): variant, y, x, mirror, brightness, red, green, blue.
 
     Returns:
-        float (B, H, W, 3) in [0, 1].
+        float (B, 3, H, W) in [0, 1].
     """
-    _, variants, height, width = bank.shape[0], bank.shape[1], bank.shape[2] // 2, bank.shape[3] // 2
-    variant = (surface[:, 0] * variants).long()
-    y = (surface[:, 1] * height).long()[:, None] + torch.arange(height, device=bank.device)
-    x = torch.arange(width, device=bank.device).expand(len(surface), width)
-    x = torch.where(surface[:, 3, None] < 0.5, x, width - 1 - x) + (surface[:, 2] * width).long()[:, None]
-    window = bank[background[:, None, None], variant[:, None, None], y[:, :, None], x[:, None, :]]
+    variants, height, width = table.shape[2], table.shape[4] // 2, table.shape[5] // 2
+    surface = surface.clamp(max=1 - 2**-24)  # numbers just below 1 become 1 in single precision
+    variant, top, left = (surface[:, :3] * surface.new_tensor([variants, height, width])).long().unbind(1)
+    mirrored = surface[:, 3] >= 0.5
+    left = torch.where(mirrored, width - left, left)
+    # A view of all windows, so that a window is copied row by row and not pixel by pixel.
+    windows = table.unfold(4, height, 1).unfold(5, width, 1)
+    window = windows[mirrored.long(), background, variant, :, top, left]
     # "plain" may have any colour; the others keep theirs, under another light.
     spread = torch.where(background == 0, 0.55, 0.12)[:, None]
     light = 1 + 0.2 * (surface[:, 4:5] - 0.6) - spread * surface[:, 5:8]
-    return (window.float() * rearrange(light / 255, "b c -> b 1 1 c")).clamp_(0, 1)
+    return (window.float() * rearrange(light / 255, "b c -> b c 1 1")).clamp_(0, 1)
 
 
 class _Brush:
@@ -135,7 +147,9 @@ class _Brush:
 
     def water(self) -> Tensor:
         wave = 0.5 + 0.5 * torch.sin(2 * torch.pi * (9 * self.y + 0.8 * self.noise(3, 2) * 3))
-        return self.mix((0.05, 0.30, 0.55), (0.35, 0.68, 0.84), 0.55 * wave * self.noise(8, 3) + 0.45 * self.noise(3, 1.5))
+        return self.mix(
+            (0.05, 0.30, 0.55), (0.35, 0.68, 0.84), 0.55 * wave * self.noise(8, 3) + 0.45 * self.noise(3, 1.5)
+        )
 
     def sand(self) -> Tensor:
         ripple = 0.5 + 0.5 * torch.sin(2 * torch.pi * (5 * self.y + 1.5 * self.noise(2)))
@@ -162,24 +176,34 @@ class _Brush:
         columns = torch.floor(self.x / 0.75 + 0.37 * rows)
         plank = 0.45 * self.cell_values(rows, columns) + 0.55 * self.noise(28, 4)
         seam = ((self.y / 0.16 - rows) < 0.09) | ((self.x / 0.75 + 0.37 * rows - columns) < 0.02)
-        return self.over(self.mix((0.50, 0.31, 0.15), (0.80, 0.58, 0.34), plank), (0.30, 0.17, 0.08), seam.float())
+        return self.over(
+            self.mix((0.50, 0.31, 0.15), (0.80, 0.58, 0.34), plank), (0.30, 0.17, 0.08), seam.float()
+        )
 
     def brick_wall(self) -> Tensor:
         rows = torch.floor(self.y / 0.125)
         columns = torch.floor(self.x / 0.28 + 0.5 * (rows % 2))
         mortar = ((self.y / 0.125 - rows) < 0.15) | ((self.x / 0.28 + 0.5 * (rows % 2) - columns) < 0.07)
-        brick = self.mix((0.55, 0.20, 0.14), (0.78, 0.38, 0.27), 0.7 * self.cell_values(rows, columns) + 0.3 * self.noise(30))
+        brick = self.mix(
+            (0.55, 0.20, 0.14),
+            (0.78, 0.38, 0.27),
+            0.7 * self.cell_values(rows, columns) + 0.3 * self.noise(30),
+        )
         return self.over(brick, (0.83, 0.79, 0.74), mortar.float())
 
     def stone_floor(self) -> Tensor:
         rows, columns = torch.floor(self.y / 0.3), torch.floor(self.x / 0.3)
         slab = 0.6 * self.cell_values(rows, columns) + 0.4 * self.noise(14)
         seam = ((self.y / 0.3 - rows) < 0.06) | ((self.x / 0.3 - columns) < 0.06)
-        return self.over(self.mix((0.50, 0.52, 0.55), (0.76, 0.77, 0.77), slab), (0.36, 0.37, 0.38), seam.float())
+        return self.over(
+            self.mix((0.50, 0.52, 0.55), (0.76, 0.77, 0.77), slab), (0.36, 0.37, 0.38), seam.float()
+        )
 
     def forest(self) -> Tensor:
         leaves = self.mix((0.03, 0.17, 0.07), (0.22, 0.45, 0.17), 0.6 * self.noise(9) + 0.4 * self.noise(22))
         column = torch.floor(self.x / 0.21)
         centre = 0.3 + 0.4 * self.cell_values(torch.zeros_like(column), column)
-        trunk = (self.x / 0.21 - column - centre).abs() < 0.09 + 0.05 * self.cell_values(torch.ones_like(column), column)
+        trunk = (self.x / 0.21 - column - centre).abs() < 0.09 + 0.05 * self.cell_values(
+            torch.ones_like(column), column
+        )
         return self.over(leaves, (0.30, 0.20, 0.13), 0.9 * trunk.float())

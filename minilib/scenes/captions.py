@@ -54,11 +54,11 @@ class CaptionConfig:
     relation: float = 0.3
     """Say how two single objects stand to each other; otherwise join them by "and"."""
     disambiguate: float = 0.5
-    """Use the unambiguous name of a polysemous concept ("computer mouse"); otherwise the shared word ("mouse")."""
+    """Use the unambiguous name of a polysemous concept, "computer mouse"; otherwise the word, "mouse"."""
     kind: float = 0.15
     """Add what kind of thing the first object is: "a dog, a kind of mammal"."""
     full_stop: float = 0.25
-    """End with a full stop. Whatever captions never contain, a prompt must not contain either: see chapter 1."""
+    """End with a full stop. What captions never contain, prompts must not contain either: see chapter 1."""
     missing: float = 0.0
     """Leave an object's phrase out."""
     wrong: float = 0.0
@@ -98,7 +98,8 @@ def noun_phrase(concept: int, tint: int = -1, n: int = 1, exact: bool = True, wo
     colour = f"{list(TINTS)[tint]} " if tint >= 0 else ""
     if n == 1:
         return f"{article(colour + singular)} {colour}{singular}"
-    return f"{number_word(n) if exact else 'some'} {colour}{plural}"
+    number = number_word(n) if exact else "some" if n else "no"
+    return f"{number} {colour}{plural}"
 
 
 def pluralise(word: str) -> str:
@@ -124,14 +125,18 @@ def write_captions(layout: Layout, config: CaptionConfig, stream: Stream) -> lis
         name: stream.uniform(f"caption {name}", slots)
         for name in ("count", "tint", "disambiguate", "missing", "wrong", "wrong name")
     }
-    once = {
-        name: stream.uniform(f"caption {name}")
-        for name in ("opening", "which opening", "background", "relation", "kind", "level", "irrelevant", "which words", "full stop")
-    }
+    decisions = ["opening", "which opening", "background", "relation", "kind", "level"]
+    decisions += ["irrelevant", "which words", "full stop"]
+    once = {name: stream.uniform(f"caption {name}") for name in decisions}
     return [
         _write(layout, config, b, {k: v[b] for k, v in dice.items()}, {k: v[b] for k, v in once.items()})
         for b in range(len(layout.concept))
     ]
+
+
+def _first(members: list[int]) -> int:
+    """Return the slot whose random numbers decide how a group of objects is said."""
+    return members[0] if members else 0
 
 
 def _write(layout: Layout, config: CaptionConfig, b: int, dice: dict, once: dict) -> Caption:
@@ -140,9 +145,13 @@ def _write(layout: Layout, config: CaptionConfig, b: int, dice: dict, once: dict
     groups: dict[tuple[int, int], list[int]] = {}  # objects of one class and colour are one phrase
     for slot, concept in enumerate(layout.concept[b]):
         if concept >= 0 and (not counting or concept == layout.target[b]):
-            tint = -1 if counting else int(layout.tint[b, slot])  # whatever their colour, they are counted together
+            # Whatever their colour, they are counted together.
+            tint = -1 if counting else int(layout.tint[b, slot])
             groups.setdefault((int(concept), tint), []).append(slot)
-    said = [g for g in groups.items() if dice["missing"][g[1][0]] >= config.missing] or list(groups.items())[:1]
+    if counting and not groups:
+        groups[int(layout.target[b]), -1] = []  # "no dogs"
+    every = list(groups.items())
+    said = [group for group in every if dice["missing"][_first(group[1])] >= config.missing] or every[:1]
 
     text = ""
     if once["opening"] < config.opening:
@@ -150,12 +159,14 @@ def _write(layout: Layout, config: CaptionConfig, b: int, dice: dict, once: dict
     phrases: list[Phrase] = []
     related = len(said) == 2 and all(len(g[1]) == 1 for g in said) and once["relation"] < config.relation
     for i, ((concept, tint), members) in enumerate(said):
+        slot = _first(members)
         if i:
-            where = relation(layout.center[b, said[0][1][0]], layout.center[b, members[0]]) if related else "and"
+            other = _first(said[0][1])
+            where = relation(layout.center[b, other], layout.center[b, slot]) if related else "and"
             text += f" {where} " if related or i == len(said) - 1 else ", "
-        slot = members[0]
         if dice["wrong"][slot] < config.wrong:
-            concept = int(dice["wrong name"][slot] * len(VOCABULARY))
+            step = 1 + int(dice["wrong name"][slot] * (len(VOCABULARY) - 1))  # never back to the right name
+            concept = (concept + step) % len(VOCABULARY)
         phrase = noun_phrase(
             concept,
             tint if dice["tint"][slot] < config.tint else -1,

@@ -1,7 +1,8 @@
 """What stands where: scene layouts drawn from a counter-based random stream.
 
-Nothing is drawn from global state. Every number of scene ``index`` is a hash of (seed, split, index, purpose), so
-that scene 17 is the same whether it is drawn alone, in a batch or after a resume, and splits can never share scenes.
+Nothing is drawn from global state. Every number of scene ``index`` is a hash of (seed, split, index,
+purpose), so that scene 17 is the same whether it is drawn alone, in a batch or after a resume, and splits can
+never share scenes.
 """
 
 from __future__ import annotations
@@ -87,10 +88,17 @@ class SceneConfig:
                 raise ValueError(f"{field}={chosen!r}: expected one or more of {', '.join(allowed)}")
         if self.classes is not None and not self.classes:
             raise ValueError("classes=(): expected at least one class name, or None for the whole vocabulary")
+        for name in self.classes or ():
+            find(name)
         for field, least in (("objects", 1), ("count", 0), ("distractors", 0)):
             low, high = getattr(self, field)
             if not least <= low <= high:
                 raise ValueError(f"{field}={(low, high)}: expected {least} <= least <= largest")
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(f"scale={self.scale}: expected 0 < least <= largest")
+        if self.jitter < 0 or self.rotation < 0:
+            raise ValueError(f"jitter={self.jitter}, rotation={self.rotation}: expected 0 or more")
         if self.combinations not in ("all", "seen", "unseen"):
             raise ValueError(f"combinations={self.combinations!r}: expected 'all', 'seen' or 'unseen'")
         for field in ("tint", "repeat", "cooccurrence"):
@@ -144,7 +152,10 @@ class Stream:
             raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
         if seed < 0:
             raise ValueError(f"seed={seed}: expected 0 or a positive integer")
-        root = _mix(np.array([(seed * len(SPLITS) + SPLITS.index(split)) & 0xFFFFFFFF], dtype=np.uint64))
+        number = seed * len(SPLITS) + SPLITS.index(split)
+        if number >= 2**64:
+            raise ValueError(f"seed={seed}: expected less than 2**64 / {len(SPLITS)}")
+        root = _mix(np.array([number], dtype=np.uint64))
         self.key = _mix(root + np.asarray(index, dtype=np.uint64))
 
     def uniform(self, purpose: str, *shape: int) -> np.ndarray:
@@ -173,7 +184,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def held_out_tint(concept: np.ndarray) -> np.ndarray:
-    """Return the tint index that ``combinations='seen'`` never shows for each vocabulary index (any shape)."""
+    """Return the tint index that ``combinations='seen'`` never shows for each class, any shape."""
     return (np.asarray(concept) * 5 + 2) % len(TINTS)
 
 
@@ -193,11 +204,13 @@ def sample_layout(config: SceneConfig, task: str, stream: Stream) -> Layout:
     concept, target = _concepts(config, task, stream, slots, counted)
     concept = np.where(used, concept, -1)
     center, side = _places(config, stream, number, slots)
-    tint = np.where(stream.uniform("tinted", slots) < config.tint, stream.integers("tint", 0, len(TINTS) - 1, slots), -1)
+    tinted = stream.uniform("tinted", slots) < config.tint
+    tint = np.where(tinted, stream.integers("tint", 0, len(TINTS) - 1, slots), -1)
     if config.combinations != "all":
         held_out = held_out_tint(concept)
         other = (held_out + 1 + stream.integers("seen tint", 0, len(TINTS) - 2, slots)) % len(TINTS)
         tint = np.where(tint < 0, tint, held_out if config.combinations == "unseen" else other)
+    style = stream.integers("style", 0, len(config.styles) - 1)
     return Layout(
         concept=concept,
         center=center,
@@ -205,7 +218,7 @@ def sample_layout(config: SceneConfig, task: str, stream: Stream) -> Layout:
         angle=np.deg2rad(stream.between("angle", -config.rotation, config.rotation, slots)),
         flipped=(stream.uniform("flip", slots) < 0.5) & config.flip,
         tint=tint,
-        style=np.array([STYLES.index(s) for s in config.styles])[stream.integers("style", 0, len(config.styles) - 1)],
+        style=np.array([STYLES.index(s) for s in config.styles])[style],
         background=_backgrounds(config, stream, concept[:, 0] if target is None else target),
         surface=stream.uniform("surface", 8),
         target=target,
@@ -229,7 +242,8 @@ def _concepts(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the class of each slot (B, S) and, for counting, the counted class (B,)."""
     allowed = np.array([find(name).index for name in config.classes or [c.name for c in VOCABULARY]])
-    weight = np.array([FREQUENCY_WEIGHT[VOCABULARY[i].frequency] if config.long_tail else 1.0 for i in allowed])
+    bands = [VOCABULARY[i].frequency for i in allowed]
+    weight = np.array([FREQUENCY_WEIGHT[band] if config.long_tail else 1.0 for band in bands])
     ladder = np.cumsum(weight / weight.sum())
 
     def draw(purpose: str, *shape: int) -> np.ndarray:
@@ -250,7 +264,9 @@ def _concepts(
     return allowed[np.where(is_counted, first, other)], allowed[first[:, 0]]
 
 
-def _places(config: SceneConfig, stream: Stream, number: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
+def _places(
+    config: SceneConfig, stream: Stream, number: np.ndarray, slots: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Put each object into its own cell of a grid with up to half as many cells again; return centres, sides.
 
     Returns:
@@ -282,6 +298,7 @@ def _backgrounds(config: SceneConfig, stream: Stream, first: np.ndarray) -> np.n
     names = list(BACKGROUNDS)
     allowed = np.array([names.index(name) for name in config.backgrounds or names])
     any_of_them = allowed[stream.integers("background", 0, len(allowed) - 1)]
-    habitat = np.array([names.index(c.habitat) if c.habitat else -1 for c in VOCABULARY])[np.maximum(first, 0)]
+    habitats = np.array([names.index(c.habitat) if c.habitat else -1 for c in VOCABULARY])
+    habitat = habitats[np.maximum(first, 0)]
     at_home = (stream.uniform("at home") < config.cooccurrence) & np.isin(habitat, allowed) & (first >= 0)
     return np.where(at_home, habitat, any_of_them)
