@@ -18,7 +18,7 @@ SHELL       := bash
 .DELETE_ON_ERROR:
 .PHONY: help env reproduce notebooks test lab book bench lint clean
 
-# Steps say what they do in one visible line.
+# Steps say what they do in one visible line (without a comma: make would end the text there).
 say = @printf '\n\033[1m==> %s\033[0m\n' "$(1)"
 
 help: ## what can be made (this list)
@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	@if [ -e $(BUSY) ]; then echo "The last install was interrupted: starting it afresh."; rm -rf $(VENV); fi
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "minilib needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(call say,Making $(VENV) with $$($(PYTHON) --version): a few minutes, and about 6 GB where torch brings the CUDA libraries)
+	$(call say,Making $(VENV) with $$($(PYTHON) --version): a few minutes and about 6 GB where torch brings the CUDA libraries)
 	@mkdir -p $(VENV) && touch $(BUSY)
 	@[ -x $(BIN)/python ] && [ -e $(BIN)/pip ] || $(PYTHON) -m venv $(VENV) \
 	    || { echo "$(PYTHON) has no venv module (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
@@ -74,6 +74,6 @@ lint: $(READY) ## ruff over library, tests, scripts and notebooks
 	@$(BIN)/ruff check .
 
 clean: ## remove the environment, the built book and caches (runs/ is kept: it may hold hours of work)
-	$(call say,Removing $(VENV), book/_build and caches; $(RUNS)/ is kept)
+	$(call say,Removing $(VENV) and book/_build and caches; $(RUNS)/ is kept)
 	@rm -rf $(VENV) book/_build build minilib.egg-info .pytest_cache .ruff_cache .benchmarks
 	@find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
