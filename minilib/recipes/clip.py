@@ -13,12 +13,22 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from minilib.batch import Batch
 from minilib.metrics import accuracy, recall_at_k
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig, clip_loss, zero_shot_weights
-from minilib.scenes import BACKGROUNDS, TINTS, VOCABULARY, CaptionConfig, EmojiScenes, SceneConfig, article, class_names, names
+from minilib.scenes import (
+    BACKGROUNDS,
+    TINTS,
+    VOCABULARY,
+    CaptionConfig,
+    EmojiScenes,
+    SceneConfig,
+    article,
+    class_names,
+    names,
+)
 from minilib.scenes.captions import IRRELEVANT, NUMBERS, OPENINGS, pluralise
 from minilib.tokenizer import Tokenizer, vocabulary_of
 from minilib.training import TrainConfig
@@ -34,6 +44,11 @@ TEMPLATES = (
     "there is {a}",
 )
 """Prompt templates; ``{a}`` stands for the class name with its article."""
+EXTRA_WORDS = """
+a an the some and of with in on , to the left of, to the right of, above, below, type kind kinds types . thing pet
+animal food white black brown grey orange many several no none not photos blurry bright dark small large good
+"""
+"""Words of captions' grammar, and some that readers will try."""
 CONTEXT = 48
 """Longest caption in tokens."""
 MEAN = (0.5, 0.5, 0.5)
@@ -50,9 +65,7 @@ def lexicon() -> tuple[int, ...]:
     """Return the BPE ids that captions and prompts of EmojiScenes use; all other text still encodes, as bytes."""
     words = [word for c in VOCABULARY for word in (c.name, c.plural, c.word, pluralise(c.word), c.category, c.group)]
     words += [*BACKGROUNDS, *BACKGROUNDS.values(), *TINTS, *NUMBERS, *OPENINGS, *IRRELEVANT, *TEMPLATES]
-    words += ["a an the some and of with in on, to the left of, to the right of, above, below, type kind kinds types."]
-    words += ["a type of thing, pet, animal, a kind of food. white black brown grey orange many several no none not left right photo photos blurry bright dark small large good"]
-    return vocabulary_of(words)
+    return vocabulary_of([*words, EXTRA_WORDS])
 
 
 def text_config(width: int, layers: int, heads: int, kind: str = "transformer") -> TextConfig:
@@ -106,7 +119,9 @@ def _mini(vision: ViTConfig | ResNetConfig, steps: int, lr: float) -> Pretrainin
 
 
 MINI = {
-    "mini-vit": _mini(ViTConfig(patch=8, width=128, layers=3, heads=4, stem="conv", pool="mean"), steps=3500, lr=1.5e-3),
+    "mini-vit": _mini(
+        ViTConfig(patch=8, width=128, layers=3, heads=4, stem="conv", pool="mean"), steps=3500, lr=1.5e-3
+    ),
     "mini-rn": _mini(ResNetConfig(blocks=(1, 1, 1, 1), width=16, heads=8), steps=5000, lr=1.5e-3),
 }
 """The checkpoints that ship; see ``data_scripts/train_mini_clip.py``."""
@@ -167,14 +182,21 @@ def classifier(model: CLIP, class_list: Sequence[str], templates: Sequence[str] 
 
 @lru_cache(maxsize=16)
 def single_objects(
-    n: int, style: str = "noto", size: int = 64, split: str = "test", classes: tuple[str, ...] | None = None, seed: int = 0
+    n: int,
+    style: str = "noto",
+    size: int = 64,
+    split: str = "test",
+    classes: tuple[str, ...] | None = None,
+    seed: int = 0,
 ) -> Batch:
     """Return ``n`` single-object scenes with labels (vocabulary indices), the zero-shot test set."""
     config = SceneConfig(size=size, styles=(style,), classes=classes, tint=0.0)
     return EmojiScenes(config).batch("classify", n, split, seed)
 
 
-def zero_shot_report(model: CLIP, n: int = 2400, split: str = "test", style: str = "noto", seed: int = 0) -> dict[str, float]:
+def zero_shot_report(
+    model: CLIP, n: int = 2400, split: str = "test", style: str = "noto", seed: int = 0
+) -> dict[str, float]:
     """Return zero-shot top-1 over all names of the vocabulary on single-object scenes of one drawing style."""
     batch = single_objects(n, style, model.config.image_size, split, seed=seed).to(model.device)
     scores = embed_images(model, batch.image) @ classifier(model, names())

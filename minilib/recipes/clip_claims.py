@@ -29,7 +29,6 @@ from minilib.recipes.clip import (
     contrastive_loss,
     embed_images,
     embed_texts,
-    prompts,
     scene_pairs,
     single_objects,
     text_config,
@@ -165,7 +164,9 @@ def class_scores(model: CLIP, class_list: Sequence[str], image: Tensor) -> Tenso
 # --- C1: contrast against prediction ---------------------------------------------------------------------------------
 
 
-def contrast_or_predict(lab: Lab, seed: int, device: torch.device | str = "cpu", control: bool = True) -> dict[str, History]:
+def contrast_or_predict(
+    lab: Lab, seed: int, device: torch.device | str = "cpu", control: bool = True
+) -> dict[str, History]:
     """Train the same image tower on the same pairs by four objectives; ``top1`` is logged along the way (Figure 2).
 
     Returns:
@@ -218,7 +219,9 @@ def _predict_words(lab: Lab, seed: int, device: torch.device | str, test: Batch)
 # --- C2: combinations nobody labelled --------------------------------------------------------------------------------
 
 
-def combinations(lab: Lab, seed: int, device: torch.device | str = "cpu", classes: int = 24) -> dict[str, dict[str, float]]:
+def combinations(
+    lab: Lab, seed: int, device: torch.device | str = "cpu", classes: int = 24
+) -> dict[str, dict[str, float]]:
     """Hold out one colour of every object while training; then ask for exactly those combinations.
 
     Captions are bare ("a red dog"), so that the lookup-table text encoder, which has one free vector per caption,
@@ -239,7 +242,9 @@ def combinations(lab: Lab, seed: int, device: torch.device | str = "cpu", classe
 
     place = {phrase: i for i, phrase in enumerate(phrases)}
     tests = {
-        kind: EmojiScenes(replace(scenes, combinations=kind), plain, device).batch("pairs", lab.test_images, "test", seed)
+        kind: EmojiScenes(replace(scenes, combinations=kind), plain, device).batch(
+            "pairs", lab.test_images, "test", seed
+        )
         for kind in ("seen", "unseen")
     }
 
@@ -251,9 +256,7 @@ def combinations(lab: Lab, seed: int, device: torch.device | str = "cpu", classe
         model, _ = train_clip(lab.pretraining(kind, scenes=scenes, captions=plain), seed, device)
         weights = embed_texts(model, phrases).T
         report[name] = judge(lambda image, model=model, weights=weights: embed_images(model, image) @ weights)
-    supervised, _ = train_classifier(
-        lab.pretraining(scenes=scenes, captions=plain), labels, len(phrases), seed, device
-    )
+    supervised, _ = train_classifier(lab.pretraining(scenes=scenes, captions=plain), labels, len(phrases), seed, device)
     with torch.no_grad():
         report["supervised"] = judge(supervised)
     return report
@@ -438,7 +441,10 @@ def style_shift(lab: Lab, seed: int, device: torch.device | str = "cpu") -> dict
     mean, std = features.mean(0), features.std(0) + 1e-6
     probe = LinearProbe.fit((features - mean) / std, pool.label, 1.0)
     hits = [
-        (probe.predict((probe_features(model, test.image) - mean) / std).cpu() == test.label.cpu()).double().mean().item()
+        (probe.predict((probe_features(model, test.image) - mean) / std).cpu() == test.label.cpu())
+        .double()
+        .mean()
+        .item()
         for test in tests
     ]
     report["probe, two styles"] = [(hits[0], hits[1])]
@@ -462,7 +468,9 @@ def counting(model: CLIP, n: int = 600, seed: int = 0) -> dict[str, object]:
             config = SceneConfig(
                 size=model.config.image_size, count=(number, number), distractors=(0, 0), tint=0.0, scale=(0.7, 1.0)
             )
-            parts.append(EmojiScenes(config, device=model.device).batch("count", n // NUMBERS_ASKED, split, seed + number))
+            parts.append(
+                EmojiScenes(config, device=model.device).batch("count", n // NUMBERS_ASKED, split, seed + number)
+            )
         label = torch.arange(NUMBERS_ASKED).repeat_interleave(n // NUMBERS_ASKED)
         return Batch(torch.cat([p.image for p in parts])), torch.cat([p.label for p in parts]).cpu() * 10 + label
 
@@ -527,11 +535,10 @@ def polysemy(model: CLIP, per_concept: int = 20, seed: int = 0) -> dict[str, dic
         image = embed_images(model, pool.image.to(model.device))
         texts = {"bare": [word] * len(concepts), "edited": [c.name for c in concepts]}
         report[word] = {
-            kind: tie_accuracy(image @ classifier(model, labels, TEMPLATES), pool.label) for kind, labels in texts.items()
+            kind: tie_accuracy(image @ classifier(model, labels, TEMPLATES), pool.label)
+            for kind, labels in texts.items()
         }
-    report["mean"] = {
-        kind: sum(row[kind] for row in report.values()) / len(report) for kind in ("bare", "edited")
-    }
+    report["mean"] = {kind: sum(row[kind] for row in report.values()) / len(report) for kind in ("bare", "edited")}
     return report
 
 

@@ -78,9 +78,7 @@ class EmojiScenes:
         """Return the same data set with some values of its SceneConfig changed."""
         return EmojiScenes(replace(self.config, **changes), self.captions, self.device)
 
-    def layout(
-        self, task: str, n: int, split: str = "train", seed: int = 0, start: int = 0
-    ) -> tuple[Layout, Stream]:
+    def layout(self, task: str, n: int, split: str = "train", seed: int = 0, start: int = 0) -> tuple[Layout, Stream]:
         """Draw the layouts of scenes ``start`` ... ``start + n - 1`` without rendering them.
 
         Raises:
@@ -145,8 +143,7 @@ class EmojiScenes:
         if task == "count":
             counted = [classes == batch.label[b] for b, classes in enumerate(batch.classes)]
             batch.points = [
-                (boxes[keep, :2] + boxes[keep, 2:]) / 2
-                for boxes, keep in zip(batch.boxes, counted, strict=True)
+                (boxes[keep, :2] + boxes[keep, 2:]) / 2 for boxes, keep in zip(batch.boxes, counted, strict=True)
             ]
             sigma = max(1.0, min(self.config.shape) / 96)
             batch.density = density_map(batch.points, self.config.shape, sigma)

@@ -176,9 +176,7 @@ class _Brush:
         columns = torch.floor(self.x / 0.75 + 0.37 * rows)
         plank = 0.45 * self.cell_values(rows, columns) + 0.55 * self.noise(28, 4)
         seam = ((self.y / 0.16 - rows) < 0.09) | ((self.x / 0.75 + 0.37 * rows - columns) < 0.02)
-        return self.over(
-            self.mix((0.50, 0.31, 0.15), (0.80, 0.58, 0.34), plank), (0.30, 0.17, 0.08), seam.float()
-        )
+        return self.over(self.mix((0.50, 0.31, 0.15), (0.80, 0.58, 0.34), plank), (0.30, 0.17, 0.08), seam.float())
 
     def brick_wall(self) -> Tensor:
         rows = torch.floor(self.y / 0.125)
@@ -195,9 +193,7 @@ class _Brush:
         rows, columns = torch.floor(self.y / 0.3), torch.floor(self.x / 0.3)
         slab = 0.6 * self.cell_values(rows, columns) + 0.4 * self.noise(14)
         seam = ((self.y / 0.3 - rows) < 0.06) | ((self.x / 0.3 - columns) < 0.06)
-        return self.over(
-            self.mix((0.50, 0.52, 0.55), (0.76, 0.77, 0.77), slab), (0.36, 0.37, 0.38), seam.float()
-        )
+        return self.over(self.mix((0.50, 0.52, 0.55), (0.76, 0.77, 0.77), slab), (0.36, 0.37, 0.38), seam.float())
 
     def forest(self) -> Tensor:
         leaves = self.mix((0.03, 0.17, 0.07), (0.22, 0.45, 0.17), 0.6 * self.noise(9) + 0.4 * self.noise(22))

@@ -101,9 +101,7 @@ def render(
         extent = torch.empty_like(drawn)
         extent[objects.rank] = drawn
     owner, slot = np.nonzero(layout.concept >= 0)
-    return Rendering(
-        canvas, label, extent, torch.from_numpy(owner).to(device), torch.from_numpy(slot).to(device)
-    )
+    return Rendering(canvas, label, extent, torch.from_numpy(owner).to(device), torch.from_numpy(slot).to(device))
 
 
 @dataclass(frozen=True)
@@ -229,9 +227,7 @@ def _draw(objects: _Objects, group: _Group, pyramid: tuple[Tensor, ...]) -> Tens
         down = inverse[:, axis, 1:2] * y + inverse[:, axis, 2:]  # (n, h)
         torch.add(down[:, :, None], across[:, None, :], out=grid[axis])
     sprite = pyramid[group.level].index_select(0, objects.sprite[group.members])
-    windows = F.grid_sample(
-        sprite, rearrange(grid, "xy n h w -> n h w xy"), mode="bilinear", align_corners=False
-    )
+    windows = F.grid_sample(sprite, rearrange(grid, "xy n h w -> n h w xy"), mode="bilinear", align_corners=False)
     if len(group.tinted):
         windows[group.tinted] = _tinted(windows[group.tinted], objects.tint[group.members][group.tinted])
     return windows
@@ -241,12 +237,7 @@ def _tinted(drawing: Tensor, tint: Tensor) -> Tensor:
     """Recolour drawings (n, 4, h, w) by their ``tint`` (n,); light and dark stay."""
     palette = drawing.new_tensor(list(TINTS.values()))[tint]
     red, green, blue, alpha = drawing.unbind(1)
-    shade = (
-        (0.35 * alpha)
-        .add_(red, alpha=0.75 * 0.299)
-        .add_(green, alpha=0.75 * 0.587)
-        .add_(blue, alpha=0.75 * 0.114)
-    )
+    shade = (0.35 * alpha).add_(red, alpha=0.75 * 0.299).add_(green, alpha=0.75 * 0.587).add_(blue, alpha=0.75 * 0.114)
     colour = torch.minimum(palette[:, :, None, None] * shade[:, None], alpha[:, None])
     return torch.cat([torch.lerp(drawing[:, :3], colour, 0.88), drawing[:, 3:]], dim=1)
 
@@ -292,16 +283,12 @@ def density_map(points: list[Tensor], shape: tuple[int, int], sigma: float) -> T
     height, width = shape
     device = points[0].device
     padded = torch.nn.utils.rnn.pad_sequence(points, batch_first=True)
-    present = torch.nn.utils.rnn.pad_sequence(
-        [torch.ones(len(p), device=device) for p in points], batch_first=True
-    )
+    present = torch.nn.utils.rnn.pad_sequence([torch.ones(len(p), device=device) for p in points], batch_first=True)
     if padded.shape[1] == 0:
         return torch.zeros(len(points), 1, height, width, device=device)
 
     def bell(center: Tensor, length: int) -> Tensor:
-        wave = torch.exp(
-            -0.5 * ((torch.arange(length, device=device) + 0.5 - center[..., None]) / sigma) ** 2
-        )
+        wave = torch.exp(-0.5 * ((torch.arange(length, device=device) + 0.5 - center[..., None]) / sigma) ** 2)
         return wave / wave.sum(-1, keepdim=True).clamp_min(1e-12)
 
     across = bell(padded[..., 0], width)

@@ -264,9 +264,7 @@ def _concepts(
     return allowed[np.where(is_counted, first, other)], allowed[first[:, 0]]
 
 
-def _places(
-    config: SceneConfig, stream: Stream, number: np.ndarray, slots: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _places(config: SceneConfig, stream: Stream, number: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
     """Put each object into its own cell of a grid with up to half as many cells again; return centres, sides.
 
     Returns:
