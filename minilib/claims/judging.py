@@ -61,9 +61,7 @@ class Verdict:
     @property
     def text(self) -> str:
         """The verdict in words, for example "indicative (agrees)"."""
-        return (
-            self.kind if self.agrees is None else f"{self.kind} ({'agrees' if self.agrees else 'disagrees'})"
-        )
+        return self.kind if self.agrees is None else f"{self.kind} ({'agrees' if self.agrees else 'disagrees'})"
 
     @property
     def icon(self) -> str:
@@ -87,9 +85,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     return float(array.mean() - half), float(array.mean() + half)
 
 
-def bootstrap_interval(
-    per_item: Any, seed: int = 0, resamples: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
+def bootstrap_interval(per_item: Any, seed: int = 0, resamples: int = 2000, level: float = 0.95) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean over test items of one checkpoint.
 
     For the difference between two classifiers on the same items pass the per-item differences, so that the
@@ -143,15 +139,11 @@ def judge(claim: Claim, measurements: Sequence[Measurement], profile: str | None
         ValueError: measurements of another claim, of several profiles, or twice of one seed.
     """
     if any(m.claim != claim.id for m in measurements):
-        raise ValueError(
-            f"measurements of {sorted({m.claim for m in measurements})} given for claim {claim.id}"
-        )
+        raise ValueError(f"measurements of {sorted({m.claim for m in measurements})} given for claim {claim.id}")
     profiles = {m.profile for m in measurements} | ({profile} if profile else set())
     seeds = [m.seed for m in measurements]
     if len(profiles) != 1 or len(set(seeds)) != len(seeds):
-        raise ValueError(
-            f"{claim.id}: expected one profile and each seed once, got {sorted(profiles)} and {seeds}"
-        )
+        raise ValueError(f"{claim.id}: expected one profile and each seed once, got {sorted(profiles)} and {seeds}")
     (profile,) = profiles
     planned = claim.tests[profile]
     if not measurements:
@@ -178,9 +170,7 @@ def _judge(claim: Claim, test: Test, profile: str, measurements: Sequence[Measur
     if n < test.min_seeds:
         kind = INDICATIVE
         # Too few seeds for an interval that can be trusted: only the mean is compared.
-        agrees = (
-            bool(_side(Estimate(difference.mean, None, None, 1), test.direction, test.margin)) and not against
-        )
+        agrees = bool(_side(Estimate(difference.mean, None, None, 1), test.direction, test.margin)) and not against
         reason = f"{n} of at least {test.min_seeds} seeds"
     else:
         kind = {True: REPRODUCED, False: NOT_REPRODUCED, None: INCONCLUSIVE}[side]
@@ -228,7 +218,11 @@ def _side(difference: Estimate, direction: str, margin: float) -> bool | None:
 
 def rule_text(claim: Claim, test: Test) -> str:
     """Return a test's rule in words."""
-    margin = f"{100 * test.margin:g} points" if claim.unit == "percent" else f"{test.margin:g}"
-    by = {"greater": f"greater by more than {margin}", "smaller": f"smaller by more than {margin}"}
-    expected = by.get(test.direction, f"equal to within {margin}")
-    return f"{test.treatment} is {expected} beside {test.control}, at least {test.min_seeds} seeds"
+    points = f"{100 * test.margin:g} points" if claim.unit == "percent" else f"{test.margin:g}"
+    place = {
+        "greater": f"above {points}" if test.margin else "above zero",
+        "smaller": f"below −{points}" if test.margin else "below zero",
+        "equal": f"within ±{points}",
+    }[test.direction]
+    sides = f"treatment ({test.treatment}) and control ({test.control})"
+    return f"the 95 % interval of the difference between {sides} lies {place}; {test.min_seeds} seeds or more"

@@ -152,9 +152,7 @@ def parse(text: str, source: str = "ledger") -> dict[str, Claim]:
     for entry in data["claims"]:
         claim = _claim(entry, method=data["title"])
         if claim.id in claims or claim.paper != data["paper"]:
-            raise ValueError(
-                f"{source}: id {claim.id!r} is repeated or does not begin with {data['paper']!r}"
-            )
+            raise ValueError(f"{source}: id {claim.id!r} is repeated or does not begin with {data['paper']!r}")
         claims[claim.id] = claim
     return claims
 
@@ -174,9 +172,7 @@ def _claim(entry: dict[str, Any], method: str) -> Claim:
 def find(claim_id: str) -> Claim:
     """Return a claim by its id; ValueError naming the nearest ids if there is none."""
     paper = str(claim_id).partition(".")[0]
-    known = (
-        load(paper) if paper in papers() else {id_: c for name in papers() for id_, c in load(name).items()}
-    )
+    known = load(paper) if paper in papers() else {id_: c for name in papers() for id_, c in load(name).items()}
     if claim_id not in known:
         near = get_close_matches(str(claim_id), known, n=3, cutoff=0.3) or list(known)
         raise ValueError(f"unknown claim {claim_id!r}: did you mean {', '.join(near)}?")
@@ -221,9 +217,7 @@ def record(
     given = dict(controls or {})
     if set(given) != set(test.controls):
         expected = ", ".join(map(repr, test.controls)) or "none"
-        raise ValueError(
-            f"{claim_id} at profile {profile!r}: controls are {expected}, got {list(given) or 'none'}"
-        )
+        raise ValueError(f"{claim_id} at profile {profile!r}: controls are {expected}, got {list(given) or 'none'}")
     if not n > 0:
         raise ValueError(f"{claim_id}: n={n!r}, expected the number of test items, at least 1")
     measurement = Measurement(
@@ -255,9 +249,7 @@ def record_result(name: str, value: Any, *, profile: str, seed: int, out: str | 
         ValueError: the name lacks its chapter, or the value holds a number that is not finite.
     """
     if not all(str(name).partition(".")):
-        raise ValueError(
-            f"result name {name!r}: expected '<chapter>.<what>', for example 'clip.zero_shot_top1'"
-        )
+        raise ValueError(f"result name {name!r}: expected '<chapter>.<what>', for example 'clip.zero_shot_top1'")
     _update(name, profile, seed, out, "results", _json(value, name))
 
 

@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,7 @@ def results_folder() -> Path:
     """Return the repository's folder of committed records; FileNotFoundError for an installed wheel."""
     root = repository()
     if root is None:
-        raise FileNotFoundError(
-            "the committed records lie in the repository (book/results), not in the package"
-        )
+        raise FileNotFoundError("the committed records lie in the repository (book/results), not in the package")
     return root / "book" / "results"
 
 
@@ -104,9 +103,7 @@ def _with_environment(records: Records, file: Path) -> Records:
     return replace(records, environment={key: run[key] for key in _ENVIRONMENT if key in run})
 
 
-def collect(
-    sources: Sources, profiles: Sequence[str] = PROFILES, chapters: Sequence[str] | None = None
-) -> list[Row]:
+def collect(sources: Sources, profiles: Sequence[str] = PROFILES, chapters: Sequence[str] | None = None) -> list[Row]:
     """Judge every claim at every profile by the records under ``sources``; without any it is "not run".
 
     A seed found twice counts once; the source named last wins.
@@ -126,9 +123,7 @@ def collect(
             continue
         for claim_id, measurement in records.measurements.items():
             if claim_id not in load(records.chapter):
-                raise ValueError(
-                    f"a record at profile {records.profile!r} holds an unknown claim {claim_id!r}"
-                )
+                raise ValueError(f"a record at profile {records.profile!r} holds an unknown claim {claim_id!r}")
             measured[claim_id, records.profile][records.seed] = measurement
     rows = []
     for chapter in chapters:
@@ -170,9 +165,7 @@ def quote(name: str, profile: str = "full", sources: Sources | None = None, perc
     records = find_records(results_folder() if sources is None else sources)
     values = [r.results[name] for r in records if r.profile == profile and name in r.results]
     if not values:
-        raise ValueError(
-            f"no record of {name!r} at profile {profile!r}: run `python -m minilib collect` first"
-        )
+        raise ValueError(f"no record of {name!r} at profile {profile!r}: run `python -m minilib collect` first")
     return format_estimate(estimate(values), "percent" if percent else "number", seeds=True)
 
 
@@ -237,9 +230,10 @@ class VerdictTable:
     def _repr_html_(self) -> str:
         heads = ("Claim", "Verdict", "Treatment", "Control", "Difference", "The paper")
         cells = "".join(f'<th scope="col" style="{_CELL}">{head}</th>' for head in heads)
-        body = "".join(_html_row(row) for row in self.rows)
+        groups = [list(group) for _, group in groupby(self.rows, key=lambda row: row.claim.id)]
+        body = "".join(_html_rows(group) for group in groups)
         return (
-            '<div style="overflow-x:auto"><table style="border-collapse:collapse;text-align:left">'
+            '<div style="overflow-x:auto"><table style="border-collapse:collapse;text-align:left;color:inherit">'
             f"<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
@@ -255,25 +249,33 @@ _EDGE = {
 }
 
 
-def _html_row(row: Row) -> str:
+def _html_rows(rows: Sequence[Row]) -> str:
+    """Return one claim's rows, one per profile; its title and the paper's numbers stand once beside them."""
+    claim, span = rows[0].claim, f'<td rowspan="{len(rows)}" style="{_CELL}">'
+    first = f"{span}<b>{html.escape(claim.title)}</b><br><small>{html.escape(claim.id)}</small></td>"
+    last = f"{span}{html.escape(claim.numbers)}<br><small>{html.escape(claim.where)}</small></td>"
+    text = ""
+    for index, row in enumerate(rows):
+        cells = "".join(f'<td style="{_CELL}">{cell}</td>' for cell in _html_cells(row))
+        text += "<tr>" + (first if index == 0 else "") + cells + (last if index == 0 else "") + "</tr>"
+    return text
+
+
+def _html_cells(row: Row) -> list[str]:
     verdict, unit = row.verdict, row.claim.unit
     seeds = f"{row.profile}, {verdict.n} seed{'s' if verdict.n != 1 else ''}" if verdict.n else row.profile
     style = f"border-left:4px {_EDGE[verdict.kind]} currentColor;padding-left:0.4em;font-weight:bold"
     badge = f'<span style="{style}"><span aria-hidden="true">{verdict.icon}</span> {verdict.text}</span>'
-    cells = [
-        f"<b>{html.escape(row.claim.title)}</b><br><small>{html.escape(row.claim.id)}</small>",
-        f"{badge}<br><small>{html.escape(f'{seeds}: {verdict.reason}')}</small>",
-        _side_html(row, "treatment"),
-        _side_html(row, "control"),
-        html.escape(difference_text(row)),
-        f"{html.escape(row.claim.numbers)}<br><small>{html.escape(row.claim.where)}</small>",
-    ]
     extra = "".join(
         f"<br><small>{html.escape(name)}: {html.escape(format_estimate(value, unit))}</small>"
         for name, value in verdict.controls.items()
     )
-    cells[3] += extra
-    return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>"
+    return [
+        f"{badge}<br><small>{html.escape(f'{seeds}: {verdict.reason}')}</small>",
+        _side_html(row, "treatment"),
+        _side_html(row, "control") + extra,
+        html.escape(difference_text(row)),
+    ]
 
 
 def _side_html(row: Row, side: str) -> str:
@@ -337,9 +339,7 @@ def fill(text: str, results_dir: str | os.PathLike[str], name: str = "the text")
             text = pattern.sub(lambda _, body=body: body, text)
             found += 1
     if not found:
-        raise ValueError(
-            f"{name} has no markers: put <!-- scoreboard:start --> and <!-- scoreboard:end --> into it"
-        )
+        raise ValueError(f"{name} has no markers: put <!-- scoreboard:start --> and <!-- scoreboard:end --> into it")
     return text
 
 
@@ -363,12 +363,8 @@ def _claim_section(claim: Claim, rows: list[Row]) -> str:
                 f"{format_estimate(value, claim.unit)}, {name}"
                 for value, name in ((verdict.treatment, test.treatment), (verdict.control, test.control))
             ]
-            sides[1] += "".join(
-                f"; {format_estimate(v, claim.unit)}, {k}" for k, v in verdict.controls.items()
-            )
-        lines.append(
-            f"| {row.profile} | {verdict} ({detail}) | {sides[0]} | {sides[1]} | {difference_text(row)} |"
-        )
+            sides[1] += "".join(f"; {format_estimate(v, claim.unit)}, {k}" for k, v in verdict.controls.items())
+        lines.append(f"| {row.profile} | {verdict} ({detail}) | {sides[0]} | {sides[1]} | {difference_text(row)} |")
         if isinstance(test, Test):
             rules.append(f"{test.how}. Measured: {test.metric}. Rule: {rule_text(claim, test)}.")
     lines.append("")

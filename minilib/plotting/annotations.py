@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minilib.batch import Batch
 from minilib.plotting.images import image_array
-from minilib.plotting.style import PALETTE, styled
+from minilib.plotting.style import PALETTE, YELLOW, styled
 
 
 @styled
@@ -42,7 +42,8 @@ def draw_annotations(ax: Axes, batch: Batch, i: int, task: str, names: Sequence[
     ax.imshow(image_array(batch.image[i]))
     ax.set_axis_off()
     title = draw(ax, batch, i, names)
-    ax.set_title(textwrap.fill(title, 30), fontsize=8.5, fontweight="normal", pad=3)
+    inches = ax.get_position().width * ax.get_figure(root=True).get_figwidth()
+    ax.set_title(textwrap.fill(title, max(10, int(16 * inches))), fontsize=8.5, fontweight="normal", pad=3)
     return ax
 
 
@@ -83,12 +84,13 @@ def _draw_count(ax: Axes, batch: Batch, i: int, names: Sequence[str]) -> str:
     points = batch.points[i].cpu().numpy().reshape(-1, 2)
     if batch.density is not None:
         density = batch.density[i, 0].cpu().numpy()
-        ax.imshow(
-            density,
-            alpha=0.55,
-            cmap="magma",
-            extent=(-0.5, batch.image.shape[3] - 0.5, batch.image.shape[2] - 0.5, -0.5),
-        )
+        height, width = batch.image.shape[2:]
+        overlay = np.empty((*density.shape, 4))
+        overlay[..., :3] = to_rgb(YELLOW)
+        # See-through where there is nothing; the root lets the kernels' flanks be seen.
+        overlay[..., 3] = 0.8 * np.sqrt(density.clip(0) / max(density.max(), 1e-12))
+        edges = (-0.5, width - 0.5, height - 0.5, -0.5)
+        ax.imshow(overlay, extent=edges)
     # Points are in pixel coordinates with (0, 0) at the corner of the image; imshow has it at a pixel's
     # centre.
     ax.plot(points[:, 0] - 0.5, points[:, 1] - 0.5, "P", color="white", markeredgecolor="black", markersize=6)

@@ -127,7 +127,13 @@ def paper_vs_ours(
     if not rows:
         raise ValueError("rows is empty: expected at least one comparison")
     ax = new_axes(height=0.9 + 0.38 * len(rows)) if ax is None else ax
-    paper = {"marker": "D", "markerfacecolor": "none", "markeredgecolor": VERMILION, "markeredgewidth": 1.6}
+    paper = {
+        "marker": "D",
+        "markerfacecolor": "none",
+        "markeredgecolor": VERMILION,
+        "markeredgewidth": 1.6,
+        "zorder": 4,
+    }
     ours = {"marker": "o", "color": BLUE}
     for position, (name, (number, seeds)) in enumerate(rows.items()):
         values = to_array(seeds, name)
@@ -138,9 +144,7 @@ def paper_vs_ours(
         if values.size:
             ax.plot([values.mean()], [position], linestyle="none", **ours)
         else:
-            ax.annotate(
-                "not run", (0.99, position), xycoords=("axes fraction", "data"), ha="right", va="center"
-            )
+            ax.annotate("not run", (0.99, position), xycoords=("axes fraction", "data"), ha="right", va="center")
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlabel(xlabel)

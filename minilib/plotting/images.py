@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from einops import rearrange
 from matplotlib.figure import Figure
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -79,15 +78,16 @@ def similarity_matrix(
     _check_length("captions", captions, values.T)
     _check_length("images", images, values)
     n, m = values.shape
-    cell = min(0.62, (WIDTH - 2.6) / n)
-    top = 0.0 if images is None else cell
-    figure = Figure(figsize=(WIDTH, cell * m + top + (0.3 if title else 0.1) + 0.6))
+    rows = [textwrap.shorten(caption, 44, placeholder=" …") for caption in captions]
+    room = WIDTH - 1.0 - 0.075 * max(len(row) for row in rows)  # beside the captions and the colour bar
+    cell, top = min(0.62, room / n), 0 if images is None else 1
+    figure = Figure(figsize=(WIDTH, cell * (m + top) + (0.3 if title else 0.0) + 0.3))
     ax = figure.add_subplot()
-    shown = ax.imshow(values.T, aspect="auto")
+    shown = ax.imshow(values.T)
     ax.grid(False)
     ax.spines[:].set_visible(False)
     ax.set_xticks([])
-    ax.set_yticks(range(m), [textwrap.shorten(caption, 48, placeholder=" …") for caption in captions])
+    ax.set_yticks(range(m), rows)
     ax.tick_params(length=0)
     for column, row in enumerate(values.argmax(axis=1)):
         frame = {"fill": False, "edgecolor": VERMILION, "linewidth": 2}
@@ -98,11 +98,8 @@ def similarity_matrix(
             ink = "white" if value < middle else "black"
             ax.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
     for column, image in enumerate(() if images is None else images):
-        array = image_array(image)
-        zoom = 0.9 * cell * 72 / array.shape[1]
-        picture = AnnotationBbox(OffsetImage(array, zoom=zoom), (column, -0.55), frameon=False, pad=0)
-        picture.box_alignment = (0.5, 0.0)
-        ax.add_artist(picture)
+        ax.imshow(image_array(image), extent=(column - 0.46, column + 0.46, -0.56, -1.48))
+    ax.set(xlim=(-0.5, n - 0.5), ylim=(m - 0.5, -0.5 - top))
     figure.colorbar(shown, ax=ax, shrink=0.7, label="similarity")
     if title:
         figure.suptitle(title, fontsize=10.5, fontweight="bold")

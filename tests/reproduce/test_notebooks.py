@@ -56,9 +56,7 @@ def test_text_becomes_the_type_of_the_default(text, default, value):
     assert got == value and type(got) is type(value)
 
 
-@pytest.mark.parametrize(
-    ("text", "default"), [("1e3", 3), ("fast", 0.1), ("1", True), ("yes", True), ("3", [4])]
-)
+@pytest.mark.parametrize(("text", "default"), [("1e3", 3), ("fast", 0.1), ("1", True), ("yes", True), ("3", [4])])
 def test_text_of_another_type_is_refused(text, default):
     with pytest.raises(ValueError, match=f"name='{text}'"):
         notebooks.typed("name", text, default)

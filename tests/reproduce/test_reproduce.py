@@ -88,9 +88,7 @@ def test_what_changed_is_named(chapters, runs, monkeypatch, tmp_path):
 
 def test_library_files_that_count():
     found = reproduce.library_digests("clip")
-    assert {"minilib/ledger/clip.yaml", "minilib/scenes/vocabulary.tsv", "minilib/claims/records.py"} <= set(
-        found
-    )
+    assert {"minilib/ledger/clip.yaml", "minilib/scenes/vocabulary.tsv", "minilib/claims/records.py"} <= set(found)
     assert not {name for name in found if "__pycache__" in name or name in ("minilib/reproduce.py",)}
     assert "minilib/ledger/clip.yaml" not in reproduce.library_digests("lseg")
 
@@ -220,7 +218,8 @@ import os, pathlib, time
 mark = pathlib.Path(out) / "checkpoint"
 again = mark.exists()
 mark.write_text(str(os.getpid()))
-time.sleep(0 if again else 600)"""
+(pathlib.Path(out) / "again").write_text(str(again))
+time.sleep(0 if again else 100)"""
     write_notebook(chapters, wait, RECORD)
     command = [sys.executable, "-m", "minilib", "reproduce", "--notebooks", str(chapters), "--out", str(runs)]
     environment = {**os.environ, "PYTHONPATH": str(reproduce.PACKAGE.parent)}
@@ -239,7 +238,8 @@ time.sleep(0 if again else 600)"""
             os.kill(kernel, signal.SIGKILL)
     (job,) = jobs(chapters, runs)
     assert reproduce.what_changed(job) == ["not run yet"]
-    assert reproduce.run(job).state == "done", "with the checkpoint still there it does not wait"
+    assert reproduce.run(job).state == "done"
+    assert (folder / "again").read_text() == "True", "the files of the killed run were there to go on from"
     assert reproduce.what_changed(job) == []
     # With other inputs an unfinished attempt's files are not trusted.
     (job.folder / "run.json").rename(job.folder / "attempt.json")
@@ -249,9 +249,7 @@ time.sleep(0 if again else 600)"""
 
 
 def test_interrupt_stops_with_its_own_status(chapters, runs):
-    write_notebook(
-        chapters, "import pathlib, time; pathlib.Path(out, 'mark').touch(); time.sleep(600)", RECORD
-    )
+    write_notebook(chapters, "import pathlib, time; pathlib.Path(out, 'mark').touch(); time.sleep(600)", RECORD)
     command = [sys.executable, "-m", "minilib", "reproduce", "--notebooks", str(chapters), "--out", str(runs)]
     environment = {**os.environ, "PYTHONPATH": str(reproduce.PACKAGE.parent)}
     runner = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -281,9 +279,7 @@ def test_seeds_are_read():
 
 def test_several_seeds_each_have_a_folder(chapters, runs):
     assert call(chapters, runs, "--seeds", "0..1") == 0
-    values = [
-        json.loads(path.read_text())["seed"] for path in sorted(runs.glob("tiny/quick/seed*/result.json"))
-    ]
+    values = [json.loads(path.read_text())["seed"] for path in sorted(runs.glob("tiny/quick/seed*/result.json"))]
     assert values == [0, 1]
 
 

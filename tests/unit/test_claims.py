@@ -327,7 +327,7 @@ def test_tables_say_verdicts_in_words(runs):
     assert repr(shown) == "Verdicts on 9 claims"
     page = shown._repr_html_()
     assert "✔</span> reproduced" in page and "–</span> not run" in page
-    assert "background" not in page and "color:" not in page.replace("currentColor", "")
+    assert "background" not in page and "color:" not in page.replace("color:inherit", "")
     assert len(set(judging.ICONS.values())) == len(judging.KINDS)
 
 
