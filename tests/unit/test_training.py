@@ -324,7 +324,7 @@ def test_killed_at_an_arbitrary_step_and_resumed_it_ends_bit_identical(tmp_path,
     for target in (10, 33):
         process = start(tmp_path / "killed", ema, pause=0.02)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while not (tmp_path / "killed" / METRICS).exists() or logged(tmp_path / "killed") < target:
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.005)
