@@ -36,9 +36,7 @@ class PillowScene:
 @lru_cache(maxsize=8)
 def _sprites(style: str) -> list[list[Image.Image]]:
     """Return per mip level the straight RGBA sprites, with a transparent pixel around."""
-    full = [
-        Image.fromarray(sprite).convert("RGBa") for sprite in load_atlas(style).permute(0, 2, 3, 1).numpy()
-    ]
+    full = [Image.fromarray(sprite).convert("RGBa") for sprite in load_atlas(style).permute(0, 2, 3, 1).numpy()]
     levels = []
     for side in MIP_SIDES:
         small = [sprite.reduce(64 // side).convert("RGBA") for sprite in full]
@@ -51,9 +49,7 @@ def _sprites(style: str) -> list[list[Image.Image]]:
 
 @lru_cache(maxsize=8)
 def _textures(height: int, width: int) -> list[list[Image.Image]]:
-    return [
-        [Image.fromarray(texture) for texture in variants] for variants in texture_bank(height, width).numpy()
-    ]
+    return [[Image.fromarray(texture) for texture in variants] for variants in texture_bank(height, width).numpy()]
 
 
 @lru_cache(maxsize=8)
