@@ -9,6 +9,7 @@ finished model is written to minilib/weights/<model>.safetensors with its card, 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ import torch
 from minilib import scenes
 from minilib.recipes import clip as recipe
 from minilib.training import fit
-from minilib.weights import save_clip, sha256
+from minilib.weights import load_clip, save_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,8 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     mini = recipe.MINI[given.model].but_steps(given.steps)
     work = given.work or ROOT / "runs" / "weights" / given.model
     model = recipe.build(mini.model, given.seed).to(given.device)
-    print(f"{given.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {mini.train.steps} steps of "
-          f"{mini.batch_size} scenes on {given.device}; working in {work}", flush=True)
+    print(
+        f"{given.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {mini.train.steps} steps of "
+        f"{mini.batch_size} scenes on {given.device}; working in {work}",
+        flush=True,
+    )
     history = fit(
         model,
         recipe.contrastive_loss,
@@ -51,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
         evaluate=lambda m: recipe.zero_shot_report(m, n=480, split="val"),
         progress=given.model,
     )
-    metrics = recipe.full_report(model)
+    path = given.out / f"{given.model}.safetensors"
+    save_clip(model, path, {})
+    metrics = recipe.full_report(load_clip(path, device=given.device))  # of what ships: half precision
     card = {
         "model": given.model,
         "command": f"python data_scripts/train_mini_clip.py --model {given.model} --seed {given.seed}"
@@ -63,14 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
         "scenes_version": scenes.VERSION,
         "parameters": sum(p.numel() for p in model.parameters()),
         "hardware": f"{given.device}, {torch.get_num_threads()} threads, {platform.machine()}"
-        if given.device == "cpu" else torch.cuda.get_device_name(),
+        if given.device == "cpu"
+        else torch.cuda.get_device_name(),
         "torch": torch.__version__.split("+")[0],
         "training_seconds": round(history.rows[-1]["seconds"]),
         "metrics": metrics,
     }
-    path = given.out / f"{given.model}.safetensors"
     save_clip(model, path, card)
-    card |= {"sha256": sha256(path), "bytes": path.stat().st_size}
+    card |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(card, indent=2) + "\n")
     os.replace(temporary, path.with_suffix(".json"))

@@ -165,9 +165,15 @@ def class_scores(model: CLIP, class_list: Sequence[str], image: Tensor) -> Tenso
 
 
 def contrast_or_predict(
-    lab: Lab, seed: int, device: torch.device | str = "cpu", control: bool = True
+    lab: Lab,
+    seed: int,
+    device: torch.device | str = "cpu",
+    control: bool = True,
+    contrast: History | None = None,
 ) -> dict[str, History]:
     """Train the same image tower on the same pairs by four objectives; ``top1`` is logged along the way (Figure 2).
+
+    ``contrast`` is the history of ``train_clip(lab.pretraining(), seed)`` with ``top1`` logged, if that has been run.
 
     Returns:
         histories of "contrast, transformer", "contrast, bag of words", "predict the words" and, where ``control``,
@@ -179,7 +185,7 @@ def contrast_or_predict(
         return {"top1": accuracy(class_scores(model, lab.names, test.image), test.label)}
 
     runs = {
-        "contrast, transformer": train_clip(lab.pretraining(), seed, device, zero_shot)[1],
+        "contrast, transformer": contrast or train_clip(lab.pretraining(), seed, device, zero_shot)[1],
         "contrast, bag of words": train_clip(lab.pretraining("bag_of_words"), seed, device, zero_shot)[1],
         "predict the words": _predict_words(lab, seed, device, test),
     }
@@ -271,21 +277,41 @@ def held_out_phrases(count: int = 6) -> list[str]:
 # --- C3 and C4: prompts, and zero-shot against a probe ---------------------------------------------------------------
 
 
-def prompt_ladder(model: CLIP, test: Batch, class_list: Sequence[str]) -> dict[str, float]:
-    """Return top-1 of the bare word, each single template (its text is the key), and ensembles of 2, 4, ... of them.
+def prompt_ladder(
+    model: CLIP, test: Batch, class_list: Sequence[str], templates: Sequence[str] = TEMPLATES
+) -> dict[str, float]:
+    """Return top-1 of the bare word, each single template (its text is the key), and ensembles of 2, 3, ... of them.
 
     "probabilities" averages softmax probabilities over templates instead of embeddings.
     """
     image = embed_images(model, test.image.to(model.device))
     label = test.label
     report = {"bare word": accuracy(image @ classifier(model, class_list, ["{}"]), label)}
-    single = [image @ classifier(model, class_list, [template]) for template in TEMPLATES]
-    report |= {template: accuracy(scores, label) for template, scores in zip(TEMPLATES, single, strict=True)}
-    for count in range(2, len(TEMPLATES) + 1):
-        report[f"ensemble of {count}"] = accuracy(image @ classifier(model, class_list, TEMPLATES[:count]), label)
+    single = [image @ classifier(model, class_list, [template]) for template in templates]
+    report |= {template: accuracy(scores, label) for template, scores in zip(templates, single, strict=True)}
+    for count in range(2, len(templates) + 1):
+        report[f"ensemble of {count}"] = accuracy(image @ classifier(model, class_list, templates[:count]), label)
     scale = model.logit_scale.detach().exp()
     report["probabilities"] = accuracy(torch.stack([(scale * s).softmax(1) for s in single]).mean(0), label)
     return report
+
+
+def unseen_endings(
+    model: CLIP, test: Batch, class_list: Sequence[str], template: str, endings: Sequence[str] = ("", ".", "!", " ???")
+) -> dict[str, float]:
+    """Return top-1 of one template with several endings; captions end without anything or with a full stop."""
+    image = embed_images(model, test.image.to(model.device))
+    bare = template.rstrip(".")
+    return {end: accuracy(image @ classifier(model, class_list, [bare + end]), test.label) for end in endings}
+
+
+def ensemble_gain(model: CLIP, test: Batch, class_list: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
+    """Return, per test image, 1 where only the ensemble is right, -1 where only the bare word is, else 0 (N,)."""
+    image = embed_images(model, test.image.to(model.device))
+    right = [
+        (image @ classifier(model, class_list, list(texts))).argmax(1) == test.label for texts in (templates, ["{}"])
+    ]
+    return right[0].double() - right[1].double()
 
 
 @torch.no_grad()
@@ -300,6 +326,7 @@ def few_shot(
     train: Batch,
     test: Batch,
     class_list: Sequence[str],
+    templates: Sequence[str] = TEMPLATES,
     shots: Sequence[int] = (1, 2, 4, 8, 16),
     draws: int = 3,
     seed: int = 0,
@@ -312,14 +339,14 @@ def few_shot(
     Returns:
         "shots"; per k the mean over draws of "probe"; and one-element lists "zero-shot" and "random names".
     """
-    text = classifier(model, class_list, TEMPLATES)
+    text = classifier(model, class_list, templates)
     image = embed_images(model, test.image.to(model.device))
     gibberish = random.Random(seed)
     nonsense = ["".join(gibberish.choices(string.ascii_lowercase, k=7)) for _ in class_list]
     report: dict[str, list[float]] = {
         "shots": list(shots),
         "zero-shot": [accuracy(image @ text, test.label)],
-        "random names": [accuracy(image @ classifier(model, nonsense, TEMPLATES), test.label)],
+        "random names": [accuracy(image @ classifier(model, nonsense, templates), test.label)],
         "probe": [],
     }
     x, y = probe_features(model, train.image), train.label
@@ -331,8 +358,7 @@ def few_shot(
         hits = []
         for _ in range(draws):
             rows = draw_shots(y, k, generator)
-            probe = LinearProbe.fit(x[rows], y[rows], C)
-            hits.append((probe.predict(x_test).cpu() == test.label).double().mean().item())
+            hits.append(LinearProbe.fit(x[rows], y[rows], C, tolerance=1e-5).accuracy(x_test, test.label))
         report["probe"].append(sum(hits) / len(hits))
     return report
 
@@ -367,13 +393,13 @@ def crossing(shots: Sequence[int], probe: Sequence[float], zero_shot: float) -> 
     return None
 
 
-@lru_cache(maxsize=4)
-def shot_pool(per_class: int, size: int, classes: tuple[str, ...], seed: int = 0) -> Batch:
-    """Return ``per_class`` training scenes of every class, labels within ``classes``."""
+@lru_cache(maxsize=64)
+def shot_pool(per_class: int, size: int, classes: tuple[str, ...], seed: int = 0, split: str = "val") -> Batch:
+    """Return ``per_class`` labelled scenes of every class, labels within ``classes``."""
     images = []
     for name in classes:
         config = SceneConfig(size=size, classes=(name,), tint=0.0)
-        images.append(EmojiScenes(config).batch("classify", per_class, "val", seed).image)
+        images.append(EmojiScenes(config).batch("classify", per_class, split, seed).image)
     return Batch(torch.cat(images), label=torch.arange(len(classes)).repeat_interleave(per_class))
 
 
@@ -405,11 +431,14 @@ def effective_robustness(baseline: Sequence[tuple[float, float]], model: tuple[f
     return model[1] - expected
 
 
-def style_shift(lab: Lab, seed: int, device: torch.device | str = "cpu") -> dict[str, list[tuple[float, float]]]:
+def style_shift(
+    lab: Lab, seed: int, device: torch.device | str = "cpu", one_style: CLIP | None = None
+) -> dict[str, list[tuple[float, float]]]:
     """Compare zero-shot, probe and supervised learning when the drawing style changes from Noto to Twemoji (Figure 13).
 
     CLIP's web data hold many styles, ImageNet one. So one CLIP sees Noto and OpenMoji, another Noto alone (the control
-    that separates the diversity of the data from the objective); nobody sees Twemoji.
+    that separates the diversity of the data from the objective); nobody sees Twemoji. ``one_style`` is the model of
+    ``train_clip(lab.pretraining(), seed)``, if that has been run.
 
     Returns:
         (Noto accuracy, Twemoji accuracy): "supervised" along a training on Noto, and one pair each for "zero-shot, two
@@ -429,25 +458,21 @@ def style_shift(lab: Lab, seed: int, device: torch.device | str = "cpu") -> dict
         pair = both(model)
         return {"noto": pair[0], "twemoji": pair[1]}
 
-    one_style = lab.pretraining()
-    _, history = train_classifier(one_style, labels, len(lab.names), seed, device, along)
+    noto = lab.pretraining()
+    _, history = train_classifier(noto, labels, len(lab.names), seed, device, along)
     report = {"supervised": list(zip(history.column("noto")[1], history.column("twemoji")[1], strict=True))}
-    two_styles = replace(one_style, scenes=replace(one_style.scenes, styles=("noto", "openmoji")))
-    for name, recipe in (("one style", one_style), ("two styles", two_styles)):
-        model, _ = train_clip(recipe, seed, device)
+    mixed = replace(noto, scenes=replace(noto.scenes, styles=("noto", "openmoji")))
+    models = {"two styles": train_clip(mixed, seed, device)[0]}
+    models["one style"] = one_style or train_clip(noto, seed, device)[0]
+    for name, model in models.items():
         report[f"zero-shot, {name}"] = [both(lambda image, model=model: class_scores(model, lab.names, image))]
     pool = shot_pool(16, lab.image_size, lab.names, seed)
-    features = probe_features(model, pool.image)
+    features = probe_features(models["two styles"], pool.image)
     mean, std = features.mean(0), features.std(0) + 1e-6
-    probe = LinearProbe.fit((features - mean) / std, pool.label, 1.0)
-    hits = [
-        (probe.predict((probe_features(model, test.image) - mean) / std).cpu() == test.label.cpu())
-        .double()
-        .mean()
-        .item()
-        for test in tests
+    probe = LinearProbe.fit((features - mean) / std, pool.label, 1.0, tolerance=1e-5)
+    report["probe, two styles"] = [
+        both(lambda image: probe.logits((probe_features(models["two styles"], image) - mean) / std))
     ]
-    report["probe, two styles"] = [(hits[0], hits[1])]
     return report
 
 
@@ -531,7 +556,7 @@ def polysemy(model: CLIP, per_concept: int = 20, seed: int = 0) -> dict[str, dic
     """
     report: dict[str, dict[str, float]] = {}
     for word, concepts in polysemous_words().items():
-        pool = shot_pool(per_concept, model.config.image_size, tuple(c.name for c in concepts), seed)
+        pool = shot_pool(per_concept, model.config.image_size, tuple(c.name for c in concepts), seed, "test")
         image = embed_images(model, pool.image.to(model.device))
         texts = {"bare": [word] * len(concepts), "edited": [c.name for c in concepts]}
         report[word] = {
@@ -553,25 +578,33 @@ def tie_accuracy(scores: Tensor, label: Tensor, tolerance: float = 1e-5) -> floa
 
 
 def data_efficiency(
-    lab: Lab, seed: int, device: torch.device | str = "cpu", pairs: Sequence[int | None] = (256, 2048, None)
+    lab: Lab,
+    seed: int,
+    device: torch.device | str = "cpu",
+    pairs: Sequence[int | None] = (256, 2048, None),
+    supervised: bool = True,
+    all_pairs: CLIP | None = None,
 ) -> dict[str, list[float]]:
     """Train on few distinct pairs, seen again and again, and on ever new ones, with the same number of steps.
 
+    ``all_pairs`` is the model of ``train_clip(lab.pretraining(), seed)``, if that has been run.
+
     Returns:
-        "pairs" (the number of distinct pairs) and, for each, zero-shot top-1 "CLIP" and top-1 "supervised" of the same
-        tower trained with class ids on the same images.
+        "pairs" (the number of distinct pairs; None in the argument stands for all) and, for each, zero-shot top-1
+        "CLIP" and, where asked for, top-1 "supervised" of the same tower trained with class ids on the same images.
     """
     test = lab.test(seed=seed).to(device)
     place = {find(name).index: i for i, name in enumerate(lab.names)}
     report: dict[str, list[float]] = {"pairs": [], "CLIP": [], "supervised": []}
     for count in pairs:
         recipe = lab.pretraining(pairs=count)
-        model, _ = train_clip(recipe, seed, device)
+        model = all_pairs if count is None and all_pairs else train_clip(recipe, seed, device)[0]
         report["pairs"].append(count or lab.steps * recipe.batch_size)
         report["CLIP"].append(accuracy(class_scores(model, lab.names, test.image), test.label))
-        supervised, _ = train_classifier(
-            recipe, lambda batch: torch.tensor([place[int(c[0])] for c in batch.classes]), len(lab.names), seed, device
-        )
-        with torch.no_grad():
-            report["supervised"].append(accuracy(supervised(test.image), test.label))
+        if supervised:
+            taught, _ = train_classifier(
+                recipe, lambda b: torch.tensor([place[int(c[0])] for c in b.classes]), len(lab.names), seed, device
+            )
+            with torch.no_grad():
+                report["supervised"].append(accuracy(taught(test.image), test.label))
     return report
