@@ -43,7 +43,7 @@ class Values:
     """Also train the controls that only cost time: shuffled captions, more fractions of the data."""
 
 
-def photo_pretraining(steps: int = 2400) -> recipe.Pretraining:
+def photo_pretraining(steps: int = 1200) -> recipe.Pretraining:
     """Return the training from scratch on 32 x 32 photographs and captions made of their class names."""
     vision = ResNetConfig(blocks=(1, 1, 1, 1), width=24, heads=8, strides=(1, 2, 2, 1))
     text = recipe.text_config(64, 2, 2)
@@ -54,13 +54,13 @@ def photo_pretraining(steps: int = 2400) -> recipe.Pretraining:
 PROFILES = {
     "quick": Values(lab=Lab(classes=48, steps=80, evaluations=4, test_images=480), test_images=960, draws=1),
     "full": Values(
-        lab=Lab(classes=120, steps=300, evaluations=6, test_images=1200),
+        lab=Lab(classes=120, steps=260, evaluations=6, test_images=1200),
         main=recipe.Pretraining(
             model=recipe.clip_config(
                 ViTConfig(patch=8, width=128, layers=3, heads=4, stem="conv", pool="mean"), 48, 128,
                 recipe.text_config(128, 2, 4),
             ),
-            train=TrainConfig(steps=900, lr=1.5e-3, warmup=60, evaluate_every=150),
+            train=TrainConfig(steps=640, lr=1.5e-3, warmup=60, evaluate_every=160),
             scenes=SceneConfig(size=48, objects=(1, 3)),
             simple_first=0.5,
         ),
