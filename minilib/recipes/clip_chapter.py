@@ -13,6 +13,7 @@ from minilib.batch import Batch
 from minilib.datasets import CAPTION_TEMPLATES, load_photos
 from minilib.metrics import accuracy
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, ViTConfig
+from minilib.parameters import repository
 from minilib.recipes import clip as recipe
 from minilib.recipes.clip_claims import Lab, class_scores, shot_pool
 from minilib.scenes import SceneConfig, names
@@ -119,6 +120,8 @@ def photos_study(
             "profile='photos' needs data='FOLDER', a folder with train/<class>/ and test/<class>/ "
             "(python data_scripts/get_cifar10.py makes one)"
         )
+    # A relative path is meant from the repository's root: a notebook's kernel starts in another folder.
+    root = (repository() or Path.cwd()) / Path(root).expanduser()
     training = values.main
     train, test = load_photos(root, size=training.model.image_size, device=device, seed=seed)
     generator = torch.Generator().manual_seed(seed)
