@@ -54,9 +54,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         extra["data"] = str(Path(extra["data"]).expanduser().resolve())
     chapters = [name for text in options.chapters for name in text.split(",") if name]
     out = _runs(options.out)
-    jobs = reproduce.plan(
-        chapters, options.profile, options.seeds, out, options.device, extra, options.notebooks
-    )
+    jobs = reproduce.plan(chapters, options.profile, options.seeds, out, options.device, extra, options.notebooks)
     failed = 0
     for number, job in enumerate(jobs, start=1):
         changed = reproduce.what_changed(job)
@@ -93,9 +91,7 @@ def _publish(options: argparse.Namespace) -> int:
         target = notebooks.find_chapter(name, folder)
         executed = _runs(options.runs) / name / "quick" / "seed0" / "notebook.ipynb"
         if not executed.with_name("run.json").is_file():
-            raise ValueError(
-                f"no finished quick run of {name}: python -m minilib reproduce --chapters {name}"
-            )
+            raise ValueError(f"no finished quick run of {name}: python -m minilib reproduce --chapters {name}")
         notebooks.publish(executed, target)
         _say(f"stored the outputs of {name} in {target}")
     return 0
@@ -129,12 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    command = commands.add_parser(
-        "reproduce", help="run notebooks headlessly; what is done and unchanged is skipped"
-    )
-    command.add_argument(
-        "--chapters", nargs="+", default=["all"], metavar="NAME", help="chapters, or all (default)"
-    )
+    command = commands.add_parser("reproduce", help="run notebooks headlessly; what is done and unchanged is skipped")
+    command.add_argument("--chapters", nargs="+", default=["all"], metavar="NAME", help="chapters, or all (default)")
     command.add_argument("--profile", default="quick", choices=PROFILES, help="default: quick")
     command.add_argument("--seeds", type=parse_seeds, default=[0], help="0, 0,1,2 or 0..4 (default: 0)")
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
@@ -165,21 +157,15 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_collect)
 
     command = commands.add_parser("publish", help="store a quick run's outputs in the chapter's notebook")
-    command.add_argument(
-        "--chapters", nargs="+", default=["all"], metavar="NAME", help="chapters, or all (default)"
-    )
+    command.add_argument("--chapters", nargs="+", default=["all"], metavar="NAME", help="chapters, or all (default)")
     command.add_argument("--runs", type=Path, help="folder of runs (default: runs in the repository)")
     command.add_argument("--notebooks", type=Path, help=argparse.SUPPRESS)
     command.set_defaults(command=_publish)
 
-    command = commands.add_parser(
-        "scoreboard", help="print the scoreboard, or fill it into files between its markers"
-    )
+    command = commands.add_parser("scoreboard", help="print the scoreboard, or fill it into files between its markers")
     either = command.add_mutually_exclusive_group()
     either.add_argument("--write", type=Path, nargs="+", metavar="FILE", help="fill the files")
-    either.add_argument(
-        "--check", type=Path, nargs="+", metavar="FILE", help="exit with 1 if a file is stale"
-    )
+    either.add_argument("--check", type=Path, nargs="+", metavar="FILE", help="exit with 1 if a file is stale")
     command.add_argument("--results", type=Path, help="folder of records (default: book/results)")
     command.set_defaults(command=_scoreboard)
     return parser

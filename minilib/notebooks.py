@@ -106,9 +106,7 @@ def typed(name: str, text: str, default: Any) -> Any:
         return value
     except (ValueError, KeyError):
         example = repr(default)
-        raise ValueError(
-            f"{name}={text!r} is no {kind.__name__}: expected something like {example}"
-        ) from None
+        raise ValueError(f"{name}={text!r} is no {kind.__name__}: expected something like {example}") from None
 
 
 def code_digests(notebook: Mapping[str, Any]) -> list[str]:
@@ -157,9 +155,7 @@ def add_alt_texts(notebook: Mapping[str, Any]) -> None:
     myst-nb has one alt text a cell: a cell with several figures gets their words joined.
     """
     for cell in notebook["cells"]:
-        texts = [
-            "".join(out["data"].get("text/plain", "")) for out in cell.get("outputs", []) if "data" in out
-        ]
+        texts = ["".join(out["data"].get("text/plain", "")) for out in cell.get("outputs", []) if "data" in out]
         alts = [text.removeprefix(ALT_PREFIX) for text in texts if text.startswith(ALT_PREFIX)]
         options = dict(cell["metadata"].get("mystnb", {}))
         image = {key: value for key, value in options.pop("image", {}).items() if key != "alt"}

@@ -108,9 +108,7 @@ def plan(
     own = dict(extra or {})
     for key in _COMMON:
         if key in own:
-            raise ValueError(
-                f"-p {key}=... is not taken: say it with the option --{key}{'s' * (key == 'seed')}"
-            )
+            raise ValueError(f"-p {key}=... is not taken: say it with the option --{key}{'s' * (key == 'seed')}")
     out = Path(out).expanduser().absolute()
     jobs = []
     for name in names:
@@ -149,9 +147,7 @@ def what_changed(job: Job) -> list[str]:
     if len(code) != len(before):
         reasons.append(f"the notebook has {len(code)} code cells, not {len(before)}")
     elif code != before:
-        cells = [
-            str(number) for number, pair in enumerate(zip(code, before, strict=True), 1) if len(set(pair)) > 1
-        ]
+        cells = [str(number) for number, pair in enumerate(zip(code, before, strict=True), 1) if len(set(pair)) > 1]
         reasons.append(f"code cell {', '.join(cells)} of the notebook")
     for part, label in (("library", ""), ("parameters", "parameter "), ("data", "data in ")):
         new, was = job.inputs[part], parts[part]
@@ -175,9 +171,7 @@ def run(job: Job, progress: bool = False) -> Outcome:
         records = read_records(job.folder / "result.json")[0]
         got, expected = (records.chapter, records.profile, records.seed), (job.chapter, job.profile, job.seed)
         if got != expected:
-            raise ValueError(
-                f"result.json is of {got}, not of {expected}: does the notebook pass its parameters on?"
-            )
+            raise ValueError(f"result.json is of {got}, not of {expected}: does the notebook pass its parameters on?")
         partial.replace(job.folder / "notebook.ipynb")
         about = {
             "chapter": job.chapter,
@@ -235,9 +229,7 @@ def environment(device: str) -> dict[str, Any]:
     used = resolve_device(device)
     return {
         "commit": commit,
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "minilib", "notebooks"))
-        if commit
-        else None,
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "minilib", "notebooks")) if commit else None,
         "versions": versions,
         "device": {"asked": device, "used": str(used), "name": _device_name(used.type)},
         "platform": platform.platform(),
@@ -249,11 +241,7 @@ def _prepare(job: Job) -> None:
     """Make the run's folder ready: go on after an interruption with equal inputs, else start clean."""
     folder = writable_folder(job.folder)
     attempt, text = folder / "attempt.json", to_json(job.inputs)
-    goes_on = (
-        not (folder / "run.json").exists()
-        and attempt.is_file()
-        and attempt.read_text(encoding="utf-8") == text
-    )
+    goes_on = not (folder / "run.json").exists() and attempt.is_file() and attempt.read_text(encoding="utf-8") == text
     (folder / "run.json").unlink(missing_ok=True)
     (folder / "result.json").unlink(missing_ok=True)
     if not goes_on:
@@ -275,9 +263,8 @@ def _execute(job: Job, output: Path, progress: bool) -> None:
         parameters=dict(job.parameters),
         progress_bar=progress,
         cwd=job.folder,
-        extra_arguments=[
-            "--IPKernelApp.log_level=50"
-        ],  # else each kernel warns that its local sockets are plain
+        start_timeout=300,  # a kernel starts slowly where many jobs share the cores
+        extra_arguments=["--IPKernelApp.log_level=50"],  # else each kernel warns that its local sockets are plain
     )
 
 
@@ -285,9 +272,7 @@ def _execute(job: Job, output: Path, progress: bool) -> None:
 def _kernel_environment() -> Iterator[None]:
     """Let the kernel import this very package, whose digests are recorded, in this environment."""
     root = str(PACKAGE.parent)
-    paths = [root] + [
-        path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != root
-    ]
+    paths = [root] + [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != root]
     changes = {"PYTHONPATH": os.pathsep.join(paths), "JUPYTER_PREFER_ENV_PATH": "1"}
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -212,18 +213,36 @@ def test_folder_names_with_braces_work(chapters, tmp_path):
     assert reproduce.run(job).state == "done"
 
 
-def test_killed_runner_leaves_no_result_and_the_next_call_goes_on(chapters, runs):
+@pytest.fixture
+def start():
+    """Start a process that does not outlive the test, whatever happens; nor do its children."""
+    started = []
+
+    def popen(*arguments, **options):
+        started.append(subprocess.Popen(*arguments, **options))
+        return started[-1]
+
+    yield popen
+    for process in started:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+            process.wait()
+
+
+def test_killed_runner_leaves_no_result_and_the_next_call_goes_on(chapters, runs, start):
     wait = """\
 import os, pathlib, time
 mark = pathlib.Path(out) / "checkpoint"
 again = mark.exists()
 mark.write_text(str(os.getpid()))
 (pathlib.Path(out) / "again").write_text(str(again))
-time.sleep(0 if again else 100)"""
+time.sleep(0 if again else 600)"""
     write_notebook(chapters, wait, RECORD)
     command = [sys.executable, "-m", "minilib", "reproduce", "--notebooks", str(chapters), "--out", str(runs)]
     environment = {**os.environ, "PYTHONPATH": str(reproduce.PACKAGE.parent)}
-    runner = subprocess.Popen(command, env=environment, cwd="/", stderr=subprocess.DEVNULL)
+    runner = start(command, env=environment, cwd="/", stderr=subprocess.DEVNULL)
     folder = runs / "tiny" / "quick" / "seed0"
     mark = folder / "checkpoint"
     _wait_for(lambda: mark.exists() and mark.read_text())
@@ -248,23 +267,25 @@ time.sleep(0 if again else 100)"""
     assert not (job.folder / "checkpoint").exists()
 
 
-def test_interrupt_stops_with_its_own_status(chapters, runs):
+def test_interrupt_stops_with_its_own_status(chapters, runs, start):
     write_notebook(chapters, "import pathlib, time; pathlib.Path(out, 'mark').touch(); time.sleep(600)", RECORD)
     command = [sys.executable, "-m", "minilib", "reproduce", "--notebooks", str(chapters), "--out", str(runs)]
     environment = {**os.environ, "PYTHONPATH": str(reproduce.PACKAGE.parent)}
-    runner = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    # Tests that run in the background of a shell inherit that SIGINT is ignored.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    runner = start(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     folder = runs / "tiny" / "quick" / "seed0"
     _wait_for(lambda: (folder / "mark").exists())
     children = psutil.Process(runner.pid).children(recursive=True)
     runner.send_signal(signal.SIGINT)
-    _, told = runner.communicate(timeout=60)
+    _, told = runner.communicate(timeout=300)
     assert runner.returncode == 130 and "The same command goes on" in told
     assert not (folder / "run.json").exists()
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=300)
     assert not alive, "the kernel goes with its runner"
 
 
-def _wait_for(condition, seconds=90):
+def _wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

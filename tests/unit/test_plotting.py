@@ -126,9 +126,7 @@ def test_helpers_use_the_style_without_setting_it():
 def test_image_grid_draws_every_image(batch):
     red = torch.zeros(3, 8, 8)
     red[0] = 1
-    figure = plotting.image_grid(
-        [red, 1 - red], ["a long title that has to be wrapped somewhere", "b"], columns=4
-    )
+    figure = plotting.image_grid([red, 1 - red], ["a long title that has to be wrapped somewhere", "b"], columns=4)
     image = pixels(figure)
     assert has_colour(image, "#ff0000") and has_colour(image, "#00ffff")
     assert [ax.get_title() for ax in figure.axes][1] == "b"
