@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Phrase(NamedTuple):
-    """A noun phrase of a caption: the characters ``caption[start:end]`` name objects ``objects`` of class ``concept``."""
+    """A noun phrase of a caption: ``caption[start:end]`` names the objects ``objects`` of class ``concept``."""
 
     start: int
     end: int
