@@ -121,8 +121,8 @@ def code_digests(notebook: Mapping[str, Any]) -> list[str]:
 def publish(executed: Path, notebook: Path) -> None:
     """Store the outputs of an executed run in ``notebook``, whose prose stays as it is.
 
-    The cell of injected parameters and papermill's marks are left out, executions are numbered from 1, and
-    the words of each figure go where the book's builder looks for alt text.
+    The cell of injected parameters, papermill's marks and what went to stderr are left out, executions are
+    numbered from 1, and the words of each figure go where the book's builder looks for alt text.
 
     Raises:
         ValueError: the code has changed since the run.
@@ -135,7 +135,8 @@ def publish(executed: Path, notebook: Path) -> None:
     ran = [cell for cell in source.cells if cell.cell_type == "code" and not _injected(cell)]
     cells = [cell for cell in target.cells if cell.cell_type == "code"]
     for number, (cell, done) in enumerate(zip(cells, ran, strict=True), start=1):
-        cell.outputs = deepcopy(done.outputs)
+        # Progress bars go to stderr: they belong to the run, not to the page.
+        cell.outputs = [deepcopy(out) for out in done.outputs if out.get("name") != "stderr"]
         cell.execution_count = number
         for output in cell.outputs:
             if output.output_type == "execute_result":

@@ -66,6 +66,12 @@ class Lab:
         every = names()
         return tuple(every[i * len(every) // self.classes] for i in range(self.classes))
 
+    @property
+    def evaluation_steps(self) -> list[int]:
+        """The steps after which a training is evaluated, the last one among them."""
+        every = max(1, self.steps // self.evaluations)
+        return sorted({*range(every, self.steps + 1, every), self.steps})
+
     def pretraining(self, kind: str = "transformer", **changes: object) -> Pretraining:
         """Return the lab's pre-training with a text tower of ``kind``; ``changes`` go to Pretraining."""
         text = text_config(self.width, 2, self.width // 32, kind)
