@@ -44,7 +44,7 @@ class Values:
     """Also train the controls that only cost time: shuffled captions, more fractions of the data."""
 
 
-def photo_pretraining(steps: int = 700) -> recipe.Pretraining:
+def photo_pretraining(steps: int = 500) -> recipe.Pretraining:
     """Return the training from scratch on 32 x 32 photographs and captions made of their class names."""
     vision = ResNetConfig(blocks=(1, 1, 1, 1), width=24, heads=8, strides=(1, 2, 2, 1))
     text = recipe.text_config(64, 2, 2)
