@@ -131,7 +131,7 @@ def test_bag_of_words_is_the_mean_of_the_words_alone() -> None:
 def test_lookup_gives_each_caption_its_own_vector() -> None:
     model = build(replace(VIT, text=replace(TEXT, kind="lookup")))
     features = model.encode_text(model.tokenize([*TEXTS, TEXTS[0]]))
-    assert torch.equal(features[0], features[4])
+    torch.testing.assert_close(features[0], features[4], rtol=1e-5, atol=1e-6)  # rows of one product may round apart
     distances = torch.cdist(features[:4], features[:4]) + torch.eye(4)
     assert distances.min() > 1e-2
     alone = model.encode_text(model.tokenize(TEXTS[2]))[0]  # another padding beside it

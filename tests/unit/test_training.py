@@ -295,7 +295,7 @@ SCRIPT = """
     import sys, time
     sys.path[:0] = [{root!r}, {here!r}]
     import torch
-    torch.set_num_threads(1)
+    torch.set_num_threads({threads})  # sums are split over threads: bit-identity needs as many
     import test_training as t
     from minilib.training import TrainConfig, fit
 
@@ -310,7 +310,8 @@ SCRIPT = """
 
 def start(out: Path, ema: float | None, pause: float) -> subprocess.Popen:
     here = Path(__file__).parent
-    code = SCRIPT.format(root=str(here.parent.parent), here=str(here), out=str(out), ema=ema, pause=pause)
+    values = dict(out=str(out), ema=ema, pause=pause, threads=torch.get_num_threads())
+    code = SCRIPT.format(root=str(here.parent.parent), here=str(here), **values)
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
 
 
