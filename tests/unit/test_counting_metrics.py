@@ -1,0 +1,81 @@
+"""Errors of counts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from minilib.metrics.counting import count_errors
+
+
+def test_errors_of_a_small_example() -> None:
+    errors = count_errors([1.0, 4.5, 30.0], [2, 4, 10])
+    assert errors.images == 3
+    assert errors.mae == pytest.approx((1 + 0.5 + 20) / 3)
+    assert errors.rmse == pytest.approx(math.sqrt((1 + 0.25 + 400) / 3))
+    assert errors.median == pytest.approx(1.0)
+    assert errors.bias == pytest.approx((-1 + 0.5 + 20) / 3)
+
+
+def test_bins_partition_images_and_squared_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randint(0, 3000, (500,), generator=generator)
+    errors = count_errors(true + 10 * torch.randn(500, generator=generator), true)
+    assert sum(row.images for row in errors.by_count) == 500
+    assert sum(row.share for row in errors.by_count) == pytest.approx(1)
+    assert sum(row.mae * row.images for row in errors.by_count) == pytest.approx(500 * errors.mae)
+    assert errors.by_count[-1].high is None
+
+
+def test_bin_edges_are_inclusive_below() -> None:
+    errors = count_errors([0, 0, 0, 0], [4, 5, 9, 10], bins=(0, 5, 10))
+    assert [(row.low, row.high, row.images) for row in errors.by_count] == [(0, 4, 1), (5, 9, 2), (10, None, 1)]
+
+
+def test_one_huge_image_causes_nearly_all_of_the_rmse() -> None:
+    true = torch.cat([torch.full((999,), 20), torch.tensor([3731])])
+    errors = count_errors(true * 0.9, true, largest=1)
+    assert errors.share_of_largest == pytest.approx(373.1**2 / (373.1**2 + 999 * 4))
+    assert errors.rmse > 5 * errors.mae / 2
+    assert errors.median == pytest.approx(2.0)
+
+
+def test_largest_is_by_true_count_not_by_error() -> None:
+    errors = count_errors([100.0, 50.0], [1, 50], largest=1)
+    assert errors.share_of_largest == 0
+
+
+def test_default_of_largest() -> None:
+    assert count_errors([1.0] * 3, [1] * 3).largest == 3
+    assert count_errors([1.0] * 100, [1] * 100).largest == 5
+    assert count_errors([1.0] * 1190, [1] * 1190).largest == 12
+
+
+def test_perfect_counts_blame_nobody() -> None:
+    errors = count_errors([3.0, 0.0], [3, 0])
+    assert (errors.mae, errors.rmse, errors.share_of_largest) == (0, 0, 0)
+    assert set(errors.as_dict()) == {"mae", "rmse", "median", "bias", "share_of_largest"}
+
+
+def test_negative_predictions_are_not_clamped() -> None:
+    assert count_errors([-1.0], [1]).mae == 2
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "options", "message"),
+    [
+        ([], [], {}, "at least one"),
+        ([1.0], [1, 2], {}, "1 predicted and 2 true"),
+        ([float("nan")], [1], {}, "predicted count 0 is nan"),
+        ([1.0], [-1], {}, "true count of -1"),
+        ([[1.0]], [1], {}, r"shape \(1, 1\)"),
+        ([1.0], [1], {"bins": (1, 5)}, "start at 0"),
+        ([1.0], [1], {"bins": (0, 5, 5)}, "rising"),
+        ([1.0], [1], {"largest": 0}, "largest=0"),
+    ],
+)
+def test_bad_input_is_named(predicted: list, true: list, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        count_errors(predicted, true, **options)
