@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minilib import claims, notebooks, reproduce
-from minilib.claims.records import write_atomically
+from minilib.files import write_atomically
 from minilib.parameters import PROFILES, repository
 
 _EXAMPLES = """examples:

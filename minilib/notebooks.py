@@ -13,8 +13,7 @@ from typing import Any
 
 import nbformat
 
-from minilib.claims.records import write_atomically
-from minilib.display import ALT_PREFIX
+from minilib.files import write_atomically
 from minilib.parameters import repository
 
 
@@ -155,6 +154,8 @@ def add_alt_texts(notebook: Mapping[str, Any]) -> None:
 
     myst-nb has one alt text a cell: a cell with several figures gets their words joined.
     """
+    from minilib.display import ALT_PREFIX  # here, because it brings matplotlib along
+
     for cell in notebook["cells"]:
         texts = ["".join(out["data"].get("text/plain", "")) for out in cell.get("outputs", []) if "data" in out]
         alts = [text.removeprefix(ALT_PREFIX) for text in texts if text.startswith(ALT_PREFIX)]

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 PROFILES = ("quick", "full", "photos", "paper")
 """Seconds on a laptop; the numbers that the book quotes; real photographs; the protocol of the paper."""
@@ -73,6 +75,8 @@ def resolve_device(device: str) -> torch.device:
     Raises:
         ValueError: the name is unknown or this machine has no such device.
     """
+    import torch  # here, so that programs that only start runs do not wait for it
+
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

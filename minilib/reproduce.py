@@ -33,7 +33,8 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from minilib import notebooks
-from minilib.claims.records import read_records, to_json, write_atomically
+from minilib.claims.records import read_records
+from minilib.files import to_json, write_atomically
 from minilib.parameters import check_profile, resolve_device, writable_folder
 
 PACKAGE = Path(__file__).resolve().parent

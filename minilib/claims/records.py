@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -17,6 +16,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from minilib.files import to_json, write_atomically
 from minilib.parameters import check_profile
 
 _LEDGER = resources.files("minilib") / "ledger"
@@ -265,28 +265,6 @@ def read_records(path: str | os.PathLike[str]) -> list[Records]:
         return [_records(data["chapter"], data["profile"], run) for run in runs]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a record of results ({type(error).__name__}: {error})") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that a reader finds the old file or the new one, never a part."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)  # a temporary file is private to begin with
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def to_json(data: Any) -> str:
-    """Return JSON text that diffs well: one key a line, no NaN."""
-    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _entry(measurement: Measurement) -> dict[str, Any]:
