@@ -57,9 +57,7 @@ def fetch(data: Published, url: str, md5: str | None, folder: Path) -> Path:
             f"elsewhere and pass it with --archive FILE"
         ) from error
     except ValueError as error:  # what pooch raises for another hash and for an address it cannot read
-        raise Refused(
-            f"the download of {url} was not kept: {error}; run again, or try a mirror with --url"
-        ) from error
+        raise Refused(f"the download of {url} was not kept: {error}; run again, or try a mirror with --url") from error
 
 
 def check_archive(data: Published, path: Path, md5: str | None) -> Path:
@@ -71,9 +69,7 @@ def check_archive(data: Published, path: Path, md5: str | None) -> Path:
     if not path.is_file():
         raise Refused(f"no archive at {path}: expected {data.archive}, as published at {data.url}")
     if md5 and (found := pooch.file_hash(str(path), "md5")) != md5:
-        raise Refused(
-            f"{path} has the MD5 {found}, expected {md5}: it is truncated or another file; fetch it again"
-        )
+        raise Refused(f"{path} has the MD5 {found}, expected {md5}: it is truncated or another file; fetch it again")
     return path
 
 
@@ -88,14 +84,10 @@ def is_finished(data: Published, folder: Path) -> bool:
     try:
         expected = dict(json.loads((folder / "source.json").read_text("utf-8"))["photographs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refused(
-            f"{folder} was not made by this script; move it away or choose another --out"
-        ) from error
+        raise Refused(f"{folder} was not made by this script; move it away or choose another --out") from error
     for split, count in expected.items():
         if (found := sum(1 for _ in (folder / split).glob(data.photographs))) != count:
-            raise Refused(
-                f"{folder}/{split} has {found} of {count} photographs; delete {folder} and run again"
-            )
+            raise Refused(f"{folder}/{split} has {found} of {count} photographs; delete {folder} and run again")
     return True
 
 
@@ -146,9 +138,7 @@ def get(data: Published, out: Path, url: str, md5: str | None, archive: Path | N
 
 def run(data: Published, description: str, arguments: Sequence[str] | None, default_out: Path) -> int:
     """Run a script's command line and return its exit status: 0 done, 1 refused, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, default=default_out, help=f"folder to put {data.folder} into (default: data)")
     add("--url", default=data.url, help="where to fetch the archive, for a mirror")
