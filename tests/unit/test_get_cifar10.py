@@ -387,7 +387,8 @@ def test_a_run_killed_while_downloading_leaves_nothing_behind_after_the_next(
 
     server.stall = threading.Event()
     command = [sys.executable, str(SCRIPT), *arguments(tmp_path, server)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=SCRIPT.parents[1])
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
     try:
         deadline = time.monotonic() + 60
         while not any(part.stat().st_size for part in files()) and time.monotonic() < deadline:
