@@ -1,23 +1,44 @@
-"""The one training loop: any device, progress, metrics on disk, atomic checkpoints, exact resume."""
+"""The one training loop: any device, one process or many, metrics on disk, atomic checkpoints, exact resume.
+
+:func:`fit` trains; a :class:`Training` is all that it needs, put together by a recipe, so that
+``python -m minilib.train`` can run on several devices what a notebook runs on one.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-CHECKPOINT = "last.pt"
-METRICS = "metrics.jsonl"
+from minilib.journal import CHECKPOINT, METRICS, Journal
+from minilib.parallel import Loss, Team, part_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = [
+    "CHECKPOINT",
+    "METRICS",
+    "History",
+    "NonFiniteLoss",
+    "TrainConfig",
+    "Training",
+    "fit",
+    "learning_rate",
+    "make_optimizer",
+]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Processes draw from generators that are this far apart; the first one's seed is the training's own.
+_RANK_STRIDE = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -43,7 +64,9 @@ class TrainConfig:
     ema: float | None = None
     """Decay of an exponential moving average of the weights, which then replaces the weights at the end."""
     precision: str = "auto"
-    """``fp32``, ``bf16`` (autocast) or ``auto``: bf16 on GPUs that have it, else fp32."""
+    """``fp32``, ``bf16`` or ``fp16`` (autocast; fp16 with a scaled loss), or ``auto``: bf16 on GPUs that have it."""
+    accumulate: int = 1
+    """Parts of a batch, one after another in memory; a loss that compares rows then compares within a part."""
     seed: int = 0
     """Seeds what the model itself draws (dropout); data is seeded by the caller."""
     log_every: int = 10
@@ -59,10 +82,10 @@ class TrainConfig:
         Raises:
             ValueError: a value is out of range.
         """
-        if self.steps < 1 or self.log_every < 1 or self.checkpoint_every < 1:
-            raise ValueError(f"{self}: steps, log_every and checkpoint_every must be at least 1")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"precision={self.precision!r}: expected 'auto', 'fp32' or 'bf16'")
+        if min(self.steps, self.log_every, self.checkpoint_every, self.accumulate) < 1:
+            raise ValueError(f"{self}: steps, log_every, checkpoint_every and accumulate must be at least 1")
+        if self.precision not in ("auto", *_DTYPES):
+            raise ValueError(f"precision={self.precision!r}: expected 'auto', 'fp32', 'bf16' or 'fp16'")
 
 
 @dataclass
@@ -83,6 +106,31 @@ class History:
             raise KeyError(f"no metric {name!r} was logged; there are {', '.join(known) or 'none'}")
         steps, values = zip(*pairs, strict=True)
         return list(steps), list(values)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training as a recipe puts it together; see :func:`fit` for the parts."""
+
+    model: nn.Module
+    """On the device to train on."""
+    loss: Loss
+    batches: Callable[[int], Any]
+    config: TrainConfig
+    after_step: Callable[[nn.Module], None] | None = None
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
+
+    def fit(
+        self,
+        out: Path | str | None = None,
+        progress: str | None = "training",
+        accelerator: Accelerator | None = None,
+    ) -> History:
+        """Train the model, or go on, or only load what was trained before in ``out``; see :func:`fit`."""
+        return fit(
+            self.model, self.loss, self.batches, self.config, out=out, after_step=self.after_step,
+            evaluate=self.evaluate, progress=progress, accelerator=accelerator,
+        )  # fmt: skip
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -109,7 +157,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 def fit(
     model: nn.Module,
-    loss: Callable[[nn.Module, Any], Mapping[str, Tensor]],
+    loss: Loss,
     batches: Callable[[int], Any],
     config: TrainConfig,
     *,
@@ -117,58 +165,88 @@ def fit(
     after_step: Callable[[nn.Module], None] | None = None,
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     progress: str | None = "training",
+    accelerator: Accelerator | None = None,
 ) -> History:
-    """Train ``model`` in place.
+    """Train ``model`` in place, on this process or on all processes of ``accelerator``.
 
     Where ``out`` holds the checkpoint of an earlier, interrupted call with the same ``config``, training goes
     on from there and, on CPU, ends with the very weights of an undisturbed run: the checkpoint holds model,
     optimiser, average and random state, and ``batches`` is asked by step.
 
+    Several processes share every batch: each works on its part of the rows, gradients and logged values are
+    averaged, and a loss that compares rows with each other gathers them (:mod:`minilib.layers.contrastive`), so
+    that the training is the one of a single process. Exceptions: dropout draws differ between processes, and
+    batch normalisation, which on GPUs takes its statistics over all processes (SyncBatchNorm) but on CPUs, where
+    PyTorch has no such thing, over each process's own rows; the first process's running statistics are kept.
+    All processes evaluate, and the first one's numbers count; only the first one writes.
+
     Args:
         model: on the device to train on.
-        loss: ``(model, batch) -> {"loss": scalar, ...}``; the other scalars are logged too.
-        batches: ``step -> batch``, a pure function of the step (this is what makes resume exact).
+        loss: ``(model, batch) -> {"loss": scalar, ...}``; the other scalars are logged too. The scalars are means
+            over the batch's rows, or gather what they need from the other processes.
+        batches: ``step -> batch``, a pure function of the step (this is what makes resume exact). Where it also
+            has ``part(step, index, parts)``, a process makes only its own rows; else it cuts them out of the whole.
         config: see :class:`TrainConfig`.
-        out: folder for ``metrics.jsonl`` and ``last.pt``; None keeps everything in memory.
+        out: folder for ``metrics.jsonl`` and ``last.pt``, which all processes can read; None keeps everything in
+            memory.
         after_step: called after every optimiser step, for example to clamp CLIP's logit scale.
         evaluate: ``model -> {name: value}``, called in eval mode without gradients.
         progress: title of the progress bar, None = no bar.
+        accelerator: the processes to train on, and where metrics are tracked; None = this process alone.
+
+    Returns:
+        what was logged; complete on the first process only.
 
     Raises:
         NonFiniteLoss: with the step and the last good checkpoint.
-        ValueError: ``out`` holds a checkpoint of another configuration, or one that cannot be read.
+        ValueError: ``out`` holds a checkpoint of another configuration, one that cannot be read, or not the same
+            one for all processes; or a batch cannot be cut into equal parts.
         OSError: ``out`` cannot be written; nothing was trained yet.
     """
     device = next(model.parameters()).device
+    team = Team(accelerator)
+    forward = team.share(model, loss)
     optimizer = make_optimizer(model, config)
+    precision = _precision(config, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     average = None
     if config.ema:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-    journal = _Journal(out, config)
-    accelerators = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=accelerators):
-        torch.manual_seed(config.seed)
-        first = journal.restore(model, optimizer, average, device)
-        seconds = journal.seconds
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    parts |= {} if average is None else {"average": average}
+    journal = Journal(out, asdict(config), team.main)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed + _RANK_STRIDE * team.rank)
+        first, seconds = journal.restore(lambda saved: _load(saved, parts, device, config, team), device)
+        team.check_start(first)
         model.train()
-        bar = tqdm(total=config.steps, initial=first, desc=progress, disable=progress is None, leave=False)
+        hidden = progress is None or not team.main
+        bar = tqdm(total=config.steps, initial=first, desc=progress, disable=hidden, leave=False)
         for step in range(first, config.steps):
             began = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
-            with torch.autocast(device.type, torch.bfloat16, enabled=_use_bf16(config, device)):
-                losses = loss(model, batches(step))
-            value = losses["loss"].item()
-            if not math.isfinite(value):
-                raise NonFiniteLoss(
-                    f"the loss is {value} at step {step} (batch {step}, seed {config.seed}); "
-                    f"last good checkpoint: {journal.last_checkpoint}. {_advice(config)}"
-                )
             optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()
+            micro: list[Mapping[str, Tensor]] = []
+            for k in range(config.accumulate):
+                batch = part_of(batches, step, k * team.size + team.rank, config.accumulate * team.size)
+                with team.reduces_gradients(last=k == config.accumulate - 1):
+                    with torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32"):
+                        losses = forward(model, batch)
+                    value = team.mean([losses["loss"]])[0]
+                    if not math.isfinite(value):
+                        raise NonFiniteLoss(
+                            f"the loss is {value} at step {step} (batch {step}, seed {config.seed}); "
+                            f"last good checkpoint: {journal.last_checkpoint}. {_advice(config)}"
+                        )
+                    share = losses["loss"] if config.accumulate == 1 else losses["loss"] / config.accumulate
+                    scaler.scale(share).backward()
+                micro.append({name: tensor.detach() for name, tensor in losses.items()})
             if config.clip_norm is not None:
+                scaler.unscale_(optimizer)
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             if after_step is not None:
                 after_step(model)
             if average is not None:
@@ -178,11 +256,11 @@ def fit(
             done = step + 1
             row: dict[str, float] = {}
             if done % config.log_every == 0 or done == config.steps:
-                row = {name: tensor.item() for name, tensor in losses.items()}
+                row = _mean_rows([dict(zip(m, team.mean(list(m.values())), strict=True)) for m in micro])
                 row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 3)}
-                if config.clip_norm is not None:
+                if config.clip_norm is not None and norm.isfinite():  # fp16 skips a step whose gradient overflows
                     row["gradient_norm"] = norm.item()
-                bar.set_postfix({"loss": f"{value:.3f}"})
+                bar.set_postfix({"loss": f"{row['loss']:.3f}"})
             if done == config.steps and average is not None:
                 model.load_state_dict(average.module.state_dict())
             if evaluate is not None and (
@@ -191,16 +269,41 @@ def fit(
                 row |= _evaluate(average.module if average is not None else model, evaluate)
             if row:
                 journal.log({"step": done} | row)
+                team.track(row, done)
             if done % config.checkpoint_every == 0 or done == config.steps:
                 _check_weights(model, step, config, journal)
-                journal.save(done, seconds, model, optimizer, average, device)
+                if out is not None:
+                    state = {name: part.state_dict() for name, part in parts.items()} if team.main else {}
+                    journal.save(done, seconds, state, team.gather(_random_state(device)))
             bar.update()
         bar.close()
+    team.wait()
     model.eval()
     return History(journal.rows)
 
 
-def _check_weights(model: nn.Module, step: int, config: TrainConfig, journal: _Journal) -> None:
+def _random_state(device: torch.device) -> dict[str, Tensor | None]:
+    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"cpu": torch.get_rng_state(), "cuda": on_gpu}
+
+
+def _load(saved: dict[str, Any], parts: dict[str, Any], device: torch.device, config: TrainConfig, team: Team) -> None:
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    if len(saved["rng"]) == team.size:
+        mine = saved["rng"][team.rank]
+        torch.set_rng_state(mine["cpu"].cpu())
+        if device.type == "cuda" and mine["cuda"] is not None:
+            torch.cuda.set_rng_state(mine["cuda"].cpu(), device)
+    else:  # another number of processes: nothing to go on with exactly, so draw anew
+        torch.manual_seed(config.seed + _RANK_STRIDE * team.rank + saved["step"])
+
+
+def _mean_rows(rows: list[dict[str, float]]) -> dict[str, float]:
+    return rows[0] if len(rows) == 1 else {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _check_weights(model: nn.Module, step: int, config: TrainConfig, journal: Journal) -> None:
     """Keep a checkpoint from being overwritten by weights that the last gradient has destroyed."""
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise NonFiniteLoss(
@@ -213,10 +316,10 @@ def _advice(config: TrainConfig) -> str:
     return f"Try a lower lr than {config.lr} or precision='fp32'."
 
 
-def _use_bf16(config: TrainConfig, device: torch.device) -> bool:
-    if config.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return config.precision == "bf16"
+def _precision(config: TrainConfig, device: torch.device) -> str:
+    if config.precision != "auto":
+        return config.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def _evaluate(model: nn.Module, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> dict[str, float]:
@@ -226,110 +329,3 @@ def _evaluate(model: nn.Module, evaluate: Callable[[nn.Module], Mapping[str, flo
         row = dict(evaluate(model))
     model.train(training)
     return row
-
-
-class _Journal:
-    """The files of one training: metrics as JSON lines, and the last checkpoint, both always whole."""
-
-    def __init__(self, out: Path | str | None, config: TrainConfig) -> None:
-        self.out = None if out is None else Path(out)
-        self.config = json.loads(json.dumps(asdict(config)))
-        self.rows: list[dict[str, float]] = []
-        self.seconds = 0.0
-        self.last_checkpoint = "none was written"
-        if self.out is not None:
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-                open(self.out / METRICS, "a").close()
-            except OSError as error:
-                raise OSError(
-                    error.errno,
-                    f"cannot write to out={str(out)!r}: {error.strerror}; name a folder that can be written",
-                ) from error
-
-    def restore(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        average: nn.Module | None,
-        device: torch.device,
-    ) -> int:
-        """Load the last checkpoint, if there is one, and return the step to go on from."""
-        if self.out is None or not (self.out / CHECKPOINT).exists():
-            if self.out is not None:
-                (self.out / METRICS).unlink(missing_ok=True)
-            return 0
-        path = self.out / CHECKPOINT
-        try:
-            state = torch.load(path, map_location=device, weights_only=True)
-            of_this_kind = state.keys() >= set("step seconds config model optimizer average rng".split())
-        except Exception as error:  # what torch.load raises on a damaged file depends on where it is damaged
-            raise ValueError(f"{path} cannot be read ({error}); delete it to start anew") from error
-        if not of_this_kind:
-            raise ValueError(f"{path} is not a checkpoint of this training loop; choose another folder")
-        if state["config"] != self.config:
-            changed = sorted(k for k in self.config if state["config"].get(k) != self.config[k])
-            raise ValueError(
-                f"{path} belongs to a training with another configuration (changed: {', '.join(changed)}); "
-                "choose another folder, or delete this file to start anew"
-            )
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-        torch.set_rng_state(state["rng"].cpu())
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), device)
-        self.seconds, self.last_checkpoint = state["seconds"], f"step {state['step']} in {path}"
-        lines = (self.out / METRICS).read_text().splitlines() if (self.out / METRICS).exists() else []
-        # A kill can leave lines after the checkpoint, the last one cut short: they will be measured again.
-        self.rows = [row for row in map(_parse, lines) if row is not None and row["step"] <= state["step"]]
-        _write(self.out / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-        return state["step"]
-
-    def log(self, row: dict[str, float]) -> None:
-        """Keep one line of metrics, in memory and on disk."""
-        self.rows.append(row)
-        if self.out is not None:
-            with open(self.out / METRICS, "a") as file:
-                file.write(json.dumps(row) + "\n")
-
-    def save(
-        self,
-        step: int,
-        seconds: float,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        average: nn.Module | None,
-        device: torch.device,
-    ) -> None:
-        """Write everything that resuming needs, under a temporary name first."""
-        if self.out is None:
-            return
-        state = {
-            "step": step,
-            "seconds": seconds,
-            "config": self.config,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "average": None if average is None else average.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        }
-        temporary = self.out / (CHECKPOINT + ".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.out / CHECKPOINT)
-        self.last_checkpoint = f"step {step} in {self.out / CHECKPOINT}"
-
-
-def _parse(line: str) -> dict[str, float] | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

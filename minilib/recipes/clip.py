@@ -6,7 +6,7 @@ before the reader's eyes; and ``lab``, a small one to compare ways of training a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -134,18 +134,32 @@ def build(config: CLIPConfig, seed: int) -> CLIP:
         return CLIP(config)
 
 
-def scene_pairs(recipe: Pretraining, seed: int, device: torch.device | str = "cpu") -> Callable[[int], Batch]:
-    """Return ``step -> Batch``, a pure function of the step: image-caption pairs of the training split."""
-    everything = EmojiScenes(recipe.scenes, recipe.captions, device)
-    few = everything.but(objects=(1, min(2, recipe.scenes.objects[1])))
-    switch = recipe.simple_first * recipe.train.steps
-    size = recipe.batch_size
+class ScenePairs:
+    """``step -> Batch``, a pure function of the step: image-caption pairs of the training split."""
 
-    def batch(step: int) -> Batch:
-        start = step * size if recipe.pairs is None else step * size % recipe.pairs
-        return (few if step < switch else everything).batch("pairs", size, "train", seed, start)
+    def __init__(self, recipe: Pretraining, seed: int, device: torch.device | str = "cpu") -> None:
+        self.recipe, self.seed = recipe, seed
+        self.everything = EmojiScenes(recipe.scenes, recipe.captions, device)
+        self.few = self.everything.but(objects=(1, min(2, recipe.scenes.objects[1])))
 
-    return batch
+    def __call__(self, step: int) -> Batch:
+        """Return the batch of ``step``."""
+        return self.part(step, 0, 1)
+
+    def part(self, step: int, index: int, parts: int) -> Batch:
+        """Return the ``index``-th of ``parts`` equal shares of the batch; only its scenes are drawn."""
+        size, start = self.recipe.batch_size, step * self.recipe.batch_size
+        if size % parts:
+            raise ValueError(f"a batch of {size} pairs cannot be cut into {parts} equal parts")
+        if self.recipe.pairs is not None:
+            start %= self.recipe.pairs
+        scenes = self.few if step < self.recipe.simple_first * self.recipe.train.steps else self.everything
+        return scenes.batch("pairs", size // parts, "train", self.seed, start + index * (size // parts))
+
+
+def scene_pairs(recipe: Pretraining, seed: int, device: torch.device | str = "cpu") -> ScenePairs:
+    """Return the training pairs of a recipe by step."""
+    return ScenePairs(recipe, seed, device)
 
 
 def contrastive_loss(model: CLIP, batch: Batch) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from minilib.recipes import clip as recipe
 from minilib.recipes.clip_claims import Lab, class_scores, shot_pool
 from minilib.scenes import SceneConfig, names
 from minilib.tokenizer import Tokenizer, vocabulary_of
-from minilib.training import TrainConfig, fit
+from minilib.training import TrainConfig, Training
 from minilib.weights import load_clip
 
 
@@ -149,26 +149,55 @@ def _reading(config: CLIPConfig, class_list: tuple[str, ...]) -> CLIPConfig:
     return replace(config, vocabulary=vocabulary, text=text)
 
 
-def main_model(
-    study: Study, values: Values, seed: int, device: torch.device | str, out: Path
-) -> tuple[CLIP, list[dict]]:
-    """Return the model to be examined, and the metrics of its training: loaded at ``quick``, else trained here.
+def main_training(profile: str, seed: int, device: torch.device | str = "cpu", *, data: str = "") -> Training:
+    """Return the chapter's main training for ``minilib.train``; at ``quick``, which loads its model, the live one.
 
-    A training that was interrupted goes on where it stopped (its checkpoint is in ``out``).
+    Raises:
+        ValueError: the profile trains nothing here, or ``photos`` without ``data``.
     """
-    if values.main is None:
-        return load_clip("mini-vit", device=device), []
-    model = recipe.build(study.training.model, seed).to(device)
+    if profile not in PROFILES:
+        raise ValueError(f"profile={profile!r} trains nothing here: expected one of {', '.join(PROFILES)}")
+    values = PROFILES[profile]
+    if profile == "quick":
+        values = replace(values, main=values.lab.pretraining())
+    if profile == "photos":
+        return study_training(photos_study(values, data, seed, device), seed, device)
+    study = scenes_study(values, seed, device)
+    if profile == "quick":
+        study = replace(study, names=values.lab.names, test=values.lab.test(seed=seed).to(device))
+    return study_training(study, seed, device)
+
+
+def study_training(study: Study, seed: int, device: torch.device | str) -> Training:
+    """Return the pre-training of the model that is examined; zero-shot top-1 is watched on 1,000 test images."""
     watched = study.test.image[:1000], study.test.label[:1000]
 
     def evaluate(model: CLIP) -> dict[str, float]:
         return {"top1": accuracy(class_scores(model, study.names, watched[0]), watched[1])}
 
-    history = fit(
-        model, recipe.contrastive_loss, study.pairs, study.training.training(seed), out=out / "main",
-        after_step=recipe.clamp_logit_scale, evaluate=evaluate, progress="CLIP",
-    )  # fmt: skip
-    return model, history.rows
+    return Training(
+        model=recipe.build(study.training.model, seed).to(device),
+        loss=recipe.contrastive_loss,
+        batches=study.pairs,
+        config=study.training.training(seed),
+        after_step=recipe.clamp_logit_scale,
+        evaluate=evaluate,
+    )
+
+
+def main_model(
+    study: Study, values: Values, seed: int, device: torch.device | str, out: Path
+) -> tuple[CLIP, list[dict]]:
+    """Return the model to be examined, and the metrics of its training: loaded at ``quick``, else trained here.
+
+    A training that was interrupted goes on where it stopped (its checkpoint is in ``out``), and one that
+    ``minilib.train.launch`` has finished on several devices is only loaded.
+    """
+    if values.main is None:
+        return load_clip("mini-vit", device=device), []
+    training = study_training(study, seed, device)
+    history = training.fit(out / "main", progress="CLIP")
+    return training.model, history.rows
 
 
 def floor_of_loss(captions: list[str]) -> float:

@@ -476,7 +476,8 @@ def test_a_read_only_folder_is_refused_before_training(tmp_path):
         (dict(steps=0), "must be at least 1"),
         (dict(steps=5, log_every=0), "must be at least 1"),
         (dict(steps=5, checkpoint_every=0), "must be at least 1"),
-        (dict(steps=5, precision="fp16"), "precision='fp16': expected 'auto', 'fp32' or 'bf16'"),
+        (dict(steps=5, precision="fp8"), "precision='fp8': expected 'auto', 'fp32', 'bf16' or 'fp16'"),
+        (dict(steps=5, accumulate=0), "must be at least 1"),
     ],
 )
 def test_config_refuses(values, message):

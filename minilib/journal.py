@@ -1,0 +1,117 @@
+"""The files of one training: metrics as JSON lines and the last checkpoint, both always whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CHECKPOINT = "last.pt"
+METRICS = "metrics.jsonl"
+_PARTS = {"step", "seconds", "config", "model", "optimizer", "rng"}
+
+
+class Journal:
+    """What a training writes down and goes on from; only the main process writes.
+
+    Args:
+        out: the folder, None = nothing is kept on disk.
+        config: the training's values; a checkpoint of others is refused.
+        main: is this the process that writes?
+
+    Raises:
+        OSError: ``out`` cannot be written.
+    """
+
+    def __init__(self, out: Path | str | None, config: Mapping[str, Any], main: bool = True) -> None:
+        self.out = None if out is None else Path(out)
+        self.config = json.loads(json.dumps(config))
+        self.main = main
+        self.rows: list[dict[str, float]] = []
+        self.last_checkpoint = "none was written"
+        if self.out is not None and main:
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                open(self.out / METRICS, "a").close()
+            except OSError as error:
+                raise OSError(
+                    error.errno,
+                    f"cannot write to out={str(out)!r}: {error.strerror}; name a folder that can be written",
+                ) from error
+
+    def restore(self, load: Callable[[dict[str, Any]], None], device: torch.device) -> tuple[int, float]:
+        """Hand the last checkpoint to ``load``, if there is one, and return the step to go on from and the seconds.
+
+        Raises:
+            ValueError: the checkpoint cannot be read, or belongs to other values.
+        """
+        if self.out is None or not (self.out / CHECKPOINT).exists():
+            if self.out is not None and self.main:
+                (self.out / METRICS).unlink(missing_ok=True)
+            return 0, 0.0
+        path = self.out / CHECKPOINT
+        try:
+            saved = torch.load(path, map_location=device, weights_only=True)
+            of_this_kind = saved.keys() >= _PARTS
+        except Exception as error:  # what torch.load raises on a damaged file depends on where it is damaged
+            raise ValueError(f"{path} cannot be read ({error}); delete it to start anew") from error
+        if not of_this_kind:
+            raise ValueError(f"{path} is not a checkpoint of this training loop; choose another folder")
+        if saved["config"] != self.config:
+            changed = sorted(k for k in self.config if saved["config"].get(k) != self.config[k])
+            raise ValueError(
+                f"{path} belongs to a training with another configuration (changed: {', '.join(changed)}); "
+                "choose another folder, or delete this file to start anew"
+            )
+        load(saved)
+        self.last_checkpoint = f"step {saved['step']} in {path}"
+        if self.main:
+            lines = (self.out / METRICS).read_text().splitlines() if (self.out / METRICS).exists() else []
+            # A kill can leave lines after the checkpoint, the last one cut short: they will be measured again.
+            self.rows = [row for row in map(_parse, lines) if row is not None and row["step"] <= saved["step"]]
+            _write(self.out / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        return saved["step"], saved["seconds"]
+
+    def log(self, row: dict[str, float]) -> None:
+        """Keep one line of metrics, in memory and on disk."""
+        if not self.main:
+            return
+        self.rows.append(row)
+        if self.out is not None:
+            with open(self.out / METRICS, "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def save(self, step: int, seconds: float, state: dict[str, Any], rng: list[dict[str, Any]]) -> None:
+        """Write everything that resuming needs, under a temporary name first.
+
+        Args:
+            step: steps done.
+            seconds: time spent in them.
+            state: state dicts by name, ``model`` and ``optimizer`` among them.
+            rng: the random state of every process.
+        """
+        if self.out is None:
+            return
+        if self.main:
+            everything = {"step": step, "seconds": seconds, "config": self.config, "rng": rng, **state}
+            temporary = self.out / (CHECKPOINT + ".tmp")
+            torch.save(everything, temporary)
+            os.replace(temporary, self.out / CHECKPOINT)
+        self.last_checkpoint = f"step {step} in {self.out / CHECKPOINT}"
+
+
+def _parse(line: str) -> dict[str, float] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
