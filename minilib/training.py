@@ -49,6 +49,8 @@ class TrainConfig:
     """Optimiser steps in all."""
     lr: float = 1e-3
     """Peak learning rate."""
+    lr_factors: tuple[tuple[str, float], ...] = ()
+    """Parts that learn at another rate: (start of the parameters' names, factor of ``lr``), the first match holds."""
     warmup: int = 50
     """Steps of linear warm-up."""
     final_lr: float = 0.0
@@ -146,12 +148,22 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Build AdamW; parameters with fewer than two axes (gains, biases, logit scale) are not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """Build AdamW; parameters with fewer than two axes (gains, biases, logit scale) are not decayed.
+
+    Each group holds its ``lr_factor``; what learns at ``config.lr`` itself comes first.
+    """
+    parts: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = next((factor for start, factor in config.lr_factors if name.startswith(start)), 1.0)
+            parts.setdefault(factor, []).append(parameter)
+    groups = []
+    for factor, trained in parts.items():
+        common = {"lr_factor": factor, "lr": config.lr * factor}
+        groups += [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay, **common},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, **common},
+        ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
@@ -225,7 +237,7 @@ def fit(
         for step in range(first, config.steps):
             began = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
+                group["lr"] = learning_rate(step, config) * group["lr_factor"]
             optimizer.zero_grad(set_to_none=True)
             micro: list[Mapping[str, Tensor]] = []
             for k in range(config.accumulate):

@@ -91,6 +91,19 @@ def test_matrices_decay_and_gains_biases_and_scalars_do_not():
     assert len(plain["params"]) == 5 and any(p is model.logit_scale for p in plain["params"])
 
 
+def test_parts_learn_at_their_own_rate():
+    model = network()
+    config = TrainConfig(1, lr=0.01, warmup=0, lr_factors=(("0.", 0.1), ("4", 0.0)))
+    rates = {id(p): group["lr"] for group in make_optimizer(model, config).param_groups for p in group["params"]}
+    expected = {"0.weight": 0.001, "4.weight": 0.0}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(expected.get(name, rates[id(parameter)])), name
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    fit(model, loss, batches, config, progress=None)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert "0.weight" in moved and "4.weight" not in moved
+
+
 def test_the_logged_learning_rate_is_the_schedule():
     _, history = train(12)
     config = TrainConfig(12, warmup=3)
