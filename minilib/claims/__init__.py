@@ -5,7 +5,7 @@ folder ``out``; :func:`collect` gathers such records, :func:`judge` weighs them,
 notebooks, the book and the README are made from the outcome.
 """
 
-from minilib.claims.judging import Verdict, bootstrap_interval, judge, t_interval
+from minilib.claims.judging import Verdict, bootstrap_interval, judge, seed_bootstrap_interval, t_interval
 from minilib.claims.records import (
     Claim,
     Measurement,
@@ -55,6 +55,7 @@ __all__ = [
     "record_result",
     "results_folder",
     "scoreboard",
+    "seed_bootstrap_interval",
     "t_interval",
     "table",
     "verdicts",

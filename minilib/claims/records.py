@@ -49,6 +49,12 @@ class Test:
     controls: Mapping[str, Comparison] = field(default_factory=dict)
     """Further controls by name."""
 
+    @property
+    def rule(self) -> dict[str, Any]:
+        """All that decides a verdict, as data: a measurement keeps it, so that a later change is noticed."""
+        sides = {name: [control.direction, control.margin] for name, control in self.controls.items()}
+        return {"direction": self.direction, "margin": self.margin, "min_seeds": self.min_seeds, "controls": sides}
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -63,6 +69,8 @@ class Claim:
     """Section, figure or table of the paper."""
     numbers: str
     """What the paper measured, in words."""
+    differences: Mapping[str, float]
+    """The paper's own differences treatment - control in the claim's unit, by what they are of; may be empty."""
     unit: str
     """ "percent" (measured as a fraction, shown times 100) or "number"."""
     tests: Mapping[str, Test | str]
@@ -96,6 +104,8 @@ class Measurement:
     interval: tuple[float, float] | None = None
     """95 % bootstrap interval of treatment - control over the test items of this one checkpoint."""
     details: Mapping[str, Any] = field(default_factory=dict)
+    rule: Mapping[str, Any] | None = None
+    """The rule of judgement as it was when this was measured; None in records older than that."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +176,7 @@ def _claim(entry: dict[str, Any], method: str) -> Claim:
             controls = {name: Comparison(**value) for name, value in test.get("controls", {}).items()}
             tests[profile] = Test(**{**test, "controls": controls})
     plain = {key: entry[key] for key in ("id", "title", "statement", "unit")}
-    return Claim(**plain, **entry["paper"], method=method, tests=tests)
+    return Claim(**plain, **{"differences": {}, **entry["paper"]}, method=method, tests=tests)
 
 
 def find(claim_id: str) -> Claim:
@@ -230,6 +240,7 @@ def record(
         controls={name: _finite(value, f"{claim_id}: control {name!r}") for name, value in given.items()},
         interval=None if interval is None else tuple(_finite(v, f"{claim_id}: interval") for v in interval),
         details=_json(dict(details or {}), f"{claim_id}: details"),
+        rule=test.rule,
     )
     _update(claim_id, profile, seed, out, "claims", _entry(measurement))
     return measurement
@@ -269,7 +280,7 @@ def read_records(path: str | os.PathLike[str]) -> list[Records]:
 
 def _entry(measurement: Measurement) -> dict[str, Any]:
     entry = asdict(measurement)
-    for key in ("claim", "profile", "seed"):
+    for key in ("claim", "profile", "seed", *(["rule"] if measurement.rule is None else [])):
         del entry[key]
     return entry
 
