@@ -29,7 +29,7 @@ def resize_images(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_grid_positions(
-    positions: Tensor, grid: tuple[int, int], source: tuple[int, int] | None = None
+    positions: Tensor, grid: tuple[int, int], source: tuple[int, int] | None = None, bilinear: bool = False
 ) -> Tensor:
     """Interpolate the position embeddings of an image grid (bicubic, with antialiasing, as open_clip does).
 
@@ -37,6 +37,7 @@ def resize_grid_positions(
         positions: (1 + g, W); row 0, the class or mean token's, is kept; the rest is a grid in row order.
         grid: wanted (rows, columns).
         source: (rows, columns) of the given grid; square when left out.
+        bilinear: interpolate linearly and without antialiasing, as DPT and LSeg do.
 
     Returns:
         (1 + rows * columns, W).
@@ -55,7 +56,8 @@ def resize_grid_positions(
         return positions
     cell_rows = rearrange(positions[1:], "(h w) c -> 1 c h w", h=source[0])
     # In float32: the antialiased kernel is not available in half precision everywhere.
-    resized = F.interpolate(cell_rows.float(), size=grid, mode="bicubic", antialias=True, align_corners=False)
+    mode = {"mode": "bilinear"} if bilinear else {"mode": "bicubic", "antialias": True}
+    resized = F.interpolate(cell_rows.float(), size=grid, align_corners=False, **mode)
     return cat([positions[:1], rearrange(resized, "1 c h w -> (h w) c").to(positions.dtype)])
 
 
