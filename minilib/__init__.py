@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.1.0"
@@ -16,3 +17,9 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'minilib' has no attribute {name!r}; it offers {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+if os.environ.get("MINILIB_OPENED"):  # a run of minilib.reproduce asks on which files its result depends
+    from minilib import opened
+
+    opened.note(os.environ["MINILIB_OPENED"])

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
 
 import nbformat
-import psutil
 import pytest
 from tiny_chapter import RECORD, write_notebook
 
-from minilib import reproduce
-from minilib.__main__ import main, parse_seeds
+from minilib import opened, reproduce
+from minilib.__main__ import main
+from minilib.reproduce import running
+from minilib.reproduce.commands import parse_seeds
+from minilib.reproduce.inputs import PACKAGE, data_digests, library_digests, read_inputs
 
 
 def jobs(chapters, runs, seeds=(0,), names=("all",), extra=None, profile="quick"):
@@ -26,7 +24,8 @@ def jobs(chapters, runs, seeds=(0,), names=("all",), extra=None, profile="quick"
 
 
 def call(chapters, runs, *arguments):
-    return main(["reproduce", "--notebooks", str(chapters), "--out", str(runs), *arguments])
+    """Runs in this very process, which saves the start of one for each run; test_batch.py has the real thing."""
+    return main(["reproduce", "--executor", "debug", "--notebooks", str(chapters), "--out", str(runs), *arguments])
 
 
 def test_a_run_leaves_everything_and_is_not_repeated(chapters, runs, capsys):
@@ -45,7 +44,8 @@ def test_a_run_leaves_everything_and_is_not_repeated(chapters, runs, capsys):
     assert about["parameters"]["lr"] == 0.01 and about["parameters"]["steps"] == 5
     assert about["seed"] == 0 and about["wall_seconds"] > 0 and about["versions"]["torch"]
     assert about["peak_memory_bytes"] > 10 * 2**20, "a kernel takes more than that"
-    assert "minilib/batch.py" in about["inputs"]["library"]
+    assert about["inputs"]["library"] == {}, "this chapter imports nothing of the library"
+    assert about["disk_bytes"] > 0 and about["downloaded_bytes"] >= 0 and about["device"]["used"]
     assert json.loads((folder / "result.json").read_text())["results"]["tiny.lr"] == pytest.approx(0.05)
     assert reproduce.what_changed(job) == []
     stamp = (folder / "run.json").stat().st_mtime_ns
@@ -73,9 +73,6 @@ def test_what_changed_is_named(chapters, runs, monkeypatch, tmp_path):
     assert reproduce.what_changed(again) == ["data in data"]
     (again,) = jobs(chapters, runs, extra={"data": str(photos), "lr": "0.2"})
     assert reproduce.what_changed(again) == ["parameter lr", "data in data"]
-    library = {**job.inputs["library"], "minilib/batch.py": "other", "minilib/new.py": "new"}
-    again = replace(job, inputs={**job.inputs, "library": library})
-    assert reproduce.what_changed(again) == ["minilib/batch.py", "minilib/new.py"]
 
     notebook.cells[2].source += "\n2"
     nbformat.write(notebook, path)
@@ -87,11 +84,58 @@ def test_what_changed_is_named(chapters, runs, monkeypatch, tmp_path):
     assert "the notebook has 3 code cells, not 2" in reproduce.what_changed(again)
 
 
-def test_library_files_that_count():
-    found = reproduce.library_digests("clip")
+def test_only_the_files_that_a_run_opened_count(chapters, runs):
+    cell = """\
+import subprocess, sys
+from minilib import claims
+claims.load("clip")
+subprocess.run([sys.executable, "-c", "import minilib.tokenizer"], check=True)"""
+    write_notebook(chapters, RECORD, cell)
+    (job,) = jobs(chapters, runs)
+    assert reproduce.run(job).state == "done"
+    used = json.loads((job.folder / "run.json").read_text())["inputs"]["library"]
+    expected = {"__init__.py", "claims/records.py", "ledger/clip.yaml", "ledger/schema.json", "tokenizer.py"}
+    assert {f"minilib/{name}" for name in expected} <= set(used), "what its child processes open is noted too"
+    now = library_digests()
+    assert {name: now[name] for name in used} == used
+    assert not {name for name in used if name.startswith(("minilib/recipes", "minilib/reproduce", "minilib/opened"))}
+    assert reproduce.what_changed(job, {**now, "minilib/models/new.py": "new", "minilib/ledger/lseg.yaml": "new"}) == []
+    assert reproduce.what_changed(job, {**now, "minilib/recipes/clip.py": "other"}) == []
+    changed = {**now, "minilib/ledger/clip.yaml": "other"}
+    del changed["minilib/tokenizer.py"]
+    assert reproduce.what_changed(job, changed) == ["minilib/ledger/clip.yaml", "minilib/tokenizer.py"]
+
+
+def test_library_files_that_can_count():
+    found = library_digests()
     assert {"minilib/ledger/clip.yaml", "minilib/scenes/vocabulary.tsv", "minilib/claims/records.py"} <= set(found)
-    assert not {name for name in found if "__pycache__" in name or name in ("minilib/reproduce.py",)}
-    assert "minilib/ledger/clip.yaml" not in reproduce.library_digests("lseg")
+    assert not {name for name in found if "__pycache__" in name or name.startswith("minilib/reproduce/")}
+
+
+def test_a_library_that_changes_during_the_run_makes_its_result_stale(chapters, runs, monkeypatch):
+    write_notebook(chapters, RECORD, "import minilib.files")
+    (job,) = jobs(chapters, runs)
+    before = {**library_digests(), "minilib/files.py": "as it was"}
+    monkeypatch.setattr(running, "read_inputs", lambda notebook, given: read_inputs(notebook, given, before))
+    assert reproduce.run(job).state == "done"
+    assert reproduce.what_changed(job) == ["minilib/files.py"]
+
+
+def test_shipped_weights_count_though_python_does_not_open_them(tmp_path):
+    code = "from minilib.weights import read_card; read_card('mini-vit')"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), opened.VARIABLE: str(tmp_path / "opened")}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    found = opened.read(tmp_path / "opened")
+    assert "weights/mini-vit.safetensors" in found and "weights/mini-rn.safetensors" not in found
+
+
+def test_data_in_one_file_count_by_beginning_and_end(tmp_path):
+    path = tmp_path / "photos.zip"
+    path.write_bytes(b"a" * 100)
+    before = data_digests({"data": str(path), "lr": 0.1, "out": str(tmp_path), "none": None})
+    assert set(before) == {"data"}
+    path.write_bytes(b"a" * 99 + b"b")
+    assert data_digests({"data": str(path)}) != before
 
 
 @pytest.mark.parametrize("name", ["run.json", "result.json", "notebook.ipynb"])
@@ -201,7 +245,7 @@ def test_a_foreign_file_in_the_runs_folder_is_spared(chapters, runs):
 def test_kernel_imports_the_package_whose_digests_are_recorded(chapters, runs, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
     cell = "import importlib.util; assert importlib.util.find_spec('minilib').origin.startswith({!r})"
-    write_notebook(chapters, RECORD, cell.format(str(reproduce.PACKAGE)))
+    write_notebook(chapters, RECORD, cell.format(str(PACKAGE)))
     (job,) = jobs(chapters, runs)
     outcome = reproduce.run(job)
     assert outcome.state == "done", outcome.message
@@ -211,85 +255,6 @@ def test_kernel_imports_the_package_whose_digests_are_recorded(chapters, runs, m
 def test_folder_names_with_braces_work(chapters, tmp_path):
     (job,) = jobs(chapters, tmp_path / "{runs}")
     assert reproduce.run(job).state == "done"
-
-
-@pytest.fixture
-def start():
-    """Start a process that does not outlive the test, whatever happens; nor do its children."""
-    started = []
-
-    def popen(*arguments, **options):
-        started.append(subprocess.Popen(*arguments, **options))
-        return started[-1]
-
-    yield popen
-    for process in started:
-        if process.poll() is None:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-            process.kill()
-            process.wait()
-
-
-def test_killed_runner_leaves_no_result_and_the_next_call_goes_on(chapters, runs, start):
-    wait = """\
-import os, pathlib, time
-mark = pathlib.Path(out) / "checkpoint"
-again = mark.exists()
-mark.write_text(str(os.getpid()))
-(pathlib.Path(out) / "again").write_text(str(again))
-time.sleep(0 if again else 600)"""
-    write_notebook(chapters, wait, RECORD)
-    command = [sys.executable, "-m", "minilib", "reproduce", "--notebooks", str(chapters), "--out", str(runs)]
-    environment = {**os.environ, "PYTHONPATH": str(reproduce.PACKAGE.parent)}
-    runner = start(command, env=environment, cwd="/", stderr=subprocess.DEVNULL)
-    folder = runs / "tiny" / "quick" / "seed0"
-    mark = folder / "checkpoint"
-    _wait_for(lambda: mark.exists() and mark.read_text())
-    kernel = int(mark.read_text())
-    runner.send_signal(signal.SIGKILL)
-    runner.wait()
-    assert not (folder / "run.json").exists() and not (folder / "notebook.ipynb").exists()
-    try:
-        _wait_for(lambda: not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == "zombie")
-    finally:
-        if psutil.pid_exists(kernel):
-            os.kill(kernel, signal.SIGKILL)
-    (job,) = jobs(chapters, runs)
-    assert reproduce.what_changed(job) == ["not run yet"]
-    assert reproduce.run(job).state == "done"
-    assert (folder / "again").read_text() == "True", "the files of the killed run were there to go on from"
-    assert reproduce.what_changed(job) == []
-    # With other inputs an unfinished attempt's files are not trusted.
-    (job.folder / "run.json").rename(job.folder / "attempt.json")
-    assert (job.folder / "checkpoint").exists()
-    reproduce._prepare(job)
-    assert not (job.folder / "checkpoint").exists()
-
-
-def test_interrupt_stops_with_its_own_status(chapters, runs, start):
-    write_notebook(chapters, "import pathlib, time; pathlib.Path(out, 'mark').touch(); time.sleep(600)", RECORD)
-    command = [sys.executable, "-m", "minilib", "reproduce", "--notebooks", str(chapters), "--out", str(runs)]
-    environment = {**os.environ, "PYTHONPATH": str(reproduce.PACKAGE.parent)}
-    # Tests that run in the background of a shell inherit that SIGINT is ignored.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    runner = start(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
-    folder = runs / "tiny" / "quick" / "seed0"
-    _wait_for(lambda: (folder / "mark").exists())
-    children = psutil.Process(runner.pid).children(recursive=True)
-    runner.send_signal(signal.SIGINT)
-    _, told = runner.communicate(timeout=300)
-    assert runner.returncode == 130 and "The same command goes on" in told
-    assert not (folder / "run.json").exists()
-    _, alive = psutil.wait_procs(children, timeout=300)
-    assert not alive, "the kernel goes with its runner"
-
-
-def _wait_for(condition, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
 
 
 def test_seeds_are_read():

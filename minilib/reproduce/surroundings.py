@@ -1,0 +1,101 @@
+"""What a result may owe to its surroundings: commit, versions, machine, caches."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from minilib import __version__
+from minilib.parameters import resolve_device
+from minilib.reproduce.inputs import PACKAGE
+
+PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "matplotlib", "papermill")
+
+
+def environment(device: str, described: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return commit, versions and machine as ``run.json`` keeps them.
+
+    Args:
+        device: the device that was asked for.
+        described: what :func:`describe_device` says of it, if that is known.
+    """
+    versions: dict[str, str | None] = {"python": platform.python_version(), "minilib": __version__}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    commit = _git("rev-parse", "HEAD")
+    return {
+        "commit": commit,
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "minilib", "notebooks")) if commit else None,
+        "versions": versions,
+        "device": dict(describe_device(device) if described is None else described),
+        "platform": platform.platform(),
+        "cores": cores(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+
+
+def describe_device(device: str) -> dict[str, Any]:
+    """Return which device was asked for, which one that is here, and its name.
+
+    Raises:
+        ValueError: the device is unknown or this machine has none such.
+    """
+    used = resolve_device(device)
+    return {"asked": device, "used": str(used), "name": _device_name(used.type)}
+
+
+def cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cached_bytes() -> int:
+    """Return the size of the folders into which torch, Hugging Face and open_clip download."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    folders = {
+        Path(os.environ.get("HF_HOME", home / "huggingface")),
+        Path(os.environ.get("TORCH_HOME", home / "torch")),
+        home / "clip",
+    }
+    return sum(bytes_under(folder) for folder in folders)
+
+
+def bytes_under(folder: Path) -> int:
+    """Return the size of all files under a folder, links not followed; 0 if there is none."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_size
+            except OSError:
+                continue  # it was removed meanwhile
+    return total
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        command = ["git", "-C", str(PACKAGE.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _device_name(kind: str) -> str:
+    if kind == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
