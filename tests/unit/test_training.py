@@ -95,7 +95,7 @@ def test_parts_learn_at_their_own_rate():
     model = network()
     config = TrainConfig(1, lr=0.01, warmup=0, lr_factors=(("0.", 0.1), ("4", 0.0)))
     rates = {id(p): group["lr"] for group in make_optimizer(model, config).param_groups for p in group["params"]}
-    expected = {"0.weight": 0.001, "4.weight": 0.0}
+    expected = {"0.weight": 0.001, "0.bias": 0.001, "4.weight": 0.0, "4.bias": 0.0}
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == pytest.approx(expected.get(name, 0.01)), name
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
