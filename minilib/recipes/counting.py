@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minilib.batch import Batch
 from minilib.datasets.bccd import Bccd
+from minilib.datasets.density import dot_map, smooth
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.clip import CLIP, prompt_ensemble
 from minilib.recipes.clip import normalise
@@ -196,6 +197,22 @@ def bccd_questions(split: Bccd, sigma: float = 1.5) -> Questions:
         tuple(split.points(i, c) for i, c in pairs),
         sigma,
     )
+
+
+def validation_target(points: Tensor, size: tuple[int, int], new_size: tuple[int, int], sigma: float = 1.0) -> Tensor:
+    """Return the map whose sum VLCounter's authors take for the true count: points (n, 2) of an image resized.
+
+    Points that fall on one pixel merge, so that the sum can be lower than their number; CounTX takes the number.
+
+    Args:
+        points: x y in pixels of the image as it was.
+        size: (H, W) of the image as it was.
+        new_size: (H, W) after resizing.
+        sigma: standard deviation of the bells, in pixels.
+    """
+    scale = torch.tensor([new_size[1] / size[1], new_size[0] / size[0]], dtype=torch.float64)
+    pixels = (points.double() * scale).trunc()
+    return smooth(dot_map(pixels, new_size, merge=True, clamp=True), sigma)
 
 
 @torch.no_grad()
