@@ -18,6 +18,7 @@ from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
 
 from minilib.layers.transformer import ResidualAttentionBlock
+from minilib.layers.windows import fit_to_windows, over_windows
 from minilib.models.clip import CLIP, VisionTransformer, prompt_ensemble
 from minilib.models.clip_config import CLIPConfig, ViTConfig
 from minilib.models.vlcounter_official import convert
@@ -361,7 +362,7 @@ class VLCounter(nn.Module):
         if image.shape[-2] % patch or image.shape[-1] % patch or 0 in image.shape[-2:]:
             raise ValueError(
                 f"an image of {image.shape[-2]} x {image.shape[-1]} pixels is not a whole number of {patch}-pixel "
-                "patches: resize it or cut windows out of it"
+                "patches: resize it, or count with density(), which does"
             )
         mean, std = (image.new_tensor(v) for v in (self.config.clip.image_mean, self.config.clip.image_std))
         return (image - rearrange(mean, "c -> c 1 1")) / rearrange(std, "c -> c 1 1")
@@ -391,11 +392,43 @@ class VLCounter(nn.Module):
         tapped, patches = encode_image(self.clip.visual, self.prompts, pixels, text, self.config.taps)
         return self.head(tapped, patches, text) | {"tapped": tapped, "patches": patches}
 
-    @torch.no_grad()
-    def count(self, image: Tensor, names: Sequence[str], templates: Sequence[str] = PLURAL_TEMPLATES) -> Tensor:
-        """Return how many of ``names[i]`` image i (B, 3, H, W) in [0, 1] shows, (B,) real numbers."""
+    def predict(self, image: Tensor, names: Sequence[str], templates: Sequence[str] = PLURAL_TEMPLATES) -> Tensor:
+        """Return the density of ``names[i]`` in image i (B, 3, H, W) in [0, 1]: (B, H, W), which sums to the count."""
         output = self(self.preprocess(image), self.encode_names(names, templates))
-        return output["density"].sum((1, 2, 3)) / DENSITY_SCALE
+        return output["density"][:, 0] / DENSITY_SCALE
+
+    @torch.no_grad()
+    def density(
+        self,
+        image: Tensor,
+        name: str,
+        stride: int | None = None,
+        merge: str = "recursive",
+        templates: Sequence[str] = PLURAL_TEMPLATES,
+    ) -> Tensor:
+        """Return the density (H', W') of one image of any size and shape (authors' test protocol).
+
+        The shorter side is resized to the window, then square windows step along the longer one, and their maps are
+        merged. ``density(...).sum()`` is the count; it is neither rounded nor kept from falling below zero.
+
+        Args:
+            image: (3, H, W) in [0, 1].
+            name: what to count.
+            stride: pixels between windows; a third of the window by default, 128 of 384.
+            merge: "recursive" as the authors', or "uniform" (see ``minilib.layers.windows``).
+            templates: sentences around the name.
+
+        Raises:
+            ValueError: an empty name, or not an image.
+        """
+        patch = self.config.clip.vision.patch
+        window = patch * min(self.config.grid)
+        fitted, _ = fit_to_windows(image.to(self.clip.device), window, patch)
+
+        def crops_to_maps(crops: Tensor) -> Tensor:
+            return self.predict(crops, [name] * len(crops), templates)
+
+        return over_windows(crops_to_maps, fitted, window, stride or max(1, window // 3), merge)
 
 
 # --- Losses ----------------------------------------------------------------------------------------------------------
