@@ -264,7 +264,7 @@ def _job_as_run(name: str, profile: str, seed: int, notebook: Path, out: Path) -
 def _state(job: Job, library: Mapping[str, str]) -> str:
     """Return in a few words how a run stands."""
     progress = read_json(job.folder / "progress.json") or {}
-    at = f"in code cell {progress.get('cell', 0)} of {progress.get('cells', '?')}"
+    at = f"in code cell {progress['cell']} of {progress['cells']}" if progress.get("cell") else "at its start"
     if (job.folder / "attempt.json").exists():
         if _free(job) is None:
             return f"running {at}, {duration(progress.get('seconds', 0.0))}"

@@ -173,12 +173,11 @@ def _execute(job: Job, output: Path, watch: Watch) -> None:
 
 
 def _check_result(job: Job) -> None:
-    from minilib.claims.records import read_records  # here, because it is slow to import and not always needed
-
-    if not (job.folder / "result.json").exists():
+    records = read_json(job.folder / "result.json")
+    if records is None:
         raise _NoResult("the notebook ended without recording a result in out")
-    records = read_records(job.folder / "result.json")[0]
-    got, expected = (records.chapter, records.profile, records.seed), (job.chapter, job.profile, job.seed)
+    got = tuple(records.get(key) for key in ("chapter", "profile", "seed"))
+    expected = (job.chapter, job.profile, job.seed)
     if got != expected:
         raise _NoResult(f"result.json is of {got}, not of {expected}: does the notebook pass its parameters on?")
 

@@ -75,9 +75,7 @@ class Lines:
         """Print how far everything is, if nothing was printed for a while."""
         if time.monotonic() - self._said < self._every:
             return
-        running = [
-            f"{e.job} in code cell {e.cell[0]} of {e.cell[1]}, {duration(e.seconds)}" for e in entries if e.handle
-        ]
+        running = [f"{e.job} {_at(e)}" for e in entries if e.state == RUNNING]
         self._say(f"... {counts(entries)}{', ' + left if left else ''}: {'; '.join(running)}")
 
     def line(self, entry: Entry) -> str:
@@ -145,12 +143,16 @@ def cell_text(entry: Entry) -> Text:
     """Return an entry's state as a cell of the table: a sign, words, and how far it is."""
     text = f"{_SIGNS[entry.state]} {entry.state}"
     if entry.state == RUNNING:
-        at = f"cell {entry.cell[0]}/{entry.cell[1]}" if entry.cell[1] else "starting"
         rest = f", {duration(entry.left)} left" if entry.left is not None else ""
-        text = f"{_SIGNS[RUNNING]} {at}, {duration(entry.seconds)}{rest}"
+        text = f"{_SIGNS[RUNNING]} {_at(entry)}{rest}"
     elif entry.state == DONE:
         text = f"{_SIGNS[DONE]} {entry.message}"
     return Text(text, style=_STYLES.get(entry.state, ""))
+
+
+def _at(entry: Entry) -> str:
+    where = f"cell {entry.cell[0]}/{entry.cell[1]}" if entry.cell[0] else "starting"
+    return f"{where}, {duration(entry.seconds)}"
 
 
 def counts(entries: Sequence[Entry]) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import signal
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # the tests of this folder share tiny_chapter.py
 
 from tiny_chapter import RECORD, write_notebook  # noqa: E402
+
+from minilib.reproduce.inputs import PACKAGE  # noqa: E402
+from minilib.reproduce.watching import family, kill  # noqa: E402
 
 
 @pytest.fixture
@@ -25,3 +33,25 @@ def chapters(tmp_path: Path) -> Path:
 def runs(tmp_path: Path) -> Path:
     """Where runs go; not made yet."""
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start ``python -m minilib ...`` in a process that does not outlive the test, nor do its children."""
+    started = []
+
+    def popen(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1", **variables}
+        # Tests that run in the background of a shell inherit that SIGINT is ignored.
+        heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        command = [sys.executable, "-m", "minilib", *arguments]
+        options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, env=environment, cwd=tmp_path, preexec_fn=heed, **options)
+        started.append(process)
+        return process
+
+    yield popen
+    for process in started:
+        if process.poll() is None:
+            kill(family(process.pid))
+        process.stderr.close()
