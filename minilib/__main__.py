@@ -21,7 +21,7 @@ _EXAMPLES = """examples:
   python -m minilib reproduce --profile full --seeds 0..4 --executor slurm --time-limit 2h --slurm partition=gpu
   python -m minilib status
   python -m minilib collect                                           runs/ -> book/results/
-  python -m minilib scoreboard --write README.md book/claims.md
+  python -m minilib scoreboard --write                                what pages and notebooks quote from the records
 
 exit status:
   0  all is well: every run is done or was up to date
@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _collect(options: argparse.Namespace) -> int:
     results = claims.results_folder() if options.results is None else options.results
     written = claims.merge(runs_folder(options.runs), results, options.profiles)
+    if written:
+        written.append(results / "claims.csv")
+        write_atomically(written[-1], claims.summary(results))
     for path in written:
         _say(f"wrote {path}")
     if not written:
@@ -73,21 +76,31 @@ def _publish(options: argparse.Namespace) -> int:
 
 def _scoreboard(options: argparse.Namespace) -> int:
     results = claims.results_folder() if options.results is None else options.results
+    if options.write is None and options.check is None:
+        print(claims.scoreboard(results), end="")
+        return 0
     stale = 0
-    for path in options.write or options.check or []:
-        text = path.read_text(encoding="utf-8")
-        fresh = claims.fill(text, results, name=str(path))
-        if fresh == text:
+    for path in options.write or options.check or claims.marked_files():
+        if not claims.fill_file(path, results, write=options.write is not None):
             continue
-        if options.write:
-            write_atomically(path, fresh)
+        if options.write is not None:
             _say(f"wrote {path}")
         else:
             stale += 1
-            _say(f"{path} does not show the records: run python -m minilib scoreboard --write {path}")
-    if not options.write and not options.check:
-        print(claims.scoreboard(results), end="")
+            _say(f"{path} does not show the records: run python -m minilib scoreboard --write")
+    table = results / "claims.csv"
+    if not (options.write or options.check) and claims.summary(results) != _read(table):
+        if options.write is not None:
+            write_atomically(table, claims.summary(results))
+            _say(f"wrote {table}")
+        else:
+            stale += 1
+            _say(f"{table} does not show the records: run python -m minilib scoreboard --write")
     return 1 if stale else 0
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,10 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--notebooks", type=Path, help=argparse.SUPPRESS)
     command.set_defaults(command=_publish)
 
-    command = commands.add_parser("scoreboard", help="print the scoreboard, or fill it into files between its markers")
+    command = commands.add_parser("scoreboard", help="print the scoreboard, or fill in what pages quote")
     either = command.add_mutually_exclusive_group()
-    either.add_argument("--write", type=Path, nargs="+", metavar="FILE", help="fill the files")
-    either.add_argument("--check", type=Path, nargs="+", metavar="FILE", help="exit with 1 if a file is stale")
+    every = "all pages and notebooks with markers, and the table of records, where no file is named"
+    either.add_argument("--write", type=Path, nargs="*", metavar="FILE", help=f"fill the files; {every}")
+    either.add_argument("--check", type=Path, nargs="*", metavar="FILE", help="exit with 1 if a file is stale")
     command.add_argument("--results", type=Path, help="folder of records (default: book/results)")
     command.set_defaults(command=_scoreboard)
     return parser

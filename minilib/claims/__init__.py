@@ -6,6 +6,8 @@ notebooks, the book and the README are made from the outcome.
 """
 
 from minilib.claims.judging import Verdict, bootstrap_interval, judge, seed_bootstrap_interval, t_interval
+from minilib.claims.pages import summary, write_pages
+from minilib.claims.quoting import fill, fill_file, marked_files, quote
 from minilib.claims.records import (
     Claim,
     Measurement,
@@ -21,11 +23,8 @@ from minilib.claims.reports import (
     Row,
     VerdictTable,
     collect,
-    fill,
     find_records,
-    ledger_page,
     merge,
-    quote,
     results_folder,
     scoreboard,
     table,
@@ -43,10 +42,11 @@ __all__ = [
     "bootstrap_interval",
     "collect",
     "fill",
+    "fill_file",
     "find_records",
     "judge",
-    "ledger_page",
     "load",
+    "marked_files",
     "merge",
     "papers",
     "quote",
@@ -56,7 +56,9 @@ __all__ = [
     "results_folder",
     "scoreboard",
     "seed_bootstrap_interval",
+    "summary",
     "t_interval",
     "table",
     "verdicts",
+    "write_pages",
 ]

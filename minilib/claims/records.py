@@ -20,6 +20,8 @@ from minilib.files import to_json, write_atomically
 from minilib.parameters import check_profile
 
 _LEDGER = resources.files("minilib") / "ledger"
+# The book's order; a paper that is not among them comes last.
+_ORDER = "clip lseg groupvit vild glip denseclip clims detclipv3 countx vlcounter".split()
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,9 @@ class Records:
 
 
 def papers() -> list[str]:
-    """Return the names of the papers that have a ledger."""
-    return sorted(Path(entry.name).stem for entry in _LEDGER.iterdir() if entry.name.endswith(".yaml"))
+    """Return the names of the papers that have a ledger, in the book's order."""
+    found = sorted(Path(entry.name).stem for entry in _LEDGER.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(found, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
 
 
 def load(paper: str) -> dict[str, Claim]:

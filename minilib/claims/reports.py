@@ -5,9 +5,8 @@ from __future__ import annotations
 import html
 import json
 import os
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -23,12 +22,11 @@ from minilib.claims.judging import (
     REPRODUCED,
     Estimate,
     Verdict,
-    estimate,
     judge,
-    rule_text,
 )
 from minilib.claims.records import (
     Claim,
+    Measurement,
     Records,
     Test,
     load,
@@ -63,6 +61,8 @@ class Row:
     claim: Claim
     profile: str
     verdict: Verdict
+    environments: tuple[Mapping[str, Any], ...] = ()
+    """How each seed's run was made, where its ``run.json`` says so: time, memory, device."""
 
 
 def results_folder() -> Path:
@@ -116,7 +116,7 @@ def collect(sources: Sources, profiles: Sequence[str] = PROFILES, chapters: Sequ
     Raises:
         ValueError: a file is not a record, or it holds a claim that the ledger does not know.
     """
-    measured: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
+    measured: dict[tuple[str, str], dict[int, tuple[Measurement, Mapping[str, Any]]]] = defaultdict(dict)
     chapters = papers() if chapters is None else list(chapters)
     for records in find_records(sources):
         if records.chapter not in chapters:
@@ -124,14 +124,14 @@ def collect(sources: Sources, profiles: Sequence[str] = PROFILES, chapters: Sequ
         for claim_id, measurement in records.measurements.items():
             if claim_id not in load(records.chapter):
                 raise ValueError(f"a record at profile {records.profile!r} holds an unknown claim {claim_id!r}")
-            measured[claim_id, records.profile][records.seed] = measurement
+            measured[claim_id, records.profile][records.seed] = (measurement, records.environment)
     rows = []
     for chapter in chapters:
         for claim in load(chapter).values():
             for profile in profiles:
-                found = measured[claim.id, profile]
-                verdict = judge(claim, [found[seed] for seed in sorted(found)], profile)
-                rows.append(Row(claim, profile, verdict))
+                found = [measured[claim.id, profile][seed] for seed in sorted(measured[claim.id, profile])]
+                verdict = judge(claim, [measurement for measurement, _ in found], profile)
+                rows.append(Row(claim, profile, verdict, tuple(environment for _, environment in found)))
     return rows
 
 
@@ -156,28 +156,20 @@ def merge(runs: Sources, results: str | os.PathLike[str], profiles: Sequence[str
     return sorted(groups)
 
 
-def quote(name: str, profile: str = "full", sources: Sources | None = None, percent: bool = True) -> str:
-    """Return a named result as prose quotes it: "93.1 % (92.6 to 93.5, 3 seeds)".
-
-    Raises:
-        ValueError: no record at ``profile`` has a number of that name.
-    """
-    records = find_records(results_folder() if sources is None else sources)
-    values = [r.results[name] for r in records if r.profile == profile and name in r.results]
-    if not values:
-        raise ValueError(f"no record of {name!r} at profile {profile!r}: run `python -m minilib collect` first")
-    return format_estimate(estimate(values), "percent" if percent else "number", seeds=True)
-
-
 def format_estimate(value: Estimate | None, unit: str, seeds: bool = False) -> str:
     """Return mean and interval as text: "93.1 % (92.6 to 93.5)"."""
     if value is None:
         return "–"
-    text = _number(value.mean, unit) + (" %" if unit == "percent" else "")
-    inside = [] if value.low is None else [f"{_number(value.low, unit)} to {_number(value.high, unit)}"]
+    text = number_text(value.mean, unit) + (" %" if unit == "percent" else "")
+    inside = [] if value.low is None else [f"{number_text(value.low, unit)} to {number_text(value.high, unit)}"]
     if seeds:
         inside.append(f"{value.n} seed{'s' if value.n > 1 else ''}")
     return text + (f" ({', '.join(inside)})" if inside else "")
+
+
+def interval_text(interval: tuple[float, float] | None, unit: str) -> str:
+    """Return an interval of differences as text, signs included: "+1.2 to +3.4"."""
+    return "–" if interval is None else " to ".join(number_text(value, unit, sign=True) for value in interval)
 
 
 def difference_text(row: Row) -> str:
@@ -185,12 +177,11 @@ def difference_text(row: Row) -> str:
     verdict, unit = row.verdict, row.claim.unit
     if verdict.mean is None:
         return "–"
-    text = _number(verdict.mean, unit, sign=True)
+    text = number_text(verdict.mean, unit, sign=True)
     if verdict.low is not None:
-        return f"{text} ({_number(verdict.low, unit, sign=True)} to {_number(verdict.high, unit, sign=True)})"
+        return f"{text} ({interval_text((verdict.low, verdict.high), unit)})"
     if verdict.items is not None:
-        low, high = (_number(value, unit, sign=True) for value in verdict.items)
-        return f"{text} ({low} to {high} over test items)"
+        return f"{text} ({interval_text(verdict.items, unit)} over test items)"
     return text
 
 
@@ -310,69 +301,13 @@ def scoreboard(results_dir: str | os.PathLike[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ledger_page(results_dir: str | os.PathLike[str]) -> str:
-    """Return the body of the book's claims page in MyST: every claim, ours beside the paper's."""
-    parts = []
-    for chapter in papers():
-        rows = collect(results_dir, chapters=[chapter])
-        parts.append(f"## {chapter_title(chapter)}\n")
-        for claim in load(chapter).values():
-            parts.append(_claim_section(claim, [row for row in rows if row.claim is claim]))
-    return "\n".join(parts)
-
-
-def fill(text: str, results_dir: str | os.PathLike[str], name: str = "the text") -> str:
-    """Return ``text`` with fresh tables between its markers.
-
-    ``<!-- scoreboard:start -->`` and ``<!-- scoreboard:end -->`` enclose the scoreboard, ``<!--
-    ledger:start -->`` and ``<!-- ledger:end -->`` the claims page.
-
-    Raises:
-        ValueError: the text has no such pair of markers.
-    """
-    found = 0
-    for kind, build in (("scoreboard", scoreboard), ("ledger", ledger_page)):
-        start, end = f"<!-- {kind}:start -->", f"<!-- {kind}:end -->"
-        pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
-        if pattern.search(text):
-            body = f"{start}\n\n{build(results_dir)}\n{end}"
-            text = pattern.sub(lambda _, body=body: body, text)
-            found += 1
-    if not found:
-        raise ValueError(f"{name} has no markers: put <!-- scoreboard:start --> and <!-- scoreboard:end --> into it")
-    return text
-
-
 def chapter_title(chapter: str) -> str:
     """Return how people write the method's name, for example "CLIP"."""
     return next(iter(load(chapter).values())).method
 
 
-def _claim_section(claim: Claim, rows: list[Row]) -> str:
-    anchor = "claim-" + claim.id.replace(".", "-").replace("_", "-").lower()
-    lines = [f"({anchor})=", f"### {claim.id.partition('.')[2]}: {claim.title}", "", claim.statement, ""]
-    lines += [f"**The paper** ({claim.where}): {claim.numbers}.", ""]
-    lines += ["| profile | verdict | treatment | control | difference (95 %) |", "|---|---|---|---|---|"]
-    rules = []
-    for row in rows:
-        verdict, test = row.verdict, row.claim.tests[row.profile]
-        detail = verdict.reason + (f"; {verdict.n} seeds" if verdict.n > 1 else "")
-        sides = ["–", "–"]
-        if verdict.n and isinstance(test, Test):
-            sides = [
-                f"{format_estimate(value, claim.unit)}, {name}"
-                for value, name in ((verdict.treatment, test.treatment), (verdict.control, test.control))
-            ]
-            sides[1] += "".join(f"; {format_estimate(v, claim.unit)}, {k}" for k, v in verdict.controls.items())
-        lines.append(f"| {row.profile} | {verdict} ({detail}) | {sides[0]} | {sides[1]} | {difference_text(row)} |")
-        if isinstance(test, Test):
-            rules.append(f"{test.how}. Measured: {test.metric}. Rule: {rule_text(claim, test)}.")
-    lines.append("")
-    lines += [f"*How:* {rule}\n" for rule in dict.fromkeys(rules)]
-    return "\n".join(lines)
-
-
-def _number(value: float, unit: str, sign: bool = False) -> str:
+def number_text(value: float, unit: str, sign: bool = False) -> str:
+    """Return a number as it is shown: percent with one decimal, others with three digits."""
     scaled = 100 * value if unit == "percent" else value
     text = f"{scaled:.1f}" if unit == "percent" else f"{scaled:.3g}"
     if float(text) == 0:

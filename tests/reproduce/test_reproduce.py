@@ -289,14 +289,15 @@ claims.record_result("clip.top1", 0.9, profile=profile, seed=seed, out=out)"""
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- scoreboard:start -->\n<!-- scoreboard:end -->\nafter\n")
     page = tmp_path / "claims.md"
-    page.write_text("# Claims\n\n<!-- ledger:start -->old<!-- ledger:end -->\n")
+    page.write_text("# Claims\n\nIt is <!-- result clip.polysemy:verdict full -->old<!-- /result -->.\n")
     files = [str(readme), str(page), "--results", str(results)]
     assert main(["scoreboard", "--check", *files]) == 1
     assert main(["scoreboard", "--write", *files]) == 0
     assert main(["scoreboard", "--check", *files]) == 0
     assert "| clip | full | 3 | polysemy |" in readme.read_text()
     assert readme.read_text().startswith("before\n") and readme.read_text().endswith("after\n")
-    assert "old" not in page.read_text() and "### polysemy: One word, two things" in page.read_text()
+    assert "full -->reproduced<!--" in page.read_text()
+    assert (results / "claims.csv").read_text().splitlines()[1].startswith("clip.polysemy,full,reproduced,3,")
     plain = tmp_path / "plain.md"
     plain.write_text("nothing")
     assert main(["scoreboard", "--write", str(plain), "--results", str(results)]) == 2
