@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,14 +74,16 @@ class Workers:
         self.at_once = at_once if self.local else None
         self._private: tempfile.TemporaryDirectory[str] | None = None
         self._queue = out / ".batch" / "slurm.json"
-        if self.local:
-            # Not under `out`: how a run ended can be told even when that disk is full.
-            self._private = tempfile.TemporaryDirectory(prefix="minilib-")
-            self._folder = Path(self._private.name)
-        else:
-            self._folder = self._queue.with_suffix("")
         if not self.local and limit is None:
             raise ValueError("--executor slurm needs --time-limit, for example 2h: Slurm plans by it")
+        self._folder = self._queue.with_suffix("")
+        if self.local:
+            # Not under `out`: how a run ended can be told even when that disk is full.
+            try:
+                self._private = tempfile.TemporaryDirectory(prefix="minilib-")
+            except OSError as error:
+                raise ValueError(f"no temporary folder could be made: {error}; name one in TMPDIR") from error
+            self._folder = Path(self._private.name)
         try:
             self._executor = submitit.AutoExecutor(self._folder, cluster=executor)
             if self.local:
@@ -99,7 +104,7 @@ class Workers:
         """
         paths = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
         try:
-            with changed_environment({"PYTHONPATH": paths}):
+            with changed_environment({"PYTHONPATH": paths}), _deaf_to_ctrl_c(self.local):
                 handles = self._executor.map_array(Work(), list(orders))
         except (OSError, FailedJobError, FailedSubmissionError) as error:
             raise ValueError(f"no run could be started: {error}") from error
@@ -139,6 +144,19 @@ class Workers:
         """Remove what was needed to start the runs."""
         if self._private is not None:
             self._private.cleanup()
+
+
+@contextmanager
+def _deaf_to_ctrl_c(wanted: bool) -> Iterator[None]:
+    """Let processes that are started here ignore Ctrl-C, which a terminal sends to all: their runner ends them."""
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def this_process() -> tuple[int, float]:

@@ -46,7 +46,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         command = [sys.executable, "-m", "minilib", *arguments]
         options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(command, env=environment, cwd=tmp_path, preexec_fn=heed, **options)
+        options |= {"preexec_fn": heed, "start_new_session": True}  # as a terminal does it
+        process = subprocess.Popen(command, env=environment, cwd=tmp_path, **options)
         started.append(process)
         return process
 
