@@ -520,3 +520,56 @@ def test_training_and_resume_on_cuda(tmp_path):
     fit(whole, loss, on_gpu, config, progress=None)
     for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_fp16_scales_the_loss_and_goes_on_after_a_kill(tmp_path):
+    model, history = train(12, tmp_path / "whole", precision="fp16")
+    assert model[0].weight.dtype == torch.float32 and all(map(math.isfinite, history.column("loss")[1]))
+    state = torch.load(tmp_path / "whole" / CHECKPOINT, weights_only=True)
+    assert state["scaler"]["scale"] > 1, "small gradients would be lost"
+
+    def interrupted(step):
+        if step == 8:
+            raise Stop
+        return batches(step)
+
+    config = TrainConfig(12, warmup=3, log_every=2, checkpoint_every=5, precision="fp16")
+    with pytest.raises(Stop):
+        fit(network(), loss, interrupted, config, out=tmp_path / "cut", progress=None)
+    assert_same_weights(model, train(12, tmp_path / "cut", precision="fp16")[0])
+
+
+def test_fp16_skips_a_step_whose_gradient_overflows():
+    """The scale starts at 65536: a gradient of 10 is beyond what half precision holds, and the scale is halved."""
+    seen = []
+
+    def steep(model, batch):
+        scores = model(batch[0])
+        seen.append(model[4].weight.detach().clone())
+        return {"loss": 100 * nn.functional.cross_entropy(scores, batch[1])}
+
+    model = network()
+    history = fit(model, steep, batches, TrainConfig(12, log_every=1, precision="fp16", clip_norm=1.0), progress=None)
+    moved = [not torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False)]
+    assert moved[0] is False and moved[-1] is True
+    norms = [row.get("gradient_norm") for row in history.rows]
+    assert norms[0] is None and norms[-1] is not None, "a norm that is not finite is not logged"
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(parts):
+    """Without batch normalisation and dropout, means over rows are what they were."""
+
+    def plain(seed=0):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    whole, cut = plain(), plain()
+    settings = dict(warmup=3, log_every=1)
+    one = fit(whole, loss, batches, TrainConfig(10, **settings), progress=None)
+    other = fit(cut, loss, batches, TrainConfig(10, accumulate=parts, **settings), progress=None)
+    for name in ("loss", "accuracy", "gradient_norm"):
+        assert one.column(name)[1] == pytest.approx(other.column(name)[1], rel=1e-3, abs=1e-6)
+    for a, b in zip(whole.parameters(), cut.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
