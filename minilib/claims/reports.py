@@ -42,12 +42,15 @@ _ENVIRONMENT = (
     "started",
     "wall_seconds",
     "peak_memory_bytes",
+    "disk_bytes",
+    "downloaded_bytes",
     "commit",
     "uncommitted_changes",
     "versions",
     "device",
     "platform",
     "cores",
+    "threads",
     "key",
 )
 

@@ -53,7 +53,7 @@ class Watch:
         self._write()
 
     def _look(self) -> None:
-        written = 0.0
+        written, cell = 0.0, -1
         while not self._stop.wait(_INTERVAL):
             children = [c for c in psutil.Process().children(recursive=True) if c.pid not in self._others]
             self.peak = max(self.peak, sum(map(_memory, children)))
@@ -61,9 +61,9 @@ class Watch:
             if self.limit is not None and now - self._began > self.limit and children:
                 self.timed_out = True
                 kill(children)
-            if now - written > _WRITE_EVERY:
+            if now - written > _WRITE_EVERY or self.cell != cell:
                 self._write()
-                written = now
+                written, cell = now, self.cell
 
     def _write(self) -> None:
         """Write how far the run is; nobody's result depends on it, so that errors do not matter."""

@@ -81,7 +81,7 @@ def test_killed_in_the_middle_and_started_again(two_chapters, tmp_path, start, c
     assert main(["status", "--notebooks", str(two_chapters), "--out", str(runs)]) == 1
     told = capsys.readouterr().out
     assert re.search(r"tiny +done, .* failed", told)
-    assert re.search(r"other +done, .* interrupted in code cell 4 of 4", told)
+    assert re.search(r"other +done, .* interrupted ", told)
 
     gate.touch()
     assert main(options(two_chapters, runs, *flags)) == 0
