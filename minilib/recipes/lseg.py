@@ -1,0 +1,375 @@
+"""LSeg in miniature: which words, which masks, how it is trained and how unseen words are judged.
+
+Classes are numbered within a study: first the words that have masks, then "other" where the study has it. Only masks
+of *seen* words are ever trained on; the text tower, which is frozen, has read captions about all of them, as CLIP has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minilib.batch import Batch
+from minilib.metrics.segmentation import EpisodeScore, SegmentationScore
+from minilib.models.clip import CLIP
+from minilib.models.lseg import CLIPBackbone, LSeg, LSegConfig, embed_labels, pixel_cross_entropy
+from minilib.scenes import VOCABULARY, EmojiScenes, SceneConfig, class_names, find
+from minilib.training import History, TrainConfig, Training, fit
+from minilib.weights import load_clip
+
+IGNORED = 255
+FOLDS = 4
+OTHER = "other"
+EMBEDDINGS = ("words", "random", "shuffled", "learned")
+"""Vectors of the labels: of the frozen text tower; random ones; those of the text tower, dealt out to the wrong words;
+and free ones, trained with the rest, which make LSeg an ordinary segmenter."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One size of the miniature: the data, the model and the optimisation."""
+
+    image_size: int = 64
+    """Side of the scenes in pixels."""
+    classes: int = 80
+    """Words with masks, evenly spaced through the vocabulary; a quarter of them, one fold, is never trained on."""
+    objects: tuple[int, int] = (1, 2)
+    """Least and largest number of objects in a scene."""
+    features: int = 32
+    """Channels of the decoder."""
+    batch_size: int = 12
+    """Images in a batch."""
+    steps: int = 160
+    """Optimiser steps of each training."""
+    lr: float = 4e-3
+    """Peak learning rate of decoder and head."""
+    backbone_factor: float = 0.1
+    """Learning rate of the backbone, as a share of ``lr``: the paper's is a tenth too."""
+    evaluations: int = 4
+    """Evaluations along the main training."""
+    test_images: int = 144
+    """Test scenes of seen, and as many of unseen words."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words with masks."""
+        return tuple(VOCABULARY[i * len(VOCABULARY) // self.classes].name for i in range(self.classes))
+
+    def training(self, seed: int, evaluations: int = 1) -> TrainConfig:
+        """Return the optimisation with its seed."""
+        return TrainConfig(
+            steps=self.steps,
+            lr=self.lr,
+            lr_factors=(("lseg.backbone.", self.backbone_factor),),
+            warmup=max(1, self.steps // 10),
+            evaluate_every=max(1, self.steps // evaluations),
+            log_every=max(1, self.steps // 40),
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class Study:
+    """What there is to learn and to ask, whatever the images are."""
+
+    words: tuple[str, ...]
+    """All labels; a mask's values count within them."""
+    seen: tuple[int, ...]
+    """The labels whose masks are trained on."""
+    unseen: tuple[int, ...]
+    """The labels that have no mask in training."""
+    always: tuple[int, ...]
+    """Labels that belong to every set of labels: "other", or none."""
+    batches: Callable[[int], Batch]
+    """Training images by step; masks hold seen labels, those of ``always``, and 255."""
+    test: Mapping[str, Batch]
+    """Test images, ``"seen"`` and ``"unseen"``."""
+
+    def labels(self, kind: str) -> tuple[int, ...]:
+        """Return the labels that are asked for on the test images of ``kind``."""
+        return (self.seen if kind == "seen" else self.unseen) + self.always
+
+
+@lru_cache(maxsize=4)
+def text_tower(name: str = "mini-rn", device: str = "cpu") -> CLIP:
+    """Return the frozen CLIP that reads the labels."""
+    clip = load_clip(name, device=device).eval()
+    return clip.requires_grad_(False)
+
+
+def scenes_study(
+    lab: Lab, seed: int, device: torch.device | str = "cpu", fold: int = 0, seen_classes: int | None = None
+) -> Study:
+    """Return the study of one fold of EmojiScenes: its words are unseen, those of the other folds are seen.
+
+    Args:
+        lab: the size.
+        seed: seed of the training images, and of the test images.
+        device: where images are drawn.
+        fold: 0 to 3.
+        seen_classes: train on so many of the seen words only, evenly spaced; the number of images stays.
+
+    Raises:
+        ValueError: an unknown fold, or more words asked for than the fold leaves.
+    """
+    if fold not in range(FOLDS):
+        raise ValueError(f"fold={fold}: expected 0 to {FOLDS - 1}")
+    words = lab.words
+    seen = [i for i, word in enumerate(words) if find(word).fold != fold]
+    unseen = [i for i, word in enumerate(words) if find(word).fold == fold]
+    if seen_classes is not None:
+        if not 1 <= seen_classes <= len(seen):
+            raise ValueError(f"seen_classes={seen_classes}: expected 1 to {len(seen)}")
+        seen = [seen[i * len(seen) // seen_classes] for i in range(seen_classes)]
+    place = torch.full((256,), IGNORED)
+    place[[find(word).index for word in words]] = torch.arange(len(words))
+    place[len(VOCABULARY) : len(class_names())] = len(words)
+
+    def scenes(classes: Sequence[int]) -> EmojiScenes:
+        names = tuple(words[i] for i in classes)
+        return EmojiScenes(
+            SceneConfig(size=lab.image_size, objects=lab.objects, classes=names, tint=0.0), device=device
+        )
+
+    def numbered(batch: Batch) -> Batch:
+        return replace(batch, mask=place.to(batch.mask.device)[batch.mask])
+
+    training = scenes(seen)
+    tests = {"seen": seen, "unseen": unseen}
+    return Study(
+        words=(*words, OTHER),
+        seen=tuple(seen),
+        unseen=tuple(unseen),
+        always=(len(words),),
+        batches=lambda step: numbered(training.batch("segment", lab.batch_size, "train", seed, step * lab.batch_size)),
+        test={
+            kind: numbered(scenes(classes).batch("segment", lab.test_images, "test", seed))
+            for kind, classes in tests.items()
+        },
+    )
+
+
+class Segmenter(nn.Module):
+    """An LSeg together with a vector for each label of a study, fixed or, for an ordinary segmenter, learned."""
+
+    def __init__(self, lseg: LSeg, vectors: Tensor, learned: bool = False) -> None:
+        super().__init__()
+        self.lseg = lseg
+        if learned:
+            self.vectors = nn.Parameter(vectors.clone())
+        else:
+            self.register_buffer("vectors", vectors, persistent=False)
+
+    def forward(self, image: Tensor, labels: Sequence[int]) -> Tensor:
+        """Score images (B, 3, H, W) in [0, 1] against N labels of the study: (B, N, H, W)."""
+        return self.lseg(self.lseg.preprocess(image), self.vectors[list(labels)])
+
+
+def label_vectors(clip: CLIP, words: Sequence[str], kind: str = "words", seed: int = 0) -> Tensor:
+    """Return unit vectors (N, C) for the words; see EMBEDDINGS.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in EMBEDDINGS:
+        raise ValueError(f"kind={kind!r}: expected one of {', '.join(EMBEDDINGS)}")
+    vectors = embed_labels(clip, words)
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "words":
+        return vectors
+    if kind == "shuffled":
+        objects = [i for i, word in enumerate(words) if word != OTHER]
+        order = torch.randperm(len(objects), generator=generator)
+        vectors = vectors.clone()
+        vectors[objects] = vectors[[objects[i] for i in order.tolist()]]
+        return vectors
+    random = torch.randn(vectors.shape, generator=generator).to(vectors)
+    return F.normalize(random, dim=1)
+
+
+def build(
+    lab: Lab,
+    study: Study,
+    kind: str = "words",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    text: str = "mini-rn",
+    **head: Any,
+) -> Segmenter:
+    """Return an untrained segmenter whose backbone starts from ``mini-rn``'s image tower.
+
+    The paper starts from a ViT or ResNet trained on ImageNet. The miniature has no ImageNet: its stand-in is a tower
+    trained on captions, without masks. All kinds of label vectors start from it alike.
+
+    Args:
+        lab: the size.
+        study: the labels.
+        kind: of the labels' vectors, see EMBEDDINGS.
+        seed: of decoder, head and random vectors.
+        device: where to put it.
+        text: the CLIP that reads the labels.
+        **head: values of LSegConfig, such as ``block``.
+    """
+    clip, tower = text_tower(text), text_tower("mini-rn")
+    config = LSegConfig(
+        backbone=CLIPBackbone(tower.config.vision),
+        features=lab.features,
+        embed_dim=clip.config.embed_dim,
+        image_mean=tower.config.image_mean,
+        image_std=tower.config.image_std,
+        **head,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        lseg = LSeg(config)
+    state = {key: value for key, value in tower.visual.state_dict().items() if not key.startswith("attnpool.")}
+    lseg.backbone.load_state_dict(state)
+    vectors = label_vectors(clip, study.words, kind, seed)
+    return Segmenter(lseg, vectors, learned=kind == "learned").to(device)
+
+
+def renumber(mask: Tensor, labels: Sequence[int]) -> Tensor:
+    """Return the mask with each value replaced by its place in ``labels``, and 255 where it is none of them."""
+    place = torch.full((256,), IGNORED, device=mask.device)
+    place[list(labels)] = torch.arange(len(labels), device=mask.device)
+    return place[mask]
+
+
+def make_training(
+    segmenter: Segmenter, study: Study, lab: Lab, seed: int, evaluations: int = 0, watched: int = 96
+) -> Training:
+    """Return the training of a segmenter on the seen labels: equation 2 over all of them at every labelled pixel.
+
+    With ``evaluations`` seen and unseen mIoU are logged so many times, on ``watched`` images of each.
+    """
+    labels = study.labels("seen")
+
+    def loss(model: Segmenter, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": pixel_cross_entropy(model(batch.image, labels), renumber(batch.mask, labels))}
+
+    def evaluate(model: Segmenter) -> dict[str, float]:
+        return {kind: score(model, study, kind, watched).mean_iou(range(size(kind))) for kind in study.test}
+
+    def size(kind: str) -> int:
+        return len(study.labels(kind)) - len(study.always)
+
+    return Training(
+        model=segmenter,
+        loss=loss,
+        batches=study.batches,
+        config=lab.training(seed, max(1, evaluations)),
+        evaluate=evaluate if evaluations else None,
+    )
+
+
+def train(
+    lab: Lab,
+    study: Study,
+    kind: str = "words",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: str | None = None,
+    evaluations: int = 0,
+    out: Any = None,
+    **head: Any,
+) -> tuple[Segmenter, History]:
+    """Build and train a segmenter; arguments as in ``build`` and ``make_training``."""
+    segmenter = build(lab, study, kind, seed, device, **head)
+    training = make_training(segmenter, study, lab, seed, evaluations)
+    history = fit(
+        training.model, training.loss, training.batches, training.config,
+        evaluate=training.evaluate, progress=progress, out=out,
+    )  # fmt: skip
+    return segmenter, history
+
+
+@torch.no_grad()
+def predict(model: Segmenter, image: Tensor, labels: Sequence[int], batch_size: int = 24) -> Tensor:
+    """Return the place in ``labels`` of the best label of each pixel, (N, H, W), for images (N, 3, H, W) in [0, 1]."""
+    return torch.cat([model(chunk, labels).argmax(dim=1) for chunk in image.split(batch_size)])
+
+
+def score(
+    model: Segmenter, study: Study, kind: str, n: int | None = None, labels: Sequence[int] | None = None
+) -> SegmentationScore:
+    """Count right and wrong pixels of the test images of ``kind``.
+
+    Args:
+        model: in evaluation mode.
+        study: the data.
+        kind: ``"seen"`` or ``"unseen"``.
+        n: number of test images, all by default.
+        labels: what to choose from, by default ``study.labels(kind)``; classes count in this order.
+    """
+    labels = labels or study.labels(kind)
+    batch = study.test[kind]
+    result = SegmentationScore(len(labels), IGNORED)
+    result.update(predict(model, batch.image[:n], labels), renumber(batch.mask[:n], labels))
+    return result
+
+
+def mean_iou(model: Segmenter, study: Study, kind: str) -> float:
+    """Return the mean IoU over the seen or the unseen words on their test images, "other" not counted."""
+    return score(model, study, kind).mean_iou(range(len(study.labels(kind)) - len(study.always)))
+
+
+@torch.no_grad()
+def episodes(model: Segmenter | None, study: Study, kind: str = "unseen", batch_size: int = 24) -> EpisodeScore:
+    """Score the few-shot protocol with no shots: each image asks for one class that is in it, against "other".
+
+    Without a model, every pixel is said to be the class: what the protocol gives for nothing.
+    """
+    batch, other = study.test[kind], study.always[0]
+    result = EpisodeScore(study.labels(kind)[: -len(study.always)])
+    for begin in range(0, len(batch), batch_size):
+        image, mask = batch.image[begin : begin + batch_size], batch.mask[begin : begin + batch_size]
+        asked = torch.stack([m[m != other].mode().values if (m != other).any() else m.new_tensor(other) for m in mask])
+        kept = asked != other
+        image, mask, asked = image[kept], mask[kept], asked[kept]
+        target = (mask == rearrange(asked, "b -> b 1 1")).long()
+        if model is None:
+            prediction = torch.ones_like(target)
+        else:
+            pairs = torch.stack([model.vectors[other].expand(len(asked), -1), model.vectors[asked]], dim=1)
+            prediction = model.lseg(model.lseg.preprocess(image), pairs).argmax(dim=1)
+        result.update(prediction, target, asked)
+    return result
+
+
+def hypernyms(
+    model: Segmenter, lab: Lab, clip: CLIP, seed: int, shuffled: bool = False, n: int = 96
+) -> dict[str, float]:
+    """Ask for groups ("animal", "food", ...), which never were labels: IoU of each on scenes of all words.
+
+    ``shuffled`` deals the groups' words out to the wrong groups, as a control.
+    """
+    groups = list(dict.fromkeys(find(word).group for word in lab.words))
+    device = model.vectors.device
+    place = torch.full((256,), len(groups), device=device)
+    place[[concept.index for concept in VOCABULARY]] = torch.tensor(
+        [groups.index(c.group) if c.group in groups else IGNORED for c in VOCABULARY], device=device
+    )
+    config = SceneConfig(size=lab.image_size, objects=lab.objects, classes=lab.words, tint=0.0)
+    batch = EmojiScenes(config, device=device).batch("segment", n, "test", seed)
+    text = embed_labels(clip, [*groups, OTHER]).to(device)
+    if shuffled:
+        text = torch.cat([text[:-1].roll(1, dims=0), text[-1:]])
+    result = SegmentationScore(len(groups) + 1, IGNORED)
+    result.update(predict(Segmenter(model.lseg, text), batch.image, range(len(text))), place[batch.mask])
+    return dict(zip(groups, result.iou().tolist(), strict=False))
+
+
+def independence(model: Segmenter, study: Study, n: int = 4) -> float:
+    """Return by how much scores of the unseen labels change, at most, when the seen ones are asked for as well."""
+    image = study.test["unseen"].image[:n]
+    alone, among = study.labels("unseen"), study.labels("unseen") + study.seen
+    with torch.no_grad():
+        few, many = model(image, alone), model(image, among)[:, : len(alone)]
+    return (few - many).abs().max().item()
