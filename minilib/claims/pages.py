@@ -13,7 +13,7 @@ from statistics import median
 
 from minilib.claims.forest import badge, forest
 from minilib.claims.judging import ICONS, KINDS, NOT_RUN, rule_text
-from minilib.claims.records import Claim, Test, load, papers
+from minilib.claims.records import Claim, Test, chapter_number, load, papers
 from minilib.claims.reports import (
     Row,
     chapter_title,
@@ -32,8 +32,8 @@ def write_pages(folder: Path, results_dir: str | os.PathLike[str]) -> list[Path]
     folder.mkdir(parents=True, exist_ok=True)
     rows = collect(results_dir)
     wanted = overview(rows)
-    for number, chapter in enumerate(papers(), start=1):
-        wanted[_page(number, chapter)] = chapter_page(chapter, [row for row in rows if row.claim.paper == chapter])
+    for chapter in papers():
+        wanted[_page(chapter)] = chapter_page(chapter, [row for row in rows if row.claim.paper == chapter])
     for old in folder.glob("*_*.md"):
         if old.name not in wanted:
             old.unlink()
@@ -50,7 +50,7 @@ def overview(rows: Sequence[Row]) -> dict[str, str]:
     ``matrix.html`` holds all claims at all profiles, ``cost.html`` time and memory of what was run, and
     ``not-run.html`` the reasons for the rest.
     """
-    places = {chapter: f"claims/{_page(number, chapter)[:-3]}.html" for number, chapter in enumerate(papers(), 1)}
+    places = {chapter: f"claims/{_page(chapter)[:-3]}.html" for chapter in papers()}
     return {
         "matrix.html": "\n".join([_counts(rows), _legend(), _matrix(rows, places)]) + "\n",
         "cost.html": _costs(rows) + "\n",
@@ -92,8 +92,8 @@ def summary(results_dir: str | os.PathLike[str]) -> str:
     return out.getvalue()
 
 
-def _page(number: int, chapter: str) -> str:
-    return f"{number:02}_{chapter}.md"
+def _page(chapter: str) -> str:
+    return f"{chapter_number(chapter):02}_{chapter}.md"
 
 
 # --- The overview ----------------------------------------------------------------------------------------------------

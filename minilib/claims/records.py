@@ -134,7 +134,12 @@ class Records:
 def papers() -> list[str]:
     """Return the names of the papers that have a ledger, in the book's order."""
     found = sorted(Path(entry.name).stem for entry in _LEDGER.iterdir() if entry.name.endswith(".yaml"))
-    return sorted(found, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+    return sorted(found, key=chapter_number)
+
+
+def chapter_number(paper: str) -> int:
+    """Return a paper's number in the book, from 1."""
+    return (_ORDER.index(paper) if paper in _ORDER else len(_ORDER)) + 1
 
 
 def load(paper: str) -> dict[str, Claim]:
