@@ -116,14 +116,14 @@ def execute(entries: Sequence[Entry], out: Path, settings: Settings, view: View)
                 for entry in entries:
                     if entry.handle is not None:
                         _look(entry, entries, workers, settings, view)
-                view.tick(entries, time_left(entries, workers.at_once))
+                view.tick(entries, time_left(entries, settings.at_once))
                 time.sleep(_POLL)
         finally:
             workers.stop([entry.handle for entry in entries if entry.handle is not None])
             workers.close()
 
 
-def time_left(entries: Sequence[Entry], at_once: int | None) -> str:
+def time_left(entries: Sequence[Entry], at_once: int) -> str:
     """Return "about 4:10 min left", "more than ..." where a run's length is unknown, or nothing."""
     rest = [entry.left for entry in entries if entry.state in (WAITING, QUEUED, RUNNING)]
     if not rest or all(left is None for left in rest):

@@ -24,10 +24,11 @@ from minilib.reproduce.running import OURS, lock_of
 from minilib.reproduce.surroundings import bytes_under, describe_device
 from minilib.reproduce.texts import aligned, duration, parse_duration, size
 
+_ARRAY = 256  # so many of an array's jobs may run at the same time, unless --jobs says otherwise
+
 
 def reproduce(options: argparse.Namespace) -> int:
     """Make the runs that are not up to date, or with ``--dry-run`` say what they would be."""
-    slurm = options.executor == "slurm"
     jobs = _jobs(options)
     library = library_digests()
     entries = [batch.Entry(job, what_changed(job, library)) for job in jobs]
@@ -36,31 +37,20 @@ def reproduce(options: argparse.Namespace) -> int:
             entry.reasons = ["forced"]
     todo = sum(bool(entry.reasons) for entry in entries)
     # Slurm's machines have other devices than this one: there the notebook checks it.
-    device = describe_device(options.device) if todo and not slurm else None
-    # On Slurm "auto" finds the GPU that people ask for there.
-    kind = options.device.replace("auto", "cuda") if device is None else device["used"]
-    results = None if repository() is None else claims.results_folder()
-    for entry in entries:
-        entry.cost = expected(entry.job, kind.partition(":")[0], results)
+    device = describe_device(options.device) if todo and options.executor != "slurm" else None
+    _expect(entries, options.device, device)
+    settings = _settings(options, device, todo)
     if options.dry_run:
-        print(views.plan_text(entries, None if slurm and options.jobs is None else min(options.jobs or 1, todo or 1)))
+        print(views.plan_text(entries, settings.at_once))
         _warn_of_room(entries, jobs[0].out)
         return 0
-    settings = batch.Settings(
-        executor=options.executor,
-        at_once=options.jobs or 256 if slurm else max(1, min(options.jobs or 1, todo)),
-        limit=options.time_limit,
-        keep_going=options.keep_going,
-        device=device,
-        gpus=_gpus(options.device, device),
-        slurm=dict(options.slurm),
-    )
     live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and todo
     with (views.LiveTable if live else views.Lines)(entries) as view:
         try:
             batch.execute(entries, jobs[0].out, settings, view)
         except KeyboardInterrupt:
-            if slurm and (queued := [entry.handle.job_id for entry in entries if entry.handle is not None]):
+            queued = [entry.handle.job_id for entry in entries if entry.handle is not None]
+            if settings.executor == "slurm" and queued:
                 _say(f"Slurm keeps the jobs {', '.join(queued)} (scancel ends them)")
             raise
     return _conclude(entries, jobs, options)
@@ -224,6 +214,28 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
     out = runs_folder(options.out)
     names = _names(options.chapters)
     return plan(names, options.profile, options.seeds, out, options.device, extra, options.notebooks)
+
+
+def _expect(entries: Sequence[batch.Entry], asked: str, device: Mapping[str, Any] | None) -> None:
+    """Say of each entry what it is expected to cost on the device."""
+    # On Slurm "auto" finds the GPU that people ask for there.
+    used = asked.replace("auto", "cuda") if device is None else device["used"]
+    results = None if repository() is None else claims.results_folder()
+    for entry in entries:
+        entry.cost = expected(entry.job, used.partition(":")[0], results)
+
+
+def _settings(options: argparse.Namespace, device: Mapping[str, Any] | None, todo: int) -> batch.Settings:
+    most = options.jobs or (_ARRAY if options.executor == "slurm" else 1)
+    return batch.Settings(
+        executor=options.executor,
+        at_once=max(1, min(most, todo)),
+        limit=options.time_limit,
+        keep_going=options.keep_going,
+        device=device,
+        gpus=_gpus(options.device, device),
+        slurm=dict(options.slurm),
+    )
 
 
 def _conclude(entries: Sequence[batch.Entry], jobs: Sequence[Job], options: argparse.Namespace) -> int:

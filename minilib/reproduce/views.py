@@ -21,7 +21,7 @@ _SIGNS = {WAITING: "·", QUEUED: "·", RUNNING: "▶", DONE: "✔", FAILED: "✘
 _STYLES = {RUNNING: "bold", DONE: "green", FAILED: "bold red", WAITING: "dim", QUEUED: "dim", UNCHANGED: "dim"}
 
 
-def plan_text(entries: Sequence[Entry], at_once: int | None) -> str:
+def plan_text(entries: Sequence[Entry], at_once: int) -> str:
     """Return what would be run and why, with its expected cost, and the sum."""
     rows = [("run", "why", "time", "memory", "disk", "download")]
     for entry in entries:
@@ -34,7 +34,7 @@ def plan_text(entries: Sequence[Entry], at_once: int | None) -> str:
     todo = [entry.cost for entry in entries if entry.reasons]
     text = aligned(rows) + f"\n{len(todo)} of {len(entries)} to run"
     if todo:
-        text += f", {at_once} at a time: {total(todo, at_once)}" if at_once else f": {total(todo, at_once)}"
+        text += f", {at_once} at a time: {total(todo, at_once)}"
     sources = sorted({cost.source for cost in todo if cost.source})
     return text + "\n" + (f"Expected from {'; '.join(sources)}.\n" if sources else "")
 
