@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 from minilib.reproduce.jobs import Job, finished_runs, read_json
@@ -29,7 +29,7 @@ class Cost:
 
 
 def expected(job: Job, device: str, results: Path | None) -> Cost:
-    """Return the mean time and the largest needs of earlier runs of the same chapter and profile.
+    """Return the median time and the largest needs of earlier runs of the same chapter and profile.
 
     Args:
         job: the run.
@@ -93,7 +93,7 @@ def _summary(runs: Sequence[dict[str, Any]], source: str) -> Cost:
     def largest(key: str) -> float | None:
         return max((float(about[key]) for about in runs if about.get(key) is not None), default=None)
 
-    seconds = fmean(about["wall_seconds"] for about in runs)
+    seconds = float(median(about["wall_seconds"] for about in runs))
     memory, disk, download = (largest(k) for k in ("peak_memory_bytes", "disk_bytes", "downloaded_bytes"))
     return Cost(seconds, memory, disk, download, source)
 
