@@ -221,7 +221,7 @@ class SkipConnection(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Convolution, group normalisation, GELU, twice the size."""
+    """Convolution, group normalisation, GELU; a doubling of the map follows."""
 
     def __init__(self, inputs: int, channels: int) -> None:
         super().__init__()
@@ -229,8 +229,8 @@ class DecoderStage(nn.Module):
         self.norm = nn.GroupNorm(8, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform (B, D', h, w) -> (B, D, 2h, 2w)."""
-        return enlarge(F.gelu(self.norm(self.conv(x))), 2)
+        """Transform (B, D', h, w) -> (B, D, h, w); the doubling is left to the caller."""
+        return F.gelu(self.norm(self.conv(x)))
 
 
 class CounterHead(nn.Module):
@@ -280,11 +280,14 @@ class CounterHead(nn.Module):
         x = self.stages[0](torch.cat([visual, similarity], dim=1))
         added = []
         for number, stage in enumerate(self.stages[1:]):
+            x = enlarge(x, 2)
             if self.skips:  # the deepest features enter first, where the map is smallest
                 added.append(self.skips[number](tapped[-1 - number], similarity))
                 x = x + added[-1]
             x = stage(x)
-        return {"density": self.density(x), "similarity": similarity, "raw_similarity": raw, "skips": added}
+        # A 1 x 1 convolution and a bilinear enlargement can change places: one channel is cheaper to enlarge than D.
+        density = enlarge(self.density(x), 2)
+        return {"density": density, "similarity": similarity, "raw_similarity": raw, "skips": added}
 
 
 class VLCounter(nn.Module):

@@ -1,0 +1,482 @@
+"""VLCounter's ablation on scenes and on micrographs: arms, trainings, counters, and what its maps show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import einsum
+from torch import Tensor
+
+from minilib.batch import Batch
+from minilib.datasets.bccd import load_bccd
+from minilib.datasets.fsc147 import load_fsc147
+from minilib.metrics.counting import count_errors
+from minilib.models import vlcounter as paper
+from minilib.models.clip import CLIP
+from minilib.models.vlcounter import VLCounter
+from minilib.models.vlcounter_text import plural
+from minilib.parameters import repository
+from minilib.recipes import countx
+from minilib.recipes.counting import (
+    Counter,
+    CountingScenes,
+    Questions,
+    bccd_questions,
+    counted_classes,
+    validation_target,
+)
+from minilib.recipes.countx_scenes import scenes_of
+from minilib.scenes import VOCABULARY
+from minilib.training import History, TrainConfig, fit
+from minilib.weights import load_clip
+
+ARMS: dict[str, dict[str, Any]] = {
+    "M1": {"encoder": "frozen", "affine": False, "skip": "none"},
+    "VPT": {"encoder": "vpt", "affine": False, "skip": "none"},
+    "M2": {"encoder": "spt", "affine": False, "skip": "none"},
+    "M3": {"encoder": "spt", "affine": True, "skip": "none"},
+    "M4": {"encoder": "spt", "affine": False, "skip": "gated"},
+    "plain skip": {"encoder": "spt", "affine": True, "skip": "plain"},
+    "M5": {"encoder": "spt", "affine": True, "skip": "gated"},
+}
+"""What each arm of the ablation switches on. M1 is the paper's VLBase, M5 its VLCounter."""
+
+PLURAL = ("some {}", "a photo of some {}", "a picture of some {}", "here we see some {}")
+"""Templates in the plural that ``mini-vit``'s captions also use; it has not read the paper's "a number of"."""
+SINGULAR = ("a {}", "a photo of a {}", "a picture of a {}", "here we see a {}")
+"""The same in the singular."""
+START = 3.0
+"""Length of the rows that both projections start with; see :func:`build`."""
+_SINGULARS = {concept.plural: concept.name for concept in VOCABULARY}
+
+
+def singular(name: str) -> str:
+    """Return the class name of a plural of the vocabulary; other names stay as they are."""
+    return _SINGULARS.get(name, name)
+
+
+@dataclass(frozen=True)
+class Values:
+    """What differs between profiles; everything else is the same code."""
+
+    scenes: CountingScenes = field(
+        default_factory=lambda: CountingScenes(count=(1, 12), distractors=(2, 12), train=400, test=100)
+    )
+    """Scenes to count in; ``train`` and ``test`` are numbers of scenes, each with several questions."""
+    arms: tuple[str, ...] = tuple(ARMS)
+    """Arms of the ablation that are trained."""
+    steps: int = 150
+    """Optimiser steps of each training."""
+    batch_size: int = 16
+    """Questions in a step."""
+    lr: float = 3e-3
+    """Peak learning rate."""
+    channels: int = 16
+    """Channels of projections and decoder (64 in the paper)."""
+    prompts: int = 6
+    """Prompt tokens a layer (10 in the paper)."""
+    variants: bool = True
+    """Also train what the controls need: other rank losses, wrong words, singular templates, CounTX frozen."""
+    micrograph: tuple[int, int] = (96, 128)
+    """Height and width of the micrographs of profile ``photos``."""
+
+    def training(self, seed: int) -> TrainConfig:
+        """Return the optimisation: the authors' AdamW, with a schedule fit for few steps."""
+        return TrainConfig(
+            steps=self.steps, lr=self.lr, warmup=max(1, self.steps // 10), weight_decay=0.01, betas=(0.9, 0.999),
+            log_every=max(1, self.steps // 20), checkpoint_every=max(1, self.steps), seed=seed,
+        )  # fmt: skip
+
+
+PROFILES = {
+    "quick": Values(arms=("M1", "M2", "M5"), steps=100, variants=False),
+    "full": Values(scenes=CountingScenes(count=(1, 60), distractors=(4, 30), train=900, test=160), steps=160),
+    "photos": Values(arms=("M1", "VPT", "M2", "M5"), steps=200, variants=False),
+}
+
+
+@dataclass
+class Study:
+    """Questions to learn from and to be tested on, and the frozen CLIP; the chapter's cells work with nothing else."""
+
+    clip: CLIP
+    train: Questions
+    test: Questions
+    """Scenes: classes that were never counted in training. Micrographs: the published test split."""
+    seen: Questions
+    """Scenes: new scenes of the training classes. Micrographs: the published validation split."""
+    values: Values
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        patch = self.clip.config.vision.patch
+        return self.train.image.shape[-2] // patch, self.train.image.shape[-1] // patch
+
+
+def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu") -> Study:
+    """Return scenes of several classes; each scene is asked for every class in it and for one that is absent."""
+
+    def ask(part: str, split: str, n: int) -> Questions:
+        scenes = scenes_of(values.scenes, n, part, split, seed, coloured=0.0)
+        return scenes.questions(("class", "absent"), plain=True, article=False)
+
+    return Study(
+        load_clip("mini-vit", device=device),
+        ask("train", "train", values.scenes.train),
+        ask("test", "test", values.scenes.test),
+        ask("train", "test", values.scenes.test),
+        values,
+    )
+
+
+def micrographs_study(values: Values, data: str | Path, device: torch.device | str = "cpu") -> Study:
+    """Return BCCD: each micrograph is asked for red cells, white cells and platelets, in the published splits.
+
+    Raises:
+        ValueError: no folder given.
+        FileNotFoundError: the folder is not BCCD.
+    """
+    if not str(data).strip():
+        raise ValueError("profile='photos' needs data='FOLDER' with BCCD (python data_scripts/get_bccd.py makes one)")
+    # A relative path is meant from the repository's root: a notebook's kernel starts in another folder.
+    root = (repository() or Path.cwd()) / Path(data).expanduser()
+    train, val, test = (bccd_questions(load_bccd(root, s, values.micrograph)) for s in ("train", "val", "test"))
+    return Study(load_clip("mini-vit", device=device), train, test, val, values)
+
+
+def build(study: Study, arm: str, seed: int) -> VLCounter:
+    """Make an untrained counter of an arm whose initial weights depend on ``seed`` alone.
+
+    One thing is not the authors': they start both projections near zero and train for hundreds of epochs. In a few
+    hundred steps that is too slow, so both start as the principal axes of the training names' text features, and S
+    starts as the cosine within those axes, times START squared.
+
+    Raises:
+        KeyError: no such arm.
+    """
+    if arm not in ARMS:
+        raise KeyError(f"no arm {arm!r}: there are {', '.join(ARMS)}")
+    vision = study.clip.config.vision
+    doublings = vision.patch.bit_length() - 1
+    middle = tuple(range(vision.layers - doublings, vision.layers - 1))  # the blocks right before the last one
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VLCounter.from_clip(
+            study.clip, grid=study.grid, taps=middle, prompted_layers=vision.layers, prompts=study.values.prompts,
+            channels=study.values.channels, **ARMS[arm],
+        )  # fmt: skip
+    text = model.encode_names(study.train.names, PLURAL)
+    middle_text = text.mean(0)
+    axes = torch.linalg.svd(text - middle_text, full_matrices=False).Vh[: study.values.channels]
+    with torch.no_grad():
+        for projection in (model.head.t_proj, model.head.v_proj):
+            projection.weight[: len(axes)] = START * axes  # fewer names than channels leave the rest as it was
+        model.head.t_proj.bias[: len(axes)] = -START * axes @ middle_text
+    return model
+
+
+class Words:
+    """Text features of names, each encoded once: the text tower is frozen."""
+
+    def __init__(self, model: VLCounter, templates: Sequence[str], rename: Callable[[str], str] = str) -> None:
+        self.model, self.templates, self.rename = model, templates, rename
+        self.known: dict[str, Tensor] = {}
+
+    def __call__(self, names: Sequence[str]) -> Tensor:
+        """Return the unit rows (B, E) of ``names``."""
+        if missing := [name for name in dict.fromkeys(names) if name not in self.known]:
+            rows = self.model.encode_names([self.rename(name) for name in missing], self.templates)
+            self.known |= dict(zip(missing, rows, strict=True))
+        return torch.stack([self.known[name] for name in names])
+
+
+RANK_LOSSES = {"official": paper.rank_loss, "paper": paper.nested_rank_loss}
+
+
+def train(
+    study: Study,
+    arm: str,
+    seed: int,
+    *,
+    rank: str = "official",
+    rank_weight: float = paper.RANK_WEIGHT,
+    templates: Sequence[str] = PLURAL,
+    rename: Callable[[str], str] = str,
+    shuffled: bool = False,
+    progress: str | None = None,
+    out: Path | None = None,
+) -> tuple[VLCounter, History]:
+    """Train one arm.
+
+    Args:
+        study: what to learn from.
+        arm: one of ARMS.
+        seed: of the initial weights, of dropout and of the order of the questions.
+        rank: "official", the authors' code, or "paper", the formula.
+        rank_weight: the weight of that loss; 0 leaves it out.
+        templates: sentences around the names.
+        rename: applied to every name first.
+        shuffled: as a control, deal the names of a batch to the wrong questions.
+        progress: title of the progress bar.
+        out: folder for checkpoint and metrics.
+    """
+    model = build(study, arm, seed)
+    words, rank_loss = Words(model, templates, rename), RANK_LOSSES[rank]
+    batches = study.train.stream(study.values.batch_size, seed, model.clip.device)
+
+    def loss(model: VLCounter, batch: Batch) -> dict[str, Tensor]:
+        text = words(batch.caption)
+        if shuffled:
+            text = text.roll(1, 0)
+        output = model(model.preprocess(batch.image), text)
+        target = paper.DENSITY_SCALE * batch.density
+        count = paper.count_loss(output["density"], target)
+        order = rank_loss(output["similarity"], target)
+        return {"loss": count + rank_weight * order, "count": count.detach(), "rank": order.detach()}
+
+    return model, fit(model, loss, batches, study.values.training(seed), out=out, progress=progress)
+
+
+def counter_of(model: VLCounter, templates: Sequence[str] = PLURAL, rename: Callable[[str], str] = str) -> Counter:
+    """Return a trained model as a counter; its answers are neither rounded nor kept from falling below zero."""
+    words = Words(model, templates, rename)
+
+    @torch.no_grad()
+    def count(batch: Batch) -> Tensor:
+        output = model.eval()(model.preprocess(batch.image), words(batch.caption))
+        return output["density"].sum((1, 2, 3)) / paper.DENSITY_SCALE
+
+    return count
+
+
+def trained_parameters(model: torch.nn.Module) -> int:
+    """Return how many numbers training may change."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+# --- What a counter does with the question ---------------------------------------------------------------------------
+
+
+def by_presence(answer: Tensor, questions: Questions) -> dict[str, float]:
+    """Return how well answers (N,) follow the question.
+
+    Returns:
+        "present" and "absent", the mean absolute errors of questions for what is there and for what is not; "follows",
+        the correlation of answers and truth within an image, over images with several questions: 0 where a counter
+        gives every question about an image the same answer.
+    """
+    truth, error = questions.counts, (answer - questions.counts).abs()
+    there = truth > 0
+    inside = torch.zeros(2, len(truth))
+    for image in questions.about.unique():
+        rows = questions.about == image
+        for k, values in enumerate((answer, truth)):
+            inside[k, rows] = values[rows] - values[rows].mean()
+    spread = inside.square().sum(1).prod().sqrt()
+    return {
+        "present": error[there].mean().item() if there.any() else 0.0,
+        "absent": error[~there].mean().item() if (~there).any() else 0.0,
+        "follows": ((inside[0] * inside[1]).sum() / spread).item() if spread > 0 else 0.0,
+    }
+
+
+def dominant(questions: Questions) -> tuple[Tensor, Tensor]:
+    """Return which questions mean the most frequent class of their image, and which the least frequent one present."""
+    first, last = torch.zeros(len(questions), dtype=torch.bool), torch.zeros(len(questions), dtype=torch.bool)
+    counts = questions.counts
+    for image in questions.about.unique():
+        rows = ((questions.about == image) & (counts > 0)).nonzero()[:, 0]
+        if len(rows) > 1:
+            first[rows[counts[rows].argmax()]] = True
+            last[rows[counts[rows].argmin()]] = True
+    return first, last
+
+
+# --- Where the similarity map looks ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LargeObjects:
+    """Scenes of a few large objects of two classes, and which cells of the map they cover."""
+
+    batch: Batch
+    """``caption`` is what is asked for."""
+    inside: Tensor
+    """(B, h, w) bool: the cell's centre lies in a box of what is asked for."""
+    centre: Tensor
+    """(B, h, w) bool: and within a quarter of the box's side of its middle."""
+    other: Tensor
+    """(B, h, w) bool: in a box of another class."""
+
+
+def large_objects(study: Study, n: int = 60, seed: int = 0, part: str = "test") -> LargeObjects:
+    """Draw ``n`` scenes of two to five objects asked for and one to three others, and lay the grid over them."""
+    size = study.values.scenes.size
+    scenes = replace(study.values.scenes, count=(2, 5), distractors=(1, 3), scale=(0.75, 1.0), jitter=0.5)
+    batch = scenes.scenes(counted_classes(part), study.clip.device).batch("count", n, "test", seed)
+    batch.caption = [VOCABULARY[i].plural for i in batch.label.tolist()]
+    rows, columns = study.grid
+    x = (torch.arange(columns, device=batch.image.device) + 0.5) * size / columns
+    y = (torch.arange(rows, device=batch.image.device) + 0.5) * size / rows
+    masks = torch.zeros(3, n, rows, columns, dtype=torch.bool, device=batch.image.device)
+    for i, (boxes, classes) in enumerate(zip(batch.boxes, batch.classes, strict=True)):
+        middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+        across = (x[None] - middle[:, :1]).abs() / half[:, :1]  # (objects, columns), 1 at the box's edge
+        down = (y[None] - middle[:, 1:]).abs() / half[:, 1:]
+        reach = torch.maximum(across[:, None, :], down[:, :, None])
+        asked = classes == batch.label[i]
+        masks[0, i] = (reach[asked] <= 1).any(0)
+        masks[1, i] = (reach[asked] <= 0.5).any(0)
+        masks[2, i] = (reach[~asked] <= 1).any(0) & ~masks[0, i]
+    return LargeObjects(batch, *masks)
+
+
+def area_under_curve(score: Tensor, positive: Tensor, negative: Tensor) -> float | None:
+    """Return the chance that a positive cell scores higher than a negative one; None where one kind is missing."""
+    high, low = score[positive], score[negative]
+    if not len(high) or not len(low):
+        return None
+    wins = (high[:, None] > low[None]).double() + 0.5 * (high[:, None] == low[None]).double()
+    return wins.mean().item()
+
+
+def map_scores(maps: Tensor, large: LargeObjects) -> dict[str, float]:
+    """Say what maps (B, h, w) are high on, as areas under the curve, means over scenes; 0.5 is chance.
+
+    Returns:
+        "objects", what is asked for against background; "others", against objects of other classes; "centres", the
+        middle of an object against its own rim.
+    """
+    background, rim = ~large.inside & ~large.other, large.inside & ~large.centre
+    pairs = {
+        "objects": (large.inside, background),
+        "others": (large.inside, large.other),
+        "centres": (large.centre, rim),
+    }
+    report = {}
+    for name, (positive, negative) in pairs.items():
+        found = [area_under_curve(m, p, n) for m, p, n in zip(maps, positive, negative, strict=True)]
+        kept = [value for value in found if value is not None]
+        report[name] = sum(kept) / len(kept)
+    return report
+
+
+@torch.no_grad()
+def maps_of(model: VLCounter, batch: Batch, templates: Sequence[str] = PLURAL) -> dict[str, Tensor]:
+    """Return the maps on the way from CLIP to the count, (B, h, w) each, and ``density`` (B, H, W) in objects.
+
+    ``cosine`` is raw CLIP's, with the encoder as the arm prompts it; ``S`` and ``S'`` stand before and after the
+    affine map.
+    """
+    text = model.encode_names(batch.caption, templates)
+    output = model.eval()(model.preprocess(batch.image), text)
+    return {
+        "cosine": einsum(output["patches"], text, "b e h w, b e -> b h w"),
+        "S": output["raw_similarity"][:, 0],
+        "S'": output["similarity"][:, 0],
+        "density": output["density"][:, 0] / paper.DENSITY_SCALE,
+    }
+
+
+# --- Beside CounTX ---------------------------------------------------------------------------------------------------
+
+
+def train_countx(
+    study: Study, seed: int, *, frozen: bool = False, progress: str | None = None
+) -> tuple[torch.nn.Module, Counter]:
+    """Train CounTX on the very questions, in the very order, for as many steps as an arm of the ablation.
+
+    Both hear "some dogs". CounTX trains its image tower, as its authors do, unless ``frozen``.
+
+    Raises:
+        ValueError: the images are not square, as CounTX needs them.
+    """
+    height, width = study.train.image.shape[-2:]
+    if height != width:
+        raise ValueError(f"CounTX reads square windows, the images have {height} x {width} pixels: make them square")
+    values = study.values
+    model = countx.build(study.clip, width, decoder_width=values.channels, seed=seed)
+    stream = study.train.stream(values.batch_size, seed, study.clip.device)
+
+    def batches(step: int) -> Batch:
+        batch = stream(step)
+        return replace(batch, caption=[f"some {name}" for name in batch.caption])
+
+    recipe = countx.Training(steps=values.steps, images=values.batch_size, each=1, frozen=frozen)
+    countx.train(model, batches, recipe, seed, progress=progress)
+    plain = countx.counter_of(model.eval())
+    return model, lambda batch: plain(replace(batch, caption=[f"some {name}" for name in batch.caption]))
+
+
+def paired(first: Tensor, second: Tensor, truth: Tensor) -> dict[str, float]:
+    """Compare two counters' answers (N,) to the same questions.
+
+    Returns:
+        "difference", mean of |first - truth| - |second - truth| (negative where the first is better), and "wins", the
+        share of questions on which the first is nearer, ties counting one half.
+    """
+    gap = (first - truth).abs() - (second - truth).abs()
+    wins = (gap < 0).double() + 0.5 * (gap == 0).double()
+    return {"difference": gap.mean().item(), "wins": wins.mean().item()}
+
+
+def mean_over(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each entry over ``rows``."""
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+# --- The paper's protocol --------------------------------------------------------------------------------------------
+
+
+def paper_protocol(
+    data: str | Path,
+    weights: str | Path,
+    split: str = "test",
+    device: torch.device | str = "cpu",
+    files: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Test a released checkpoint on FSC-147 as its authors do: plural class names, windows of 384 pixels, stride 128.
+
+    Args:
+        data: folder of FSC-147 as published (see ``minilib.datasets.fsc147``).
+        weights: the authors' checkpoint.
+        split: ``val`` or ``test``.
+        device: where to compute.
+        files: only these photographs of the split; None = all.
+
+    Returns:
+        "errors" against the number of points, "errors_smoothed" against what the authors' script takes for the truth
+        (points that share a pixel merge), and "images".
+
+    Raises:
+        ValueError: no folder or no checkpoint given, or one that is not a VLCounter's.
+        FileNotFoundError: a file is not there.
+    """
+    if not str(data).strip() or not str(weights).strip():
+        raise ValueError(
+            "profile='paper' needs data='FOLDER' with FSC-147 (images, annotation_FSC147_384.json, "
+            "Train_Test_Val_FSC_147.json, ImageClasses_FSC147.txt) and weights='FILE', the authors' checkpoint"
+        )
+    root = repository() or Path.cwd()
+    photographs = load_fsc147(root / Path(data).expanduser(), split, text="class", files=files)
+    path = root / Path(weights).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: the authors' page links to theirs")
+    model = VLCounter.from_official(torch.load(path, map_location="cpu", weights_only=True)).to(device)
+    found, smoothed = [], []
+    for index, name in enumerate(photographs.names):
+        image = photographs.image(index).float() / 255
+        density = model.density(image, plural(name))
+        found.append(density.sum().item())
+        shape = tuple(image.shape[-2:])
+        smoothed.append(validation_target(photographs.points(index), shape, tuple(density.shape)).sum().item())
+    return {
+        "errors": count_errors(found, photographs.counts).as_dict(),
+        "errors_smoothed": count_errors(found, smoothed).as_dict(),
+        "images": len(photographs),
+    }
