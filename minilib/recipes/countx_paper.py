@@ -1,0 +1,114 @@
+"""The paper's protocol: the released CounTX on FSC-147, sentence by sentence, through sliding windows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from minilib.datasets.fsc147 import FSC147, load_fsc147
+from minilib.files import to_json, write_atomically
+from minilib.metrics.counting import CountErrors, count_errors
+from minilib.models.countx import CounTX
+
+PUBLISHED = {
+    ("val", "description"): {"mae": 17.10, "rmse": 65.61},
+    ("test", "description"): {"mae": 15.88, "rmse": 106.29},
+}
+"""As later papers quote the paper's table; we could not compare with the paper itself."""
+WINDOW_STRIDE = 128
+
+
+def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+    """Return the weights in the authors' file (``paper-model.pth``), or in a safetensors file.
+
+    Their file holds optimiser and command line too. Nothing in it is run: beside tensors, only the type of the command
+    line, ``argparse.Namespace``, is let in.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else, or asks to run code.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: download paper-model.pth (1.3 GB), see CounTX's README")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged archives and refused pickles raise many types
+        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+    state = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no weights under 'model'; expected CounTX's released file")
+    return state
+
+
+def check(data: str | Path, weights: str | Path) -> None:
+    """Say at once what profile ``paper`` lacks.
+
+    Raises:
+        ValueError: a parameter is empty.
+        FileNotFoundError: annotations or weights are not there.
+    """
+    if not str(data).strip() or not str(weights).strip():
+        raise ValueError(
+            "profile='paper' needs data='FOLDER' with FSC-147 (images_384_VarV2, annotation_FSC147_384.json, "
+            "Train_Test_Val_FSC_147.json, ImageClasses_FSC147.txt, FSC-147-D.json) and weights='paper-model.pth'"
+        )
+    load_fsc147(data, "test")
+    if not Path(weights).expanduser().is_file():
+        raise FileNotFoundError(f"no weights at {weights}: download paper-model.pth (1.3 GB), see CounTX's README")
+
+
+def count_all(model: CounTX, split: FSC147, out: Path | None = None, merge: str = "recursive") -> torch.Tensor:
+    """Return the predicted counts (N,) of a split, in evaluation mode and single precision.
+
+    With ``out`` every count is kept as it is made, and an interrupted run goes on where it stopped.
+    """
+    known: dict[str, float] = {}
+    if out is not None and out.is_file():
+        known = json.loads(out.read_text(encoding="utf-8"))
+    for index in tqdm(range(len(split)), desc=f"FSC-147 {split.split}", leave=False):
+        name = split.files[index]
+        if name not in known:
+            image = split.image(index).float() / 255
+            known[name] = model.count(image, split.texts[index], stride=WINDOW_STRIDE, merge=merge)
+            if out is not None and index % 50 == 0:
+                write_atomically(out, to_json(known))
+    if out is not None:
+        write_atomically(out, to_json(known))
+    return torch.tensor([known[name] for name in split.files])
+
+
+def evaluate_released(
+    data: str | Path, weights: str | Path, device: torch.device | str = "cpu", out: Path | None = None
+) -> dict[tuple[str, str], CountErrors]:
+    """Evaluate the released weights on val and test, by description and by bare class name (claim C2).
+
+    Returns:
+        errors by (split, text).
+    """
+    check(data, weights)
+    model = CounTX.from_official(read_checkpoint(weights)).to(device)
+    table = {}
+    for split in ("val", "test"):
+        for text in ("description", "class"):
+            part = load_fsc147(data, split, text)
+            file = None if out is None else Path(out) / f"counts_{split}_{text}.json"
+            table[split, text] = count_errors(count_all(model, part, file), part.counts)
+    return table
+
+
+def as_data(table: dict[tuple[str, str], CountErrors]) -> dict[str, Any]:
+    """Return the table for a record, with the published numbers beside."""
+    return {
+        f"{split} by {text}": {**errors.as_dict(), "published": PUBLISHED.get((split, text))}
+        for (split, text), errors in table.items()
+    }
