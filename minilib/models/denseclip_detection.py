@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from minilib.layers.fpn import FeaturePyramid
 from minilib.models.clip import CLIP
@@ -109,6 +110,13 @@ class GuidedPyramid(TextGuided):
         return OrderedDict((str(i), level) for i, level in enumerate(self.neck(maps[self.first :])))
 
 
+class _Unresized(GeneralizedRCNNTransform):
+    """Normalise and pad images, and leave their size alone; torchvision's own option does so in training only."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        return image, target
+
+
 class DenseCLIPDetector(nn.Module):
     """RetinaNet on text-guided maps, with the auxiliary box loss on the score map.
 
@@ -117,6 +125,7 @@ class DenseCLIPDetector(nn.Module):
         anchor_sizes: sides of the anchors on each level, in pixels; three aspect ratios of each.
         score_threshold: least score of a detection.
         detections: most detections of an image.
+        candidates: most boxes of a level that compete for them; many are slow.
     """
 
     def __init__(
@@ -125,6 +134,7 @@ class DenseCLIPDetector(nn.Module):
         anchor_sizes: Sequence[tuple[int, ...]],
         score_threshold: float = 0.05,
         detections: int = 100,
+        candidates: int = 1000,
     ) -> None:
         super().__init__()
         anchors = AnchorGenerator(tuple(anchor_sizes), ((0.5, 1.0, 2.0),) * len(anchor_sizes))
@@ -134,14 +144,13 @@ class DenseCLIPDetector(nn.Module):
             pyramid,
             self.classes,
             anchor_generator=anchors,
-            image_mean=list(clip.image_mean),
-            image_std=list(clip.image_std),
             score_thresh=score_threshold,
             nms_thresh=0.5,
             detections_per_img=detections,
-            size_divisible=self.stride,
-            _skip_resize=True,
+            topk_candidates=candidates,
         )
+        mean, std = list(clip.image_mean), list(clip.image_std)
+        self.detector.transform = _Unresized(0, 0, mean, std, size_divisible=self.stride)
 
     @classmethod
     def from_clip(

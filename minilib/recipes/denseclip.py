@@ -73,7 +73,9 @@ class Values:
     batch_size: int = 16
     """Images of a step."""
     lr: float = 2e-3
-    """Peak learning rate of everything new; the image tower has a tenth of it."""
+    """Peak learning rate of everything new."""
+    tower_lr: float = 0.1
+    """Learning rate of the image tower as a share of ``lr``; a tenth in the paper."""
     channels: int = 64
     """Channels of the feature pyramid."""
     test_images: int = 160
@@ -88,9 +90,9 @@ class Values:
     """Steps of another backbone, without and with text; 0 = not trained."""
 
     def training(self, seed: int, steps: int | None = None) -> TrainConfig:
-        """Return the optimisation: AdamW, a tenth of the learning rate for the image tower (section 4.1)."""
+        """Return the optimisation: AdamW, a smaller learning rate for the image tower (section 4.1)."""
         steps = self.steps if steps is None else steps
-        factors = (("backbone.", 0.1), ("detector.backbone.backbone.", 0.1))
+        factors = (("backbone.", self.tower_lr), ("detector.backbone.backbone.", self.tower_lr))
         return TrainConfig(
             steps, lr=self.lr, lr_factors=factors, warmup=max(1, steps // 10), weight_decay=1e-4, betas=(0.9, 0.999),
             eps=1e-8, seed=seed, log_every=5, checkpoint_every=50,

@@ -61,7 +61,7 @@ def train_detector(name: str, clip: CLIP, values: Values, seed: int, out: Path |
         torch.manual_seed(seed)
         pyramid = GuidedPyramid(config, recipe.shuffled(things, seed) if variant.shuffled else things)
         pyramid.load_clip(clip)
-        model = DenseCLIPDetector(pyramid, ANCHORS).to(clip.device)
+        model = DenseCLIPDetector(pyramid, ANCHORS, detections=20, candidates=100).to(clip.device)
     size = values.batch_size
     history = fit(
         model,
@@ -141,17 +141,33 @@ def median_seconds(call: Callable[[], object], repeats: int = 5) -> float:
 
 
 @torch.no_grad()
-def prompt_maps(clip: CLIP, image: Tensor, prompts: Sequence[str], tower: DenseResNet | None = None) -> Tensor:
+def prompt_maps(
+    clip: CLIP, image: Tensor, prompts: Sequence[str], tower: DenseResNet | None = None, values: bool = False
+) -> Tensor:
     """Return the cosine of every pixel of one image (3, R, R') with each prompt, (P, R, R').
 
-    ``tower`` is another state of the image tower, for example a fine-tuned one; by default the CLIP's own.
+    Args:
+        clip: reads the prompts.
+        image: in [0, 1].
+        prompts: P texts.
+        tower: another state of the image tower, for example a fine-tuned one; by default the CLIP's own.
+        values: do not let the places ask each other: every cell answers with its own value (MaskCLIP).
     """
     if tower is None:
         tower = DenseResNet(clip.config).to(clip.device).eval()
         tower.load_state_dict(clip.visual.state_dict())
-    dense = tower.encode(clip_recipe.normalise(clip, image[None])).dense
+    pixels = clip_recipe.normalise(clip, image[None])
+    dense = tower.patches(pixels, "value") if values else tower.encode(pixels).dense
     scores = score_map(dense, clip.encode_text(clip.tokenize(list(prompts)))[None])
     return F.interpolate(scores, image.shape[-2:], mode="bilinear", align_corners=False)[0]
+
+
+@torch.no_grad()
+def spread(dense: Tensor) -> float:
+    """Return how much the cells (B, E, h, w) of an image differ: 1 - their mean cosine with the image's mean cell."""
+    cells = F.normalize(dense, dim=1)
+    middle = F.normalize(cells.mean(dim=(2, 3), keepdim=True), dim=1)
+    return 1 - (cells * middle).sum(dim=1).mean().item()
 
 
 @torch.no_grad()

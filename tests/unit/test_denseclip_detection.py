@@ -116,6 +116,14 @@ def test_losses_are_finite_with_and_without_boxes(guidance: str) -> None:
         assert losses["scores"] == 0
 
 
+def test_images_keep_their_size_in_training_and_evaluation() -> None:
+    """torchvision's detectors would enlarge them to 800 pixels when they evaluate."""
+    detector = make()
+    for training in (True, False):
+        seen, _ = detector.detector.transform.train(training)(list(images()))
+        assert seen.tensors.shape == (2, 3, 64, 64)
+
+
 def test_detections_are_boxes_in_the_image() -> None:
     detector = make().eval()
     with torch.no_grad():

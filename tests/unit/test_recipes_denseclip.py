@@ -147,8 +147,17 @@ def test_prompt_maps_are_cosines_at_the_images_size(clip, study) -> None:
     model = recipe.build(recipe.LADDER["post-model"], clip, study.names, TINY, seed=0)
     again = extras.prompt_maps(clip, study.test.image[0], ["a photo of a dog", "grass"], model.backbone.eval())
     torch.testing.assert_close(maps, again)
+    alone = extras.prompt_maps(clip, study.test.image[0], ["a photo of a dog", "grass"], values=True)
+    assert not torch.allclose(alone, maps, atol=1e-3)
     moved = extras.moved_text(model, study.test.image[:2])
     assert moved["angle"].shape == (2, 6) and moved["angle"].max() < 1, "gamma starts at 1e-4"
+
+
+def test_spread_by_hand() -> None:
+    flat = torch.ones(1, 2, 2, 2)
+    assert extras.spread(flat) == pytest.approx(0, abs=1e-6)
+    crossed = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
+    assert extras.spread(crossed) == pytest.approx(1 - 0.5**0.5, rel=1e-5)
 
 
 def test_photos(tmp_path, clip) -> None:
