@@ -36,9 +36,9 @@ and free ones, trained with the rest, which make LSeg an ordinary segmenter."""
 class Lab:
     """One size of the miniature: the data, the model and the optimisation."""
 
-    image_size: int = 64
+    image_size: int = 48
     """Side of the scenes in pixels."""
-    classes: int = 80
+    classes: int = 48
     """Words with masks, evenly spaced through the vocabulary; a quarter of them, one fold, is never trained on."""
     objects: tuple[int, int] = (1, 2)
     """Least and largest number of objects in a scene."""

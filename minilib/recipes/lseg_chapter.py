@@ -25,7 +25,7 @@ class Values:
 
     lab: Lab = field(default_factory=Lab)
     """The size of everything."""
-    fewer: tuple[int, ...] = (12,)
+    fewer: tuple[int, ...] = (9,)
     """Numbers of seen words to compare with all of them; the first one is the control of C3."""
     blocks: tuple[tuple[str, int], ...] = ()
     """Blocks after the correlation to compare with none: (kind, depth)."""
@@ -36,7 +36,7 @@ class Values:
 PROFILES = {
     "quick": Values(),
     "full": Values(
-        lab=Lab(classes=120, features=48, batch_size=16, steps=320, evaluations=8, test_images=288),
+        lab=Lab(image_size=64, classes=96, features=48, batch_size=16, steps=320, evaluations=8, test_images=288),
         fewer=(18, 36),
         blocks=(("bottleneck", 2), ("depthwise", 4)),
     ),

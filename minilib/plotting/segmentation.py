@@ -1,0 +1,56 @@
+"""Label maps: what a segmenter says of each pixel, in colours that keep their word from picture to picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from minilib.plotting.images import image_array
+
+REST = "#d9d9d4"
+"""Colour of "other", "others" and "background": what no word was found for."""
+
+
+def word_colours(words: Sequence[str]) -> list[str]:
+    """Return a colour for each word; the first twenty differ, and "other" is grey."""
+    palette = mpl.colormaps["tab20"].colors
+    palette = [*palette[0::2], *palette[1::2]]
+    rest = ("other", "others", "background")
+    return [REST if word in rest else mpl.colors.to_hex(palette[i % 20]) for i, word in enumerate(words)]
+
+
+def label_map(
+    ax: Axes, labels: Tensor, words: Sequence[str], image: Tensor | None = None, columns: int = 2, least: float = 0.01
+) -> Axes:
+    """Draw a map of labels with the words that take up at least the share ``least`` of it below.
+
+    Args:
+        ax: where to draw.
+        labels: (H, W) place of each pixel's word in ``words``, or 255 for none (white).
+        words: in the order of the labels.
+        image: (3, H, W) in [0, 1], to shine through.
+        columns: of the legend.
+        least: smallest share of the pixels for a word to be named.
+    """
+    places, hexes = labels.cpu().numpy(), word_colours(words)
+    colours = np.array([mpl.colors.to_rgb(colour) for colour in hexes])
+    picture = np.ones((*places.shape, 3))
+    known = places != 255
+    picture[known] = colours[places[known]]
+    if image is not None:
+        picture = 0.72 * picture + 0.28 * image_array(image.cpu())
+    ax.imshow(picture.clip(0, 1))
+    ax.set_axis_off()
+    found = [i for i in range(len(words)) if (places == i).mean() >= least]
+    handles = [Patch(facecolor=hexes[i], label=words[i]) for i in found]
+    if handles:
+        ax.legend(
+            handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns, fontsize=7,
+            handlelength=0.9, columnspacing=0.8, handletextpad=0.4, borderpad=0.1,
+        )  # fmt: skip
+    return ax
