@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from types import TracebackType
 
 from rich.console import Console
@@ -30,9 +31,11 @@ def plan_text(entries: Sequence[Entry], at_once: int) -> str:
             needs = [duration(cost.seconds), size(cost.memory), size(cost.disk), download_text(cost)]
         else:
             needs = ["-"] * 4
-        rows.append((str(entry.job), why(entry), *needs))
+        rows.append((str(entry.job), shorten(why(entry), 44, placeholder=" ..."), *needs))
     todo = [entry.cost for entry in entries if entry.reasons]
-    text = aligned(rows) + f"\n{len(todo)} of {len(entries)} to run"
+    cropped = [f"{entry.job}: {', '.join(entry.reasons)}\n" for entry in entries if len(why(entry)) > 44]
+    text = aligned(rows) + "\n" + "".join(cropped) + ("\n" if cropped else "")
+    text += f"{len(todo)} of {len(entries)} to run"
     if todo:
         text += f", {at_once} at a time: {total(todo, at_once)}"
     sources = sorted({cost.source for cost in todo if cost.source})
