@@ -46,7 +46,7 @@ class Lab:
     """Channels of the decoder."""
     batch_size: int = 12
     """Images in a batch."""
-    steps: int = 160
+    steps: int = 200
     """Optimiser steps of each training."""
     lr: float = 4e-3
     """Peak learning rate of decoder and head."""
@@ -343,14 +343,32 @@ def episodes(model: Segmenter | None, study: Study, kind: str = "unseen", batch_
     return result
 
 
-def hypernyms(
-    model: Segmenter, lab: Lab, clip: CLIP, seed: int, shuffled: bool = False, n: int = 96
-) -> dict[str, float]:
+def reworded(model: Segmenter, study: Study, clip: CLIP, phrases: Sequence[str], wrong: bool = False) -> float:
+    """Ask for the seen words of EmojiScenes in other words, such as their plurals: mIoU on the seen test scenes.
+
+    Args:
+        model: trained with the words themselves.
+        study: of scenes.
+        clip: the text tower.
+        phrases: one for each seen word, in their order.
+        wrong: deal the phrases out to the wrong words, as a control.
+    """
+    text = embed_labels(clip, list(phrases)).to(model.vectors)
+    other = model.vectors[list(study.always)]
+    vectors = torch.cat([text.roll(1, dims=0) if wrong else text, other])
+    labels, batch = study.labels("seen"), study.test["seen"]
+    result = SegmentationScore(len(labels), IGNORED)
+    prediction = predict(Segmenter(model.lseg, vectors), batch.image, range(len(labels)))
+    result.update(prediction, renumber(batch.mask, labels))
+    return result.mean_iou(range(len(phrases)))
+
+
+def hypernyms(model: Segmenter, lab: Lab, clip: CLIP, seed: int, wrong: bool = False, n: int = 96) -> dict[str, float]:
     """Ask for groups ("animal", "food", ...), which never were labels: IoU of each on scenes of all words.
 
-    ``shuffled`` deals the groups' words out to the wrong groups, as a control.
+    ``wrong`` deals the groups' words out to the wrong groups, as a control.
     """
-    groups = list(dict.fromkeys(find(word).group for word in lab.words))
+    groups = _groups(lab.words)
     device = model.vectors.device
     place = torch.full((256,), len(groups), device=device)
     place[[concept.index for concept in VOCABULARY]] = torch.tensor(
@@ -359,11 +377,24 @@ def hypernyms(
     config = SceneConfig(size=lab.image_size, objects=lab.objects, classes=lab.words, tint=0.0)
     batch = EmojiScenes(config, device=device).batch("segment", n, "test", seed)
     text = embed_labels(clip, [*groups, OTHER]).to(device)
-    if shuffled:
+    if wrong:
         text = torch.cat([text[:-1].roll(1, dims=0), text[-1:]])
     result = SegmentationScore(len(groups) + 1, IGNORED)
     result.update(predict(Segmenter(model.lseg, text), batch.image, range(len(text))), place[batch.mask])
     return dict(zip(groups, result.iou().tolist(), strict=False))
+
+
+def hypernyms_of_text(clip: CLIP, words: Sequence[str]) -> tuple[float, float]:
+    """Return how often a word's nearest group, by the text tower alone, is its own, and what chance gives."""
+    groups = _groups(words)
+    nearest = (embed_labels(clip, list(words)) @ embed_labels(clip, groups).T).argmax(dim=1).tolist()
+    right = [groups[i] == find(word).group for i, word in zip(nearest, words, strict=True)]
+    return sum(right) / len(right), 1 / len(groups)
+
+
+def _groups(words: Sequence[str]) -> list[str]:
+    """Return the top-level groups of the words, in order of appearance."""
+    return list(dict.fromkeys(find(word).group for word in words))
 
 
 def independence(model: Segmenter, study: Study, n: int = 4) -> float:

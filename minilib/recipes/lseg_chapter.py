@@ -36,8 +36,8 @@ class Values:
 PROFILES = {
     "quick": Values(),
     "full": Values(
-        lab=Lab(image_size=64, classes=96, features=48, batch_size=16, steps=320, evaluations=8, test_images=288),
-        fewer=(18, 36),
+        lab=Lab(classes=80, features=48, batch_size=16, steps=300, evaluations=6, test_images=240),
+        fewer=(12, 28),
         blocks=(("bottleneck", 2), ("depthwise", 4)),
     ),
     "photos": Values(lab=Lab(features=48, batch_size=12, steps=240, lr=3e-3)),

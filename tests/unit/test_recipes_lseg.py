@@ -140,11 +140,20 @@ def test_a_perfect_segmenter_is_scored_as_perfect(study: recipe.Study) -> None:
 
 def test_hypernyms_and_independence(model: recipe.Segmenter, study: recipe.Study) -> None:
     clip = recipe.text_tower()
-    true, wrong = (recipe.hypernyms(model, TINY, clip, 0, shuffled, n=6) for shuffled in (False, True))
+    true, wrong = (recipe.hypernyms(model, TINY, clip, 0, dealt_out, n=6) for dealt_out in (False, True))
     assert true.keys() == wrong.keys() and "animal" in true and true != wrong
     assert recipe.independence(model, study) < 1e-4
     coupled = recipe.build(TINY, study, block="bottleneck").eval()
     assert recipe.independence(coupled, study) > 1e-3
+
+
+def test_other_wordings(model: recipe.Segmenter, study: recipe.Study) -> None:
+    clip, seen = recipe.text_tower(), [study.words[i] for i in study.seen]
+    same = recipe.reworded(model, study, clip, seen)
+    assert same == pytest.approx(recipe.mean_iou(model, study, "seen"))
+    assert recipe.reworded(model, study, clip, seen, wrong=True) != same
+    share, chance = recipe.hypernyms_of_text(clip, study.words[:-1])
+    assert 0 <= share <= 1 and 0 < chance < 0.5
 
 
 # --- the chapter ------------------------------------------------------------------------------------------------
