@@ -9,15 +9,16 @@ import torch
 from minilib.models.clip import CLIP
 from minilib.recipes import denseclip as recipe
 from minilib.recipes.denseclip import LADDER, Rung, Study, Values
+from minilib.training import Training
 
 PROFILES = {
     "quick": Values(),
     "full": Values(
-        variants=tuple(LADDER), steps=90, test_images=240, detection_steps=110,
+        variants=tuple(LADDER), steps=120, test_images=320, detection_steps=100,
         detection=("CLIP, no text", "post-model"), other_steps=90,
     ),
     "photos": Values(
-        size=(72, 96), steps=200, batch_size=12, variants=("CLIP, no text", "post-model", "shuffled names"),
+        size=(72, 96), steps=160, batch_size=12, variants=("CLIP, no text", "post-model", "shuffled names"),
         detection_steps=0, detection=(),
     ),
 }  # fmt: skip
@@ -35,3 +36,18 @@ def climb(study: Study, values: Values, clip: CLIP, seed: int, out: Path) -> dic
     """Train every rung that ``values`` names; interrupted trainings in ``out`` go on where they stopped."""
     points = recipe.starting_points(values, clip, seed, out)
     return {name: recipe.train(name, study, points[LADDER[name].start], values, seed, out) for name in values.variants}
+
+
+def main_training(
+    profile: str, seed: int, device: torch.device | str = "cpu", *, data: str = "", weights: str = "mini-rn"
+) -> Training:
+    """Return the chapter's main training, post-model prompting: for ``python -m minilib.train denseclip``.
+
+    Raises:
+        ValueError: profile "paper", which has no values here.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile={profile!r} is not trained here: expected one of {', '.join(PROFILES)}")
+    values = PROFILES[profile]
+    study = study_of(profile, values, data, seed, device)
+    return recipe.training("post-model", study, recipe.source_clip(weights, device), values, seed)
