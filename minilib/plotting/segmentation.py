@@ -25,7 +25,13 @@ def word_colours(words: Sequence[str]) -> list[str]:
 
 
 def label_map(
-    ax: Axes, labels: Tensor, words: Sequence[str], image: Tensor | None = None, columns: int = 2, least: float = 0.01
+    ax: Axes,
+    labels: Tensor,
+    words: Sequence[str],
+    image: Tensor | None = None,
+    columns: int = 2,
+    least: float = 0.01,
+    colours: Sequence[str] | None = None,
 ) -> Axes:
     """Draw a map of labels with the words that take up at least the share ``least`` of it below.
 
@@ -36,12 +42,13 @@ def label_map(
         image: (3, H, W) in [0, 1], to shine through.
         columns: of the legend.
         least: smallest share of the pixels for a word to be named.
+        colours: one for each word, to keep them between lists of words; by default those of ``word_colours``.
     """
-    places, hexes = labels.cpu().numpy(), word_colours(words)
-    colours = np.array([mpl.colors.to_rgb(colour) for colour in hexes])
+    places, hexes = labels.cpu().numpy(), list(colours or word_colours(words))
+    rgb = np.array([mpl.colors.to_rgb(colour) for colour in hexes])
     picture = np.ones((*places.shape, 3))
     known = places != 255
-    picture[known] = colours[places[known]]
+    picture[known] = rgb[places[known]]
     if image is not None:
         picture = 0.72 * picture + 0.28 * image_array(image.cpu())
     ax.imshow(picture.clip(0, 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,24 @@ class Values:
     """Numbers of seen words to compare with all of them; the first one is the control of C3."""
     blocks: tuple[tuple[str, int], ...] = ()
     """Blocks after the correlation to compare with none: (kind, depth)."""
-    frame: tuple[int, int] = (72, 96)
+    centred: bool = False
+    """Also train with the words' vectors less what all words have in common."""
+    share: float = 1.0
+    """Also train with so many of the masks."""
+    frame: tuple[int, int] = (64, 80)
     """Rows and columns of CamVid's frames."""
 
 
 PROFILES = {
     "quick": Values(),
     "full": Values(
-        lab=Lab(classes=80, features=48, batch_size=16, steps=300, evaluations=6, test_images=240),
+        lab=Lab(classes=80, features=48, batch_size=16, steps=260, evaluations=6, test_images=240),
         fewer=(12, 28),
         blocks=(("bottleneck", 2), ("depthwise", 4)),
+        centred=True,
+        share=0.1,
     ),
-    "photos": Values(lab=Lab(features=48, batch_size=12, steps=240, lr=3e-3)),
+    "photos": Values(lab=Lab(features=48, batch_size=12, steps=200, evaluations=2, lr=3e-3)),
 }
 
 HELD_OUT = (
@@ -178,6 +184,18 @@ def by_class(model: Segmenter, study: Study) -> dict[str, float]:
 def fewer_words(values: Values, seed: int, device: torch.device | str, count: int) -> Study:
     """Return the fold of ``seed`` with ``count`` seen words; what is tested does not change."""
     return recipe.scenes_study(values.lab, seed, device, fold(seed), count)
+
+
+def fewer_masks(values: Values, study: Study, share: float) -> Study:
+    """Return the study with only the first ``share`` of its training batches, again and again.
+
+    Raises:
+        ValueError: a share that leaves no batch, or more than all.
+    """
+    batches = int(share * values.lab.steps)
+    if not 1 <= batches <= values.lab.steps:
+        raise ValueError(f"share={share}: expected at least one of {values.lab.steps} batches and at most all of them")
+    return replace(study, batches=lambda step: study.batches(step % batches))
 
 
 def all_classes(values: Values, folder: str | Path, seed: int, device: torch.device | str) -> Study:

@@ -27,3 +27,11 @@ def test_the_legend_names_what_takes_up_room() -> None:
 
 def test_nothing_to_name_needs_no_legend() -> None:
     assert label_map(new_axes(), torch.full((4, 4), 255), ["dog"]).get_legend() is None
+
+
+def test_colours_can_be_kept_between_lists_of_words() -> None:
+    labels = torch.zeros(4, 4, dtype=torch.long)
+    red, blue = "#ff0000", "#0000ff"
+    one = label_map(new_axes(), labels, ["dog", "other"], colours=[red, blue]).images[0].get_array()
+    two = label_map(new_axes(), 1 - labels, ["other", "pet"], colours=[blue, red]).images[0].get_array()
+    assert (one == two).all() and one[0, 0].tolist() == [1, 0, 0]

@@ -15,6 +15,7 @@ from minilib.models.lseg import LSeg, LSegConfig, ResNetBackbone
 from minilib.recipes import lseg as recipe
 from minilib.recipes import lseg_chapter as chapter
 from minilib.recipes import lseg_paper as paper
+from minilib.recipes import lseg_wordings as wordings
 from minilib.scenes import find
 
 TINY = recipe.Lab(image_size=32, classes=24, objects=(1, 2), features=8, batch_size=4, steps=2, test_images=12)
@@ -66,6 +67,10 @@ def test_label_vectors_and_their_controls() -> None:
     assert sorted(true[:4, 0].tolist()) == pytest.approx(sorted(shuffled[:4, 0].tolist()))
     assert (true[:4] - shuffled[:4]).abs().max() > 0.01
     torch.testing.assert_close(random.norm(dim=1), torch.ones(5))
+    # Words share much of their direction; without their mean they do not.
+    centred = recipe.label_vectors(clip, words, "centred")
+    torch.testing.assert_close(centred.norm(dim=1), torch.ones(5))
+    assert abs((centred @ centred.T).mean() - 1 / 5) < (true @ true.T).mean() - 1 / 5
     torch.testing.assert_close(random, recipe.label_vectors(clip, words, "random", seed=1))
     with pytest.raises(ValueError, match="kind='free'"):
         recipe.label_vectors(clip, words, "free")
@@ -140,19 +145,32 @@ def test_a_perfect_segmenter_is_scored_as_perfect(study: recipe.Study) -> None:
 
 def test_hypernyms_and_independence(model: recipe.Segmenter, study: recipe.Study) -> None:
     clip = recipe.text_tower()
-    true, wrong = (recipe.hypernyms(model, TINY, clip, 0, dealt_out, n=6) for dealt_out in (False, True))
-    assert true.keys() == wrong.keys() and "animal" in true and true != wrong
+    answers = [wordings.hypernyms(model, TINY, clip, 0, kind, n=6) for kind in wordings.GROUP_VECTORS]
+    true, wrong, members = answers
+    assert true.keys() == wrong.keys() == members.keys() and "animal" in true
+    assert true != wrong != members != true
+    with pytest.raises(ValueError, match="kind='groups'"):
+        wordings.hypernyms(model, TINY, clip, 0, "groups")
     assert recipe.independence(model, study) < 1e-4
     coupled = recipe.build(TINY, study, block="bottleneck").eval()
     assert recipe.independence(coupled, study) > 1e-3
 
 
+def test_merged_words_lie_between_their_members() -> None:
+    clip = recipe.text_tower()
+    vector, members = wordings.merged(clip, ["dog", "cat"]), recipe.label_vectors(clip, ["dog", "cat"])
+    assert vector.norm().item() == pytest.approx(1)
+    to_members = members @ vector
+    assert to_members[0].item() == pytest.approx(to_members[1].item(), abs=1e-5)
+    assert to_members.min() > members[0] @ members[1]
+
+
 def test_other_wordings(model: recipe.Segmenter, study: recipe.Study) -> None:
     clip, seen = recipe.text_tower(), [study.words[i] for i in study.seen]
-    same = recipe.reworded(model, study, clip, seen)
+    same = wordings.reworded(model, study, clip, seen)
     assert same == pytest.approx(recipe.mean_iou(model, study, "seen"))
-    assert recipe.reworded(model, study, clip, seen, wrong=True) != same
-    share, chance = recipe.hypernyms_of_text(clip, study.words[:-1])
+    assert wordings.reworded(model, study, clip, seen, wrong=True) != same
+    share, chance = wordings.hypernyms_of_text(clip, study.words[:-1])
     assert 0 <= share <= 1 and 0 < chance < 0.5
 
 
@@ -204,6 +222,15 @@ def test_photos_without_data_say_what_to_do(tmp_path: Path) -> None:
         chapter.main_training("photos", 0, data=str(tmp_path))
     with pytest.raises(ValueError, match="'paper' trains nothing here"):
         chapter.main_training("paper", 0)
+
+
+def test_fewer_masks_are_the_first_ones_again_and_again(study: recipe.Study) -> None:
+    values = chapter.Values(lab=TINY)
+    half = chapter.fewer_masks(values, study, 0.5)
+    for step in range(3):
+        torch.testing.assert_close(half.batches(step).mask, study.batches(0).mask)
+    with pytest.raises(ValueError, match="share=0.1"):
+        chapter.fewer_masks(values, study, 0.1)
 
 
 def test_every_seed_has_a_fold_and_every_class_of_camvid_one() -> None:
