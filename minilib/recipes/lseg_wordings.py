@@ -14,8 +14,8 @@ from minilib.models.lseg import embed_labels
 from minilib.recipes.lseg import IGNORED, OTHER, Lab, Segmenter, Study, predict, renumber
 from minilib.scenes import VOCABULARY, EmojiScenes, SceneConfig, find
 
-GROUP_VECTORS = ("words", "wrong words", "members")
-"""What stands for a group of words: its own name, another group's, or the mean of its members' vectors."""
+GROUPS_BY = ("name", "wrong name", "mean", "any")
+"""What stands for a group of words: its own name, another group's, the mean of its members' vectors, or any member."""
 
 
 def reworded(model: Segmenter, study: Study, clip: CLIP, phrases: Sequence[str], wrong: bool = False) -> float:
@@ -43,7 +43,7 @@ def merged(clip: CLIP, names: Sequence[str]) -> Tensor:
     return F.normalize(embed_labels(clip, names).mean(dim=0), dim=0)
 
 
-def hypernyms(model: Segmenter, lab: Lab, clip: CLIP, seed: int, kind: str = "words", n: int = 96) -> dict[str, float]:
+def hypernyms(model: Segmenter, lab: Lab, clip: CLIP, seed: int, by: str = "name", n: int = 96) -> dict[str, float]:
     """Ask for groups ("animal", "food", ...), which never were labels: IoU of each on scenes of all words.
 
     Args:
@@ -51,14 +51,14 @@ def hypernyms(model: Segmenter, lab: Lab, clip: CLIP, seed: int, kind: str = "wo
         lab: which words there are.
         clip: the text tower.
         seed: of the scenes.
-        kind: what is asked with, see GROUP_VECTORS.
+        by: what is asked with, see GROUPS_BY.
         n: how many scenes.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown ``by``.
     """
-    if kind not in GROUP_VECTORS:
-        raise ValueError(f"kind={kind!r}: expected one of {', '.join(GROUP_VECTORS)}")
+    if by not in GROUPS_BY:
+        raise ValueError(f"by={by!r}: expected one of {', '.join(GROUPS_BY)}")
     groups = _groups(lab.words)
     device = model.vectors.device
     place = torch.full((256,), len(groups), device=device)
@@ -67,13 +67,18 @@ def hypernyms(model: Segmenter, lab: Lab, clip: CLIP, seed: int, kind: str = "wo
     )
     config = SceneConfig(size=lab.image_size, objects=lab.objects, classes=lab.words, tint=0.0)
     batch = EmojiScenes(config, device=device).batch("segment", n, "test", seed)
-    if kind == "members":
+    group_of = range(len(groups))  # the group that each vector stands for
+    if by == "mean":
         text = torch.stack([merged(clip, [w for w in lab.words if find(w).group == group]) for group in groups])
+    elif by == "any":
+        text, group_of = embed_labels(clip, lab.words), [groups.index(find(word).group) for word in lab.words]
     else:
-        text = embed_labels(clip, groups).roll(int(kind == "wrong words"), dims=0)
+        text = embed_labels(clip, groups).roll(int(by == "wrong name"), dims=0)
     text = torch.cat([text, embed_labels(clip, [OTHER])]).to(device)
+    group_of = torch.tensor([*group_of, len(groups)], device=device)
     result = SegmentationScore(len(groups) + 1, IGNORED)
-    result.update(predict(Segmenter(model.lseg, text), batch.image, range(len(text))), place[batch.mask])
+    prediction = group_of[predict(Segmenter(model.lseg, text), batch.image, range(len(text)))]
+    result.update(prediction, place[batch.mask])
     return dict(zip(groups, result.iou().tolist(), strict=False))
 
 
