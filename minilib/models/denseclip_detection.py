@@ -5,14 +5,17 @@ Shapes: B images of R x R' pixels, K classes, n boxes in one image.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from minilib.layers.fpn import FeaturePyramid
@@ -140,10 +143,18 @@ class DenseCLIPDetector(nn.Module):
         anchors = AnchorGenerator(tuple(anchor_sizes), ((0.5, 1.0, 2.0),) * len(anchor_sizes))
         clip = pyramid.config.clip
         self.classes, self.stride = pyramid.classes, max(pyramid.backbone.strides)
+        # Normalised heads, as in torchvision's second version of RetinaNet: without, they need thousands of steps.
+        head = RetinaNetHead(
+            pyramid.out_channels,
+            anchors.num_anchors_per_location()[0],
+            self.classes,
+            norm_layer=partial(nn.GroupNorm, math.gcd(16, pyramid.out_channels)),
+        )
         self.detector = RetinaNet(
             pyramid,
             self.classes,
             anchor_generator=anchors,
+            head=head,
             score_thresh=score_threshold,
             nms_thresh=0.5,
             detections_per_img=detections,

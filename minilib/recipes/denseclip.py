@@ -80,12 +80,12 @@ class Values:
     """Channels of the feature pyramid."""
     test_images: int = 160
     """Test images (scenes)."""
-    pretraining_steps: int = 120
-    """Steps of the two short pre-trainings, "classifier" and "captions", of 64 images each."""
-    detection_steps: int = 40
-    """Steps of each detector; 0 = the detector is not trained."""
-    detection: tuple[str, ...] = ("post-model",)
+    pretraining_steps: int = 300
+    """Steps of the two short pre-trainings, "classifier" and "captions", of 32 images each."""
+    detection: tuple[str, ...] = ()
     """The rungs that are trained as detectors."""
+    detection_steps: int = 240
+    """Steps of each detector."""
     other_steps: int = 0
     """Steps of another backbone, without and with text; 0 = not trained."""
 
@@ -261,13 +261,13 @@ def starting_points(values: Values, clip: CLIP, seed: int, out: Path | None = No
     """Return what the rungs start from: ``clip`` itself, and, where asked for, the two short pre-trainings.
 
     "classifier" learns to name the single object of an image among all 240 names, as on ImageNet; "captions" is a CLIP.
-    Both see ``64 * pretraining_steps`` images of 48 pixels, from the same random weights.
+    Both see ``32 * pretraining_steps`` images of 32 pixels, from the same random weights.
     """
     points = {"clip": clip, "random": clip}
     wanted = {LADDER[name].start for name in values.variants}
     if "captions" in wanted:
         mini = clip_recipe.MINI["mini-rn"].but_steps(values.pretraining_steps)
-        mini = replace(mini, scenes=replace(mini.scenes, size=48), batch_size=64)
+        mini = replace(mini, scenes=replace(mini.scenes, size=32), batch_size=32)
         model = clip_recipe.build(clip.config, seed).to(clip.device)
         pairs = clip_recipe.scene_pairs(mini, seed, clip.device)
         fit(
@@ -278,10 +278,10 @@ def starting_points(values: Values, clip: CLIP, seed: int, out: Path | None = No
     if "classifier" in wanted:
         model = clip_recipe.build(clip.config, seed).to(clip.device)
         classifier = Classifier(model, len(names()))
-        source = EmojiScenes(SceneConfig(size=48), device=clip.device)
+        source = EmojiScenes(SceneConfig(size=32), device=clip.device)
         config = clip_recipe.MINI["mini-rn"].but_steps(values.pretraining_steps).training(seed)
         fit(
-            classifier, classifier_loss, lambda step: source.batch("classify", 64, "train", seed, 64 * step), config,
+            classifier, classifier_loss, lambda step: source.batch("classify", 32, "train", seed, 32 * step), config,
             out=out and out / "pretraining-classifier", progress="classifier",
         )  # fmt: skip
         points["classifier"] = model

@@ -21,12 +21,11 @@ from minilib.training import Training
 PROFILES = {
     "quick": Values(),
     "full": Values(
-        variants=tuple(LADDER), steps=100, test_images=320, pretraining_steps=100, detection_steps=80,
-        detection=("CLIP, no text", "post-model"), other_steps=80,
+        variants=tuple(LADDER), steps=100, test_images=320, other_steps=80,
+        detection=("CLIP, no text", "post-model"),
     ),
     "photos": Values(
-        size=(96, 128), steps=140, batch_size=12, variants=("CLIP, no text", "post-model", "shuffled names"),
-        detection_steps=0, detection=(),
+        size=(96, 128), steps=110, batch_size=12, variants=("CLIP, no text", "post-model", "shuffled names"),
     ),
 }  # fmt: skip
 """``paper`` has no values here: see the chapter's section on the paper's scale."""

@@ -61,8 +61,8 @@ def train_detector(name: str, clip: CLIP, values: Values, seed: int, out: Path |
         torch.manual_seed(seed)
         pyramid = GuidedPyramid(config, recipe.shuffled(things, seed) if variant.shuffled else things)
         pyramid.load_clip(clip)
-        model = DenseCLIPDetector(pyramid, ANCHORS, detections=20, candidates=100).to(clip.device)
-    size = values.batch_size
+        model = DenseCLIPDetector(pyramid, ANCHORS, 0.01, detections=20, candidates=100).to(clip.device)
+    size = values.batch_size // 2  # twice the steps for the same time: a detector's heads start from nothing
     history = fit(
         model,
         detection_loss,
