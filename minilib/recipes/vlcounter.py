@@ -24,6 +24,7 @@ from minilib.recipes.counting import (
     CountingScenes,
     Questions,
     bccd_questions,
+    counted_classes,
     validation_target,
 )
 from minilib.recipes.countx_scenes import scenes_of
@@ -70,14 +71,14 @@ class Values:
     """Optimiser steps of each training."""
     batch_size: int = 16
     """Questions in a step."""
-    lr: float = 3e-3
+    lr: float = 8e-3
     """Peak learning rate."""
     channels: int = 16
     """Channels of projections and decoder (64 in the paper)."""
     prompts: int = 6
     """Prompt tokens a layer (10 in the paper)."""
     variants: bool = True
-    """Also train what the controls need: other rank losses, wrong words, singular templates, CounTX frozen."""
+    """Also train what the controls need: other rank losses, wrong words, singular templates, and CounTX."""
     micrograph: tuple[int, int] = (96, 128)
     """Height and width of the micrographs of profile ``photos``."""
 
@@ -91,7 +92,7 @@ class Values:
 
 PROFILES = {
     "quick": Values(arms=("M1", "M2", "M5"), steps=100, variants=False),
-    "full": Values(scenes=CountingScenes(count=(1, 60), distractors=(4, 30), train=900, test=160), steps=160),
+    "full": Values(scenes=CountingScenes(count=(1, 60), distractors=(2, 12), train=600, test=100), steps=110),
     "photos": Values(arms=("M1", "VPT", "M2", "M5"), steps=200, variants=False),
 }
 
@@ -150,8 +151,8 @@ def build(study: Study, arm: str, seed: int) -> VLCounter:
     """Make an untrained counter of an arm whose initial weights depend on ``seed`` alone.
 
     One thing is not the authors': they start both projections near zero and train for hundreds of epochs. In a few
-    hundred steps that is too slow, so both start as the principal axes of the training names' text features, and S
-    starts as the cosine within those axes, times START squared.
+    hundred steps that is too slow, so both start as the principal axes of the text features of the classes that scenes
+    are trained on, and S starts as the cosine within those axes, times START squared.
 
     Raises:
         KeyError: no such arm.
@@ -167,13 +168,14 @@ def build(study: Study, arm: str, seed: int) -> VLCounter:
             study.clip, grid=study.grid, taps=middle, prompted_layers=vision.layers, prompts=study.values.prompts,
             channels=study.values.channels, **ARMS[arm],
         )  # fmt: skip
-    text = model.encode_names(study.train.names, PLURAL)
+    known = [concept.plural for concept in VOCABULARY if concept.name in counted_classes("train")]
+    text = model.encode_names(known, PLURAL)
     middle_text = text.mean(0)
     axes = torch.linalg.svd(text - middle_text, full_matrices=False).Vh[: study.values.channels]
     with torch.no_grad():
         for projection in (model.head.t_proj, model.head.v_proj):
-            projection.weight[: len(axes)] = START * axes  # fewer names than channels leave the rest as it was
-        model.head.t_proj.bias[: len(axes)] = -START * axes @ middle_text
+            projection.weight.copy_(START * axes)
+        model.head.t_proj.bias.copy_(-START * axes @ middle_text)
     return model
 
 

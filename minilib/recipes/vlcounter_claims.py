@@ -10,10 +10,12 @@ from einops import einsum
 from torch import Tensor
 
 from minilib.batch import Batch
+from minilib.metrics.counting import count_errors
 from minilib.models import vlcounter as paper
 from minilib.models.vlcounter import VLCounter
 from minilib.recipes import countx
-from minilib.recipes.counting import Counter, Questions, counted_classes
+from minilib.recipes.counting import Counter, Questions, counted_classes, validation_target
+from minilib.recipes.countx_scenes import scenes_of
 from minilib.recipes.vlcounter import PLURAL, Study
 from minilib.scenes import VOCABULARY
 
@@ -139,6 +141,54 @@ def maps_of(model: VLCounter, batch: Batch, templates: Sequence[str] = PLURAL) -
         "S'": output["similarity"][:, 0],
         "density": output["density"][:, 0] / paper.DENSITY_SCALE,
     }
+
+
+# --- How a count is read off a map -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def read_outs(model: VLCounter, questions: Questions, batch_size: int = 40) -> dict[str, float]:
+    """Return the mean absolute error of each way to read a count off the same density maps.
+
+    "sum" is the plain one. "cells" is the authors' rule for CARPK and PUCPR+, with cells of one patch as theirs;
+    "against smoothed dots" keeps the sum and takes for the truth what their script for FSC-147 does.
+    """
+    patch, found = model.config.clip.vision.patch, {name: [] for name in ("sum", "positive pixels", "cells")}
+    for rows in torch.arange(len(questions)).split(batch_size):
+        for density in maps_of(model, questions.batch(rows.tolist(), model.clip.device))["density"].cpu():
+            found["sum"].append(density.sum())
+            found["positive pixels"].append(density.clamp(min=0).sum())
+            found["cells"].append(paper.cell_readout(density * paper.DENSITY_SCALE, patch)["count"])
+    answer = {name: torch.stack(values) for name, values in found.items()}
+    shape = tuple(questions.image.shape[-2:])
+    smoothed = torch.stack([validation_target(points, shape, shape).sum() for points in questions.points]).float()
+    truth = questions.counts
+    return {
+        "sum": count_errors(answer["sum"], truth).mae,
+        "never below zero": count_errors(answer["sum"].clamp(min=0), truth).mae,
+        "rounded": count_errors(answer["sum"].round(), truth).mae,
+        "positive pixels": count_errors(answer["positive pixels"], truth).mae,
+        "cells": count_errors(answer["cells"], truth).mae,
+        "against smoothed dots": count_errors(answer["sum"], smoothed).mae,
+    }
+
+
+def wide_scenes(study: Study, n: int, seed: int) -> Questions:
+    """Draw ``n`` scenes twice as wide as the window, of classes that were never counted."""
+    size = study.values.scenes.size
+    scenes = scenes_of(study.values.scenes, n, "test", "test", seed, coloured=0.0, shape=(size, 2 * size))
+    return scenes.questions(("class", "absent"), plain=True, article=False)
+
+
+def windowed(model: VLCounter, merge: str, stride: int | None = None) -> Counter:
+    """Return the model as a counter of images wider than its grid, through windows (see ``VLCounter.density``)."""
+
+    def count(batch: Batch) -> Tensor:
+        pairs = zip(batch.image, batch.caption, strict=True)
+        sums = [model.density(image, name, stride, merge, PLURAL).sum() for image, name in pairs]
+        return torch.stack(sums)
+
+    return count
 
 
 # --- Beside CounTX ---------------------------------------------------------------------------------------------------

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from minilib import claims
+from minilib.batch import Batch
 from minilib.models.vlcounter import VLCounter
 from minilib.recipes import vlcounter as recipe
 from minilib.recipes import vlcounter_claims as experiments
-from minilib.recipes.counting import CountingScenes, Questions, answers
+from minilib.recipes.counting import CountingScenes, Questions, answers, counted_classes
+from minilib.scenes import VOCABULARY
 
 TINY = recipe.Values(
     scenes=CountingScenes(size=64, count=(1, 6), distractors=(1, 6), train=10, test=6),
@@ -63,8 +65,9 @@ def test_arms_start_from_the_same_numbers_where_they_have_the_same_parts(study: 
         recipe.build(study, "M6", 0)
 
 
-def test_projections_start_as_principal_axes_of_the_training_names(study: recipe.Study, untrained: VLCounter) -> None:
-    text = untrained.encode_names(study.train.names, recipe.PLURAL)
+def test_projections_start_as_principal_axes_of_the_names_to_train_on(untrained: VLCounter) -> None:
+    counted = set(counted_classes("train"))
+    text = untrained.encode_names([c.plural for c in VOCABULARY if c.name in counted], recipe.PLURAL)
     projected = untrained.head.t_proj(text)
     torch.testing.assert_close(projected.mean(0), torch.zeros(8), atol=1e-4, rtol=0)
     spread = projected.var(0)
@@ -156,6 +159,37 @@ def test_cells_of_large_objects_are_scored_by_their_own_masks(study: recipe.Stud
 def test_paired_differences() -> None:
     first, second, truth = torch.tensor([1.0, 4.0]), torch.tensor([3.0, 4.0]), torch.tensor([1.0, 5.0])
     assert experiments.paired(first, second, truth) == {"difference": -1.0, "wins": 0.75}
+
+
+def test_read_outs_differ_only_where_their_switch_bites(study: recipe.Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted maps: a pixel of -1 where nothing is asked for, else two objects in one cell and the rest in others."""
+
+    def planted(model: VLCounter, batch: Batch) -> dict[str, torch.Tensor]:
+        maps = torch.zeros(len(batch.image), *batch.image.shape[-2:])
+        for row, points in enumerate(batch.points):
+            maps[row, 40, 40] = -1.0 if len(points) == 0 else 0.0
+            for k in range(len(points)):
+                maps[row, 0 if k < 2 else 8 * (k - 1), 3] = 2.0 if k < 2 and len(points) > 1 else 1.0
+        return {"density": maps}
+
+    monkeypatch.setattr(experiments, "maps_of", planted)
+    asked, model = study.test, recipe.build(study, "M1", 0)
+    empty, crowded = (asked.counts == 0).double().mean().item(), (asked.counts > 1).double().mean().item()
+    reads = experiments.read_outs(model, asked, batch_size=5)
+    assert reads["sum"] == reads["rounded"] == pytest.approx(empty, abs=1e-5)
+    assert reads["never below zero"] == reads["positive pixels"] == pytest.approx(0, abs=1e-5)
+    assert reads["cells"] == pytest.approx(empty + crowded, abs=1e-5)
+    assert reads["against smoothed dots"] >= reads["sum"] - 1e-5
+
+
+def test_wide_scenes_are_read_through_windows(study: recipe.Study, untrained: VLCounter) -> None:
+    wide = experiments.wide_scenes(study, 2, seed=0)
+    assert wide.image.shape[-2:] == (64, 128) and not set(wide.names) & set(study.train.names)
+    part = wide.take(range(2))
+    found = {merge: answers(experiments.windowed(untrained, merge), part) for merge in ("recursive", "uniform")}
+    direct = untrained.density(part.batch([0]).image[0], part.asked[0], merge="uniform", templates=recipe.PLURAL).sum()
+    torch.testing.assert_close(found["uniform"][0], direct)
+    assert (found["uniform"] - found["recursive"]).abs().max() > 0
 
 
 def test_countx_trains_on_the_same_questions_and_refuses_oblong_images(study: recipe.Study) -> None:
