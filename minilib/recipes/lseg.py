@@ -47,7 +47,7 @@ class Lab:
     """Channels of the decoder."""
     batch_size: int = 12
     """Images in a batch."""
-    steps: int = 160
+    steps: int = 140
     """Optimiser steps of each training."""
     lr: float = 4e-3
     """Peak learning rate of decoder and head."""
@@ -235,7 +235,8 @@ def build(
     state = {key: value for key, value in tower.visual.state_dict().items() if not key.startswith("attnpool.")}
     lseg.backbone.load_state_dict(state)
     vectors = label_vectors(clip, study.words, kind, seed)
-    return Segmenter(lseg, vectors, learned=kind == "learned").to(device)
+    segmenter = Segmenter(lseg, vectors, learned=kind == "learned")
+    return segmenter.to(device, memory_format=torch.channels_last)  # a fifth faster on CPUs, the same numbers
 
 
 def renumber(mask: Tensor, labels: Sequence[int]) -> Tensor:

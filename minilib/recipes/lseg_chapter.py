@@ -40,13 +40,13 @@ class Values:
 PROFILES = {
     "quick": Values(),
     "full": Values(
-        lab=Lab(classes=80, features=48, batch_size=16, steps=260, evaluations=6, test_images=240),
+        lab=Lab(classes=80, steps=200, evaluations=5, test_images=240),
         fewer=(12, 28),
         blocks=(("bottleneck", 2), ("depthwise", 4)),
         centred=True,
         share=0.1,
     ),
-    "photos": Values(lab=Lab(features=48, batch_size=12, steps=200, evaluations=2, lr=3e-3)),
+    "photos": Values(lab=Lab(steps=200, evaluations=2, lr=3e-3)),
 }
 
 HELD_OUT = (
