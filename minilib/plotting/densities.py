@@ -53,7 +53,8 @@ def density_row(
 ) -> Figure:
     """Draw a picture and, beside it, one density over it for each of ``titles``; all on one scale of colour."""
     columns = 1 + len(densities)
-    fig = fig or Figure(figsize=(WIDTH, WIDTH / columns + 0.25))
+    lines = 1 + max(title.count("\n") for title in titles)
+    fig = fig or Figure(figsize=(WIDTH, WIDTH / columns + 0.08 + 0.17 * lines))
     axes = fig.subplots(1, columns)
     axes[0].imshow(image_array(image))
     axes[0].set_axis_off()
