@@ -169,6 +169,27 @@ class LSeg(nn.Module):
         scores = rearrange(product / self.config.temperature, "b n (h w) -> b n h w", h=embeddings.shape[-2])
         return scores.to(embeddings.dtype)
 
+    def correlate_path(self, path: Tensor, text: Tensor) -> Tensor:
+        """Return what ``correlate(head(path), text)`` gives, without ever making the C channels of the embeddings.
+
+        The head is linear, I = W x + b, so <T, I> = (T W) x + T b and |I|^2 = x'(W'W)x + 2 (W'b)'x + b'b: matrices of
+        the decoder's few channels do, and what is kept for the backward pass is smaller by their ratio to C.
+
+        Args:
+            path: the decoder's map (B, F, h, w).
+            text: as in ``correlate``.
+        """
+        # |I|^2 is a sum with differences in it: never in half precision.
+        with torch.autocast(path.device.type, enabled=False):
+            dtype = torch.promote_types(path.dtype, torch.float32)
+            words, x = F.normalize(text.to(dtype), dim=-1), rearrange(path.to(dtype), "b f h w -> b f (h w)")
+            weight, bias = self.head.weight[:, :, 0, 0].to(dtype), self.head.bias.to(dtype)
+            product = (words @ weight) @ x + (words @ bias)[..., None]
+            squares = (x * (weight.T @ weight @ x + 2 * (bias @ weight)[:, None])).sum(dim=1, keepdim=True)
+            lengths = (squares + bias @ bias).clamp(min=1e-12).sqrt()
+            scores = product / lengths / self.config.temperature
+        return rearrange(scores, "b n (h w) -> b n h w", h=path.shape[-2]).to(path.dtype)
+
     def forward(
         self, pixels: Tensor, text: Tensor, return_intermediates: bool = False
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
@@ -196,8 +217,11 @@ class LSeg(nn.Module):
         height, width = pixels.shape[-2:]
         stride = self.backbone.stride
         pixels = F.pad(pixels, (0, -width % stride, 0, -height % stride))
-        embeddings, stages = self.encode_pixels(pixels, return_intermediates=True)
-        correlation = self.correlate(embeddings, text)
+        if return_intermediates or self.config.half_product:
+            embeddings, stages = self.encode_pixels(pixels, return_intermediates=True)
+            correlation = self.correlate(embeddings, text)
+        else:
+            correlation = self.correlate_path(self.decoder(self.backbone(pixels)), text)
         scores = correlation if self.block is None else self.block(correlation)
         enlarged = F.interpolate(scores, scale_factor=2, mode="bilinear", align_corners=True)
         enlarged = enlarged[..., :height, :width]

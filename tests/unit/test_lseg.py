@@ -149,6 +149,28 @@ def test_pixels_without_any_direction_do_not_spread_nan() -> None:
     assert theirs.isnan().all()
     assert (make().correlate(embeddings, text) == 0).all()
 
+    path, silent = torch.zeros(1, 8, 2, 2, requires_grad=True), make()
+    torch.nn.init.zeros_(silent.head.bias)
+    scores = silent.correlate_path(path, text)
+    scores.sum().backward()
+    assert (scores == 0).all() and path.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("labels", [(5, 12), (2, 3, 12)], ids=["same labels", "labels of each image"])
+def test_scores_without_the_embeddings_are_those_with_them(labels: tuple[int, ...]) -> None:
+    """Also their gradients, in double precision, and also where there are far more channels than labels."""
+    model, text, path = make().double(), noise(*labels).double(), noise(2, 8, 6, 5).double().requires_grad_()
+    weights = noise(2, labels[-2], 6, 5, seed=1).double()
+    gradients = []
+    for scores in (model.correlate_path(path, text), model.correlate(model.head(path), text)):
+        gradients.append(torch.autograd.grad((scores * weights).sum(), [path, *model.head.parameters()]))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    pixels = noise(2, 3, 32, 32)
+    alone, (_, stages) = make()(pixels, text.float()), make()(pixels, text.float(), return_intermediates=True)
+    enlarged = F.interpolate(stages["scores"], scale_factor=2, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(alone, enlarged, rtol=1e-4, atol=1e-4)
+
 
 def test_rounding_of_the_released_models_is_a_switch() -> None:
     pixels, text = noise(1, 3, 32, 32), noise(4, 12)
