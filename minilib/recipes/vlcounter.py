@@ -223,6 +223,10 @@ def train(
         shuffled: as a control, deal the names of a batch to the wrong questions.
         progress: title of the progress bar.
         out: folder for checkpoint and metrics.
+
+    Returns:
+        the trained model, and its history with "loss", its parts "count" and "rank", and "empty", what an empty map
+        would have cost on the same questions.
     """
     model = build(study, arm, seed)
     words, rank_loss = Words(model, templates, rename), RANK_LOSSES[rank]
@@ -236,7 +240,8 @@ def train(
         target = paper.DENSITY_SCALE * batch.density
         count = paper.count_loss(output["density"], target)
         order = rank_loss(output["similarity"], target)
-        return {"loss": count + rank_weight * order, "count": count.detach(), "rank": order.detach()}
+        empty = paper.count_loss(torch.zeros_like(target), target)
+        return {"loss": count + rank_weight * order, "count": count.detach(), "rank": order.detach(), "empty": empty}
 
     return model, fit(model, loss, batches, study.values.training(seed), out=out, progress=progress)
 
