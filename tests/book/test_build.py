@@ -108,6 +108,14 @@ def test_pictures_have_alternative_text(site: Site) -> None:
             assert alt and alt not in (picture["src"], source), f"{name}: {picture['src']} is not described"
 
 
+def test_tables_that_cells_show_are_set_as_tables(site: Site) -> None:
+    """A rule of dashes in running text is a table's second line: dashes may have become one long dash."""
+    rule = re.compile(r"\|\s*(-{3,}|\u2014|\u2013)\s*\|")
+    for name, page in site.articles.items():
+        raw = [p.get_text()[:80] for p in page.select("article p") if rule.search(p.get_text())]
+        assert not raw, f"{name}: {raw[0]!r}"
+
+
 def test_every_page_has_one_title_and_a_language(site: Site) -> None:
     for name, page in site.articles.items():
         assert len(page.select("article h1")) == 1, name
