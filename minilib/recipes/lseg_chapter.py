@@ -40,8 +40,8 @@ class Values:
 PROFILES = {
     "quick": Values(),
     "full": Values(
-        lab=Lab(classes=64, steps=240, evaluations=6, test_images=240),
-        fewer=(10, 22),
+        lab=Lab(classes=56, steps=200, evaluations=5, test_images=240),
+        fewer=(8, 20),
         blocks=(("bottleneck", 2), ("depthwise", 4)),
         centred=True,
         share=0.1,
