@@ -68,7 +68,7 @@ class Values:
     """Background classes (scenes)."""
     variants: tuple[str, ...] = ("CLIP, no text", "post-model", "shuffled names")
     """The rungs of ``LADDER`` that are trained."""
-    steps: int = 90
+    steps: int = 80
     """Optimiser steps of each rung."""
     batch_size: int = 16
     """Images of a step."""
@@ -80,11 +80,11 @@ class Values:
     """Channels of the feature pyramid."""
     test_images: int = 160
     """Test images (scenes)."""
-    pretraining_steps: int = 300
+    pretraining_steps: int = 200
     """Steps of the two short pre-trainings, "classifier" and "captions", of 32 images each."""
     detection: tuple[str, ...] = ()
     """The rungs that are trained as detectors."""
-    detection_steps: int = 240
+    detection_steps: int = 200
     """Steps of each detector."""
     other_steps: int = 0
     """Steps of another backbone, without and with text; 0 = not trained."""

@@ -21,7 +21,7 @@ from minilib.training import Training
 PROFILES = {
     "quick": Values(),
     "full": Values(
-        variants=tuple(LADDER), steps=100, test_images=320, other_steps=80,
+        variants=tuple(LADDER), steps=100, test_images=320, other_steps=60,
         detection=("CLIP, no text", "post-model"),
     ),
     "photos": Values(

@@ -25,8 +25,9 @@ from minilib.recipes.denseclip import Rung, Study, Values, Variant
 from minilib.scenes import EmojiScenes, names
 from minilib.training import History, fit
 
-ANCHORS = ((16,), (26,), (42,))
-"""Sides of the anchors on the maps of stride 8, 16 and 16, for objects of 19 to 64 pixels."""
+ANCHORS = ((14,), (22,), (34,), (50,))
+"""Sides of the anchors on the maps of stride 4, 8, 16 and 16: half of the scenes' objects are 12 to 22 pixels large,
+too small for the paper's pyramid, which begins at stride 8."""
 
 
 @dataclass
@@ -59,7 +60,7 @@ def train_detector(name: str, clip: CLIP, values: Values, seed: int, out: Path |
     config = replace(recipe.model_config(variant, clip, values), dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pyramid = GuidedPyramid(config, recipe.shuffled(things, seed) if variant.shuffled else things)
+        pyramid = GuidedPyramid(config, recipe.shuffled(things, seed) if variant.shuffled else things, first=0)
         pyramid.load_clip(clip)
         model = DenseCLIPDetector(pyramid, ANCHORS, 0.01, detections=20, candidates=100).to(clip.device)
     size = values.batch_size // 2  # twice the steps for the same time: a detector's heads start from nothing
