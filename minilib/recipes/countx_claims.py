@@ -57,9 +57,10 @@ def prompt_matrix(model: CounTX, scenes: DescribedScenes, most: int = 60) -> dic
         ``asked and there``: mean |answer - truth| over the classes in the scene; ``other class there``: mean |answer to
         another class of the scene - truth of the first|; ``absent``: mean |answer| for a class that is not there;
         ``sensitivity``: mean |answer(A) - answer(B)| over pairs of classes in one scene, beside ``true sensitivity``,
-        the same of the true counts.
+        the same of the true counts; ``follows``: the share of the true differences that the answers' differences
+        follow, their regression through the origin: 1 reads, 0 is deaf.
     """
-    right, swapped, absent, moved, should = [], [], [], [], []
+    right, swapped, absent, moved, should, along = [], [], [], [], [], []
     for row in range(min(most, len(scenes))):
         asked = [a for a in scenes.asked[row] if a.kind in ("class", "absent")]
         got = maps(model, scenes.image[row], [f"the {a.text}" for a in asked]).sum((1, 2)).tolist()
@@ -73,6 +74,7 @@ def prompt_matrix(model: CounTX, scenes: DescribedScenes, most: int = 60) -> dic
                     swapped.append(abs(got[j] - true[i]))
                     moved.append(abs(got[i] - got[j]))
                     should.append(abs(true[i] - true[j]))
+                    along.append((got[i] - got[j]) * (true[i] - true[j]))
     series = {
         "asked and there": right,
         "other class there": swapped,
@@ -80,7 +82,8 @@ def prompt_matrix(model: CounTX, scenes: DescribedScenes, most: int = 60) -> dic
         "sensitivity": moved,
         "true sensitivity": should,
     }
-    return {name: sum(values) / max(1, len(values)) for name, values in series.items()}
+    means = {name: sum(values) / max(1, len(values)) for name, values in series.items()}
+    return means | {"follows": sum(along) / max(1, sum(value**2 for value in should))}
 
 
 @torch.no_grad()

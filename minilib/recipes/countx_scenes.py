@@ -54,8 +54,17 @@ class DescribedScenes:
 
     def questions(self, kinds: Sequence[str] = ("class",), plain: bool = False, article: bool = True) -> Questions:
         """Return the questions of some kinds, "the red dogs"; ``plain`` asks by bare class name whatever is meant."""
+        return self._questions(self.asked, kinds, plain, article)
+
+    def leading(self) -> Questions:
+        """Return one question a scene, for what fills it: "the dogs". FSC-147 asks no others."""
+        return self._questions(tuple(asked[:1] for asked in self.asked), KINDS, False, True)
+
+    def _questions(
+        self, askable: Sequence[Sequence[Asked]], kinds: Sequence[str], plain: bool, article: bool
+    ) -> Questions:
         about, texts, points = [], [], []
-        for scene, asked in enumerate(self.asked):
+        for scene, asked in enumerate(askable):
             for question in asked:
                 if question.kind in kinds:
                     text = question.plain if plain else question.text

@@ -142,14 +142,60 @@ def test_the_study_from_end_to_end(tmp_path: Path) -> None:
     assert (tmp_path / "main" / "metrics.jsonl").exists() and len(history.rows) > 0
     for counter in [*baselines(study, clip).values(), study.counter(model)]:
         assert answers(counter, study.test).shape == (len(study.test),)
-    alone = scenes_study(VALUES, 0, one_class=True)
-    assert len(alone.batches(VALUES.training)(0).caption) == 4
+    assert len(study.test) == VALUES.test_images == len(set(study.test.about.tolist()))
+
+
+def test_what_training_asks_for(scenes) -> None:
+    """As FSC-147, only for what fills the picture, by name or name and colour; or for everything."""
+    for everything in (False, True):
+        batches = scene_batches(scenes, replace(VALUES.training, images=20, each=2, everything=everything), 0)
+        asked = {text.removeprefix("the ") for step in range(4) for text in batches(step).caption}
+        fills = {a.text for row in scenes.asked for a in row if a.plain == row[0].plain}
+        assert (asked <= fills) != everything
+        assert any(" " in text for text in asked)
+
+
+def test_the_first_text_bias_takes_the_mean_patch_off(scenes) -> None:
+    model = build(load_clip("mini-vit"), 32, 8, images=scenes.image)
+    patches = model.encode_image(model.preprocess(scenes.image / 255))
+    torch.testing.assert_close(model.fim_blocks[0].attn.proj.bias, -patches.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    fresh = build(load_clip("mini-vit"), 32, 8)
+    assert not fresh.fim_blocks[0].attn.proj.bias.any()
+
+
+def test_shorter_vectors_have_the_same_cosines(scenes) -> None:
+    clip = load_clip("mini-vit")
+    model = build(clip, 64, 8)
+    tokens = clip.tokenize(["the dogs", "the cars"])
+    short, long = model.encode_text(tokens)[:, 0], clip.encode_text(tokens)
+    torch.testing.assert_close(torch.cosine_similarity(*short, dim=0), torch.cosine_similarity(*long, dim=0))
+    assert short.norm() < 0.5 * long.norm()
+
+
+def test_leading_questions(scenes) -> None:
+    questions = scenes.leading()
+    assert questions.about.tolist() == list(range(len(scenes)))
+    assert questions.asked[0] == f"the {scenes.asked[0][0].text}"
 
 
 def test_the_matrix_of_prompts(model: CounTX, scenes) -> None:
     reading = experiments.prompt_matrix(model, scenes, most=4)
-    assert set(reading) == {"asked and there", "other class there", "absent", "sensitivity", "true sensitivity"}
+    measured = {"asked and there", "other class there", "absent", "sensitivity", "true sensitivity", "follows"}
+    assert set(reading) == measured
     assert reading["true sensitivity"] > 0
+
+
+def test_what_following_means(model: CounTX, scenes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that are right follow wholly, answers that ignore the text do not follow at all."""
+    there = {a.text: len(a.objects) for asked in scenes.asked[:1] for a in asked}
+
+    def answer_with(count):
+        return lambda _, image, texts: torch.tensor([[[float(count(text))]] for text in texts])
+
+    monkeypatch.setattr(experiments, "maps", answer_with(lambda text: there[text.removeprefix("the ")]))
+    assert experiments.prompt_matrix(model, scenes, most=1)["follows"] == pytest.approx(1.0)
+    monkeypatch.setattr(experiments, "maps", answer_with(lambda text: 7))
+    assert experiments.prompt_matrix(model, scenes, most=1)["follows"] == 0
 
 
 def test_silencing_the_text(model: CounTX, scenes) -> None:
