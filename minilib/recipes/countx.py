@@ -61,20 +61,28 @@ class Training:
 
 BLIND_TEXT = "the things"
 """What a blind network is told instead of the description."""
-LENGTH = 0.3
-"""Factor by which CLIP's projections are shortened; see :func:`build`."""
 
 
-def build(clip: CLIP, size: int, decoder_width: int = 32, seed: int = 0, images: Tensor | None = None) -> CounTX:
+def build(
+    clip: CLIP,
+    size: int,
+    decoder_width: int = 32,
+    seed: int = 0,
+    images: Tensor | None = None,
+    names: Sequence[str] = (),
+) -> CounTX:
     """Put CounTX on the towers of ``clip`` for crops of ``size`` pixels, which the image tower sees at full size.
 
     The image tower's position embeddings are interpolated to the larger grid and trained on. The density map is as
     large as the crop: patches of 8 pixels are doubled three times.
 
-    CLIP learned directions, not lengths, and CounTX normalises neither patches nor text. The vectors of ``mini-vit``
-    are long beside what the fresh interaction module adds, so both projections are shortened by LENGTH; a cosine does
-    not notice. And they point mostly one way: given ``images`` (M, 3, size, W) uint8, some of the training's, the first
-    text bias starts by taking their mean patch off.
+    Args:
+        clip: the towers.
+        size: side of a crop in pixels.
+        decoder_width: channels of the density decoder.
+        seed: seeds the fresh weights.
+        images: (M, 3, size, W) uint8, some training pictures; with ``names``, see :func:`start_centred`.
+        names: what training counts.
     """
     vision = clip.config.vision
     config = CounTXConfig(
@@ -92,12 +100,33 @@ def build(clip: CLIP, size: int, decoder_width: int = 32, seed: int = 0, images:
     state[positions] = resize_grid_positions(state[positions], (config.grid, config.grid))
     model.clip_model.load_state_dict(state)
     model.to(clip.device)
-    with torch.no_grad():
-        model.clip_model.visual.proj.mul_(LENGTH)
-        model.clip_model.text_projection.mul_(LENGTH)
-        if images is not None:
-            pixels = model.preprocess(images[..., :size].to(clip.device).float() / 255)
-            model.fim_blocks[0].attn.proj.bias.copy_(-model.encode_image(pixels).mean((0, 2, 3)))
+    return model if images is None else start_centred(model, images, names)
+
+
+@torch.no_grad()
+def start_centred(model: CounTX, images: Tensor, names: Sequence[str]) -> CounTX:
+    """Let a fresh model start with patches and texts of mean zero and unit deviation; in place.
+
+    CLIP learned directions, not lengths or means, and CounTX normalises neither patches nor text. Those of ``mini-vit``
+    are long beside what a fresh block adds, and share a mean longer than what tells them apart. The authors' training
+    of 457,000 steps finds its way from anywhere; one of a few hundred does not. So the projection of the image tower is
+    shortened, the first text bias starts by taking the mean patch off, and ``wv`` by taking the mean text off. Neither
+    shapes nor the method change.
+
+    Args:
+        model: fresh.
+        images: (M, 3, size, W) uint8, some training pictures; their left squares are looked at.
+        names: what training counts, "dogs".
+    """
+    pixels = model.preprocess(images[..., : model.config.window].to(model.device).float() / 255)
+    patches = torch.cat([model.encode_image(part) for part in pixels.split(100)])
+    texts = model.encode_text(model.tokenize([f"the {name.removeprefix('the ')}" for name in names]))[:, 0]
+    length, mean, spread = patches.std(), texts.mean(0), (texts - texts.mean(0)).std()
+    model.clip_model.visual.proj /= length
+    for block in model.fim_blocks:
+        block.attn.wv.weight /= spread
+        block.attn.wv.bias -= block.attn.wv.weight @ mean
+    model.fim_blocks[0].attn.proj.bias -= patches.mean((0, 2, 3)) / length
     return model
 
 
