@@ -34,7 +34,7 @@ class Training:
     """Questions about each image; the image tower sees it once, since the text enters behind it."""
     everything: bool = False
     """Ask for everything in a picture and for things that are not in it, instead of only for what fills it."""
-    lr: float = 6e-3
+    lr: float = 3e-3
     """Peak learning rate."""
     tower_lr: float = 0.2
     """The image tower's learning rate as a share of it; the paper has one rate for all."""

@@ -167,6 +167,8 @@ def trained(
 ) -> tuple[CounTX, History]:
     """Train CounTX on a study; ``switches`` of Training make the controls (``frozen=True``, ...)."""
     training = replace(values.training, **switches)
+    if training.everything:
+        training = replace(training, each=4)  # the image tower still sees each picture once
     model = build(clip, values.scenes.size, values.decoder_width, seed, study.train.image[:200], study.train.names)
     history = train(model, study.batches(training), training, seed, progress=progress, out=out)
     return model.eval(), history
