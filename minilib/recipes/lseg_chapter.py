@@ -40,7 +40,7 @@ class Values:
 PROFILES = {
     "quick": Values(),
     "full": Values(
-        lab=Lab(classes=56, steps=200, evaluations=5, test_images=240),
+        lab=Lab(classes=56, steps=160, evaluations=5, test_images=240),
         fewer=(8, 20),
         blocks=(("bottleneck", 2), ("depthwise", 4)),
         centred=True,
