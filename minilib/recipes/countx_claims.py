@@ -13,7 +13,7 @@ from torch import Tensor
 from minilib.batch import Batch
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.countx import CounTX
-from minilib.recipes.counting import Questions, answers, evaluate
+from minilib.recipes.counting import Counter, Questions, answers, evaluate
 from minilib.recipes.countx import counter_of, counting_loss, window_counter
 from minilib.recipes.countx_scenes import DescribedScenes
 from minilib.scenes import VOCABULARY
@@ -142,6 +142,28 @@ def merging(model: CounTX, wide: Questions) -> dict[str, CountErrors]:
     }
 
 
+@torch.no_grad()
+def tricks(model: CounTX, questions: Questions) -> dict[str, CountErrors]:
+    """Return the errors of square images with each test-time trick switched on by itself; the paper uses none."""
+
+    plain = counter_of(model)
+
+    def mirrored(batch: Batch) -> Tensor:
+        return (plain(batch) + plain(replace(batch, image=batch.image.flip(-1)))) / 2
+
+    def positive(batch: Batch) -> Tensor:
+        return model.predict(batch.image, batch.caption).clamp_min(0).sum((1, 2))
+
+    counters: dict[str, Counter] = {
+        "as it comes": plain,
+        "rounded": lambda batch: plain(batch).round(),
+        "never below zero": lambda batch: plain(batch).clamp_min(0),
+        "positive pixels only": positive,
+        "mean with the mirrored picture": mirrored,
+    }
+    return {name: evaluate(counter, questions, model.device) for name, counter in counters.items()}
+
+
 def by_crowding(predicted: Tensor, questions: Questions, scenes: DescribedScenes) -> CountErrors:
     """Split the errors by how many objects the scene holds in all, counted or not, instead of by the true count."""
     crowd = torch.tensor([float(len(scenes.center[i])) for i in questions.about.tolist()])
@@ -172,6 +194,7 @@ __all__ = [
     "prompt_matrix",
     "rephrased",
     "text_bias",
+    "tricks",
     "without_text",
     "wordings",
 ]

@@ -232,6 +232,19 @@ def test_wide_pictures_four_ways(model: CounTX) -> None:
     assert len(errors) == 4 and all(e.images == len(wide) for e in errors.values())
 
 
+def test_tricks_do_what_they_say(model: CounTX, scenes) -> None:
+    """An untrained network answers below zero or not; either way each trick changes just what it names."""
+    questions = scenes.questions(("class",)).take(range(6))
+    got = answers(counter_of(model), questions)
+    errors = experiments.tricks(model, questions)
+    assert len(errors) == 5 and errors["as it comes"].mae == pytest.approx((got - questions.counts).abs().mean().item())
+    assert errors["never below zero"].bias == pytest.approx(
+        (got.clamp_min(0) - questions.counts).mean().item(), abs=1e-4
+    )
+    assert errors["positive pixels only"].bias >= errors["as it comes"].bias - 1e-4
+    assert errors["rounded"].mae == pytest.approx((got.round() - questions.counts).abs().mean().item(), abs=0.2)
+
+
 def test_several_descriptions_of_one_picture(model: CounTX, scenes) -> None:
     questions = scenes.questions(("class",))
     assert answers(counter_of(model), questions).isfinite().all()
