@@ -199,7 +199,8 @@ def train_countx(
 ) -> tuple[torch.nn.Module, Counter]:
     """Train CounTX on the very questions, in the very order, for as many steps as an arm of the ablation.
 
-    Both hear "some dogs". CounTX trains its image tower, as its authors do, unless ``frozen``.
+    It hears "the dogs" and starts with patches and texts of mean zero, as in its own chapter. It trains its image
+    tower, as its authors do, unless ``frozen``.
 
     Raises:
         ValueError: the images are not square, as CounTX needs them.
@@ -208,17 +209,20 @@ def train_countx(
     if height != width:
         raise ValueError(f"CounTX reads square windows, the images have {height} x {width} pixels: make them square")
     values = study.values
-    model = countx.build(study.clip, width, decoder_width=values.channels, seed=seed)
+    model = countx.build(
+        study.clip, width, decoder_width=values.channels, seed=seed, images=study.train.image[:100],
+        names=study.train.names,
+    )  # fmt: skip
     stream = study.train.stream(values.batch_size, seed, study.clip.device)
 
     def batches(step: int) -> Batch:
         batch = stream(step)
-        return replace(batch, caption=[f"some {name}" for name in batch.caption])
+        return replace(batch, caption=[f"the {name}" for name in batch.caption])
 
     recipe = countx.Training(steps=values.steps, images=values.batch_size, each=1, frozen=frozen)
     countx.train(model, batches, recipe, seed, progress=progress)
     plain = countx.counter_of(model.eval())
-    return model, lambda batch: plain(replace(batch, caption=[f"some {name}" for name in batch.caption]))
+    return model, lambda batch: plain(replace(batch, caption=[f"the {name}" for name in batch.caption]))
 
 
 def paired(first: Tensor, second: Tensor, truth: Tensor) -> dict[str, float]:
