@@ -1,0 +1,71 @@
+"""Train the CounTX checkpoint that minilib ships.
+
+    python data_scripts/train_mini_countx.py
+
+Restartable: the same command goes on from the last checkpoint in --work, and ends with the same weights on CPU. The
+finished model is written to minilib/weights/mini-countx.safetensors with its card, mini-countx.json, beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from minilib import scenes
+from minilib.files import write_atomically
+from minilib.recipes import countx_mini as recipe
+from minilib.weights.mini_countx import load_countx, save_countx
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, evaluate, ship; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "weights" / "mini-countx", help="running training")
+    parser.add_argument("--out", type=Path, default=ROOT / "minilib" / "weights", help="where the checkpoint goes")
+    given = parser.parse_args(arguments)
+
+    prepared = recipe.prepare(given.seed, given.device, given.steps)
+    size = sum(p.numel() for p in prepared.model.parameters())
+    steps = prepared.config.steps
+    print(f"mini-countx: {size:,} parameters, {steps} steps on {given.device}; working in {given.work}", flush=True)
+    history = prepared.fit(given.work, progress="mini-countx")
+    path = given.out / "mini-countx.safetensors"
+    save_countx(prepared.model, path, {})
+    card = {
+        "model": "mini-countx",
+        "command": f"python data_scripts/train_mini_countx.py --seed {given.seed}"
+        + (f" --steps {given.steps}" if given.steps else ""),
+        "starts_from": "mini-vit",
+        "seed": given.seed,
+        "steps": steps,
+        "images_in_a_step": recipe.TRAINING.images,
+        "questions_about_each": recipe.TRAINING.each,
+        "scenes_version": scenes.VERSION,
+        "parameters": size,
+        "hardware": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"
+        if given.device == "cpu"
+        else torch.cuda.get_device_name(),
+        "torch": torch.__version__.split("+")[0],
+        "training_seconds": round(history.rows[-1]["seconds"]),
+        "metrics": recipe.report(load_countx(path, given.device), given.device),  # of what ships: half precision
+    }
+    save_countx(prepared.model, path, card)
+    card |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+    write_atomically(path.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
+    print(json.dumps(card, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
