@@ -14,7 +14,7 @@ from minilib.recipes import countx_claims as experiments
 from minilib.recipes import countx_paper
 from minilib.recipes.counting import CountingScenes, answers, counted_classes
 from minilib.recipes.countx import BLIND_TEXT, Training, build, counter_of, paper_learning_rate, scene_batches, train
-from minilib.recipes.countx_chapter import PROFILES, Values, baselines, photos_study, scenes_study, trained
+from minilib.recipes.countx_chapter import PROFILES, Values, baselines, continued, photos_study, scenes_study, trained
 from minilib.recipes.countx_scenes import GROUPS, described_scenes, scenes_of
 from minilib.scenes import VOCABULARY
 from minilib.weights import load_clip
@@ -174,6 +174,15 @@ def test_leading_questions(scenes) -> None:
     questions = scenes.leading()
     assert questions.about.tolist() == list(range(len(scenes)))
     assert questions.asked[0] == f"the {scenes.asked[0][0].text}"
+
+
+def test_going_on_leaves_the_reader_as_it_was() -> None:
+    reader = build(load_clip("mini-vit"), 64, 8).eval()
+    before = {name: value.clone() for name, value in reader.state_dict().items()}
+    values = replace(VALUES, continued=2)
+    kept, narrowed = (continued(reader, values, 0, everything) for everything in (True, False))
+    assert all(torch.equal(value, before[name]) for name, value in reader.state_dict().items())
+    assert not torch.equal(kept.decode_head0[0].weight, narrowed.decode_head0[0].weight)
 
 
 def test_the_matrix_of_prompts(model: CounTX, scenes) -> None:
