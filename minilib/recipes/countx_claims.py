@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from minilib.batch import Batch
@@ -175,6 +180,34 @@ def per_item_difference(first: Tensor, second: Tensor, questions: Questions) -> 
     return (first - questions.counts).abs() - (second - questions.counts).abs()
 
 
+def packed(image: Tensor, densities: Tensor) -> dict[str, Any]:
+    """Return a picture (3, H, W) uint8 and densities (T, H, W) as text that fits into a record; negatives are lost."""
+    peak = max(densities.max().item(), 1e-9)
+    pixels = (densities.cpu().clamp_min(0) / peak * 255).round().byte()
+    return {
+        "image": _png(image.cpu().permute(1, 2, 0).numpy()),
+        "densities": [_png(one.numpy()) for one in pixels],
+        "peak": round(peak, 6),
+        "counts": [round(one.sum().item(), 2) for one in densities],
+    }
+
+
+def unpacked(record: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the picture (3, H, W) in [0, 1] and the densities (T, H, W) that :func:`packed` stored."""
+    picture, *densities = (_pixels(one) for one in (record["image"], *record["densities"]))
+    return picture.permute(2, 0, 1) / 255, torch.stack(densities) / 255 * record["peak"]
+
+
+def _png(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _pixels(text: str) -> Tensor:
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(text)))))
+
+
 def by_class(predicted: Tensor, questions: Questions) -> dict[str, CountErrors]:
     """Return the errors of every name that is asked for."""
     rows = {name: [i for i, asked in enumerate(questions.asked) if asked == name] for name in questions.names}
@@ -190,11 +223,13 @@ __all__ = [
     "knock_out",
     "maps",
     "merging",
+    "packed",
     "per_item_difference",
     "prompt_matrix",
     "rephrased",
     "text_bias",
     "tricks",
+    "unpacked",
     "without_text",
     "wordings",
 ]

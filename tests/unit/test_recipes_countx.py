@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -239,6 +240,15 @@ def test_wide_pictures_four_ways(model: CounTX) -> None:
     wide = described_scenes(TINY, counted_classes("test"), 2, "test", 0, shape=(32, 96)).questions()
     errors = experiments.merging(model, wide)
     assert len(errors) == 4 and all(e.images == len(wide) for e in errors.values())
+
+
+def test_pictures_fit_into_a_record(scenes) -> None:
+    densities = torch.rand(2, 32, 32) * 0.3
+    record = json.loads(json.dumps(experiments.packed(scenes.image[0], densities)))
+    image, back = experiments.unpacked(record)
+    torch.testing.assert_close(image, scenes.image[0] / 255)
+    torch.testing.assert_close(back, densities, rtol=0, atol=0.3 / 255)
+    assert record["counts"] == pytest.approx(densities.sum((1, 2)).tolist(), abs=0.01)
 
 
 def test_tricks_do_what_they_say(model: CounTX, scenes) -> None:
