@@ -64,7 +64,7 @@ PROFILES = {
         continued=120,
     ),
     "photos": Values(
-        training=Training(steps=600, images=6, each=3, lr=4e-3),
+        training=Training(steps=350, images=6, each=3, lr=4e-3),
         scenes=CountingScenes(size=72, sigma=4.0),
     ),
 }
