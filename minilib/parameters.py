@@ -40,8 +40,9 @@ class Run:
 def check(*, profile: str, seed: int, device: str = "auto", out: str | os.PathLike[str], **own: Any) -> Run:
     """Check a notebook's parameters and make the folder ``out``; thread settings stay as they are.
 
-    A relative ``out`` is taken from the repository's root, so that a run does not depend on the folder it was
-    started in; without a repository (an installed wheel) it is taken from the working directory.
+    A relative ``out`` is taken from the folder in the environment variable ``MINILIB_OUT_ROOT``, else from the repository's
+    root, so that a run does not depend on the folder it was started in; without a repository (an installed wheel) it is
+    taken from the working directory.
 
     Raises:
         ValueError: a value is unknown, of the wrong type or out of range, the device is not there, or ``out``
@@ -111,7 +112,8 @@ def writable_folder(out: str | os.PathLike[str]) -> Path:
     if not isinstance(out, (str, os.PathLike)) or not str(out).strip():
         raise ValueError(f"out={out!r} is not a folder's name: expected text such as out='runs/try'")
     path = Path(out).expanduser()
-    folder = path if path.is_absolute() else (repository() or Path.cwd()) / path
+    # The tests of the notebooks set the variable, to leave alone what somebody keeps in runs/.
+    folder = Path(os.environ.get("MINILIB_OUT_ROOT") or repository() or Path.cwd()) / path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

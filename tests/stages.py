@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -88,7 +89,10 @@ def run(stage: str) -> tuple[dict[str, int], bool]:
     report = STAMPS / f"{stage}.xml"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *paths]
-    code = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL).returncode
+    # Notebooks write to folders of their own here: what somebody keeps in runs/ is neither used nor changed.
+    with tempfile.TemporaryDirectory(prefix="minilib-") as scratch:
+        surroundings = os.environ | {"MINILIB_OUT_ROOT": scratch} if stage == "nbval" else None
+        code = subprocess.run(command, cwd=ROOT, env=surroundings, stdin=subprocess.DEVNULL).returncode
     if not report.exists():  # pytest itself did not get through: nothing was counted, and it is no success
         return dict(passed=0, failed=1, skipped=0), False
     return counts(report), code == 0

@@ -74,7 +74,11 @@ def test_out_that_cannot_be_written_is_refused(tmp_path):
 
 def test_relative_out_does_not_follow_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(parameters, "repository", lambda: tmp_path / "repository")
+    monkeypatch.delenv("MINILIB_OUT_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
     assert parameters.writable_folder("runs/x") == (tmp_path / "repository" / "runs" / "x").resolve()
     monkeypatch.setattr(parameters, "repository", lambda: None)
     assert parameters.writable_folder("runs/x") == (tmp_path / "runs" / "x").resolve()
+    monkeypatch.setenv("MINILIB_OUT_ROOT", str(tmp_path / "elsewhere"))
+    assert parameters.writable_folder("runs/x") == (tmp_path / "elsewhere" / "runs" / "x").resolve()
+    assert parameters.writable_folder(tmp_path / "y") == (tmp_path / "y").resolve(), "an absolute one stays"
