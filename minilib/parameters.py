@@ -40,9 +40,9 @@ class Run:
 def check(*, profile: str, seed: int, device: str = "auto", out: str | os.PathLike[str], **own: Any) -> Run:
     """Check a notebook's parameters and make the folder ``out``; thread settings stay as they are.
 
-    A relative ``out`` is taken from the folder in the environment variable ``MINILIB_OUT_ROOT``, else from the repository's
-    root, so that a run does not depend on the folder it was started in; without a repository (an installed wheel) it is
-    taken from the working directory.
+    A relative ``out`` is taken from the folder that the environment variable ``MINILIB_OUT_ROOT`` names, else from the
+    repository's root, so that a run does not depend on the folder it was started in; without a repository (an installed
+    wheel) it is taken from the working directory.
 
     Raises:
         ValueError: a value is unknown, of the wrong type or out of range, the device is not there, or ``out``
