@@ -56,6 +56,7 @@ def lay_out(archive: Path, folder: Path) -> dict[str, int]:
             for name in content.namelist():
                 if re.fullmatch(r"[^/]+/LICENSE", name):
                     (folder / "LICENSE").write_bytes(content.read(name))
+    # The last one is what zipfile raises for a compression that it does not know, which damage can make of any.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise Refused(f"{archive} is damaged ({error}); delete it and run again") from error
     _check(archive, folder)

@@ -56,6 +56,7 @@ def lay_out(archive: Path, folder: Path) -> dict[str, int]:
                 data = content.read(name)
                 _check_image(archive, name, data, bool(annotation))
                 (folder / f"{split}{annotation or ''}" / file).write_bytes(data)
+    # The last one is what zipfile raises for a compression that it does not know, which damage can make of any.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise Refused(f"{archive} is damaged ({error}); delete it and run again") from error
     return dict(FRAMES)

@@ -58,7 +58,7 @@ def chromium() -> str:
     names = [os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome", "chrome"]
     found = next((path for name in names if name and (path := shutil.which(name))), None)
     if not found:
-        pytest.skip("no Chromium on the PATH (Debian: apt install chromium; or set CHROMIUM)")
+        pytest.skip("layout and math can only be judged in a browser: apt install chromium, or set CHROMIUM to one")
     return found
 
 

@@ -155,9 +155,9 @@ def small_disk(tmp_path):
     try:
         done = subprocess.run(mount, capture_output=True, text=True)
     except FileNotFoundError:
-        pytest.skip("there is no mount command to make a small disk with")
+        pytest.skip("a disk that fills up needs mount, and this machine has no such command")
     if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+        pytest.skip(f"a disk that fills up needs a small tmpfs, which only root may mount here: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
