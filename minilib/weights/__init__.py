@@ -21,7 +21,7 @@ import open_clip
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from minilib.models.clip import CLIP, CLIPConfig
 from minilib.models.clip_official import from_hugging_face
@@ -50,6 +50,17 @@ def save_clip(model: CLIP, path: str | os.PathLike[str], card: Mapping[str, Any]
     Raises:
         ValueError: a weight is not finite, or too large for half precision.
     """
+    return write_weights(model, path, FORMAT, asdict(model.config), card)
+
+
+def write_weights(
+    model: nn.Module, path: str | os.PathLike[str], kind: str, config: Mapping[str, Any], card: Mapping[str, Any]
+) -> Path:
+    """Write the tensors of any ``model`` with ``config`` and ``card``; ``kind`` says which class reads them.
+
+    Raises:
+        ValueError: a weight is not finite, or too large for half precision.
+    """
     path = Path(path)
     tensors = {}
     for name, value in model.state_dict().items():
@@ -59,7 +70,7 @@ def save_clip(model: CLIP, path: str | os.PathLike[str], card: Mapping[str, Any]
         if not torch.isfinite(value).all():
             raise ValueError(f"{name} is not finite in the precision it is stored in: not saved to {path}")
         tensors[name] = value.contiguous()
-    metadata = {"format": FORMAT, "config": json.dumps(asdict(model.config)), "card": json.dumps(dict(card))}
+    metadata = {"format": kind, "config": json.dumps(dict(config)), "card": json.dumps(dict(card))}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, unfinished, metadata)
@@ -71,7 +82,7 @@ def save_clip(model: CLIP, path: str | os.PathLike[str], card: Mapping[str, Any]
 
 def read_card(name: str) -> dict[str, Any]:
     """Return the card of a mini checkpoint, by name, or of a file that ``save_clip`` wrote."""
-    _, metadata = _read_safetensors(_mini_path(name) if name in MINI else Path(name))
+    _, metadata = read_weights(_mini_path(name) if name in MINI else Path(name))
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{name} carries no card: it was not written by save_clip")
     return json.loads(metadata["card"])
@@ -141,7 +152,7 @@ def load_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[s
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)[0]
+        return read_weights(path)[0]
     if _is_torchscript(path):
         if not trust:
             raise ValueError(
@@ -186,8 +197,13 @@ def _is_torchscript(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file."""
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is truncated, or is no safetensors file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     sys.audit("open", str(path), "rb", 0)  # safetensors opens files unseen by Python: see minilib.opened
@@ -210,7 +226,7 @@ def _mini_path(name: str) -> Path:
 def _load_file(path: Path, quick_gelu: bool | None, trust: bool) -> CLIP:
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
-        state, metadata = _read_safetensors(path)
+        state, metadata = read_weights(path)
     else:
         state = load_checkpoint(path, trust)
     try:
