@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from minilib.batch import Batch
+from minilib.claims.pictures import from_text, to_text
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.countx import CounTX
 from minilib.recipes.counting import Counter, Questions, answers, evaluate
@@ -185,8 +182,8 @@ def packed(image: Tensor, densities: Tensor) -> dict[str, Any]:
     peak = max(densities.max().item(), 1e-9)
     pixels = (densities.cpu().clamp_min(0) / peak * 255).round().byte()
     return {
-        "image": _png(image.cpu().permute(1, 2, 0).numpy()),
-        "densities": [_png(one.numpy()) for one in pixels],
+        "image": to_text(image.permute(1, 2, 0)),
+        "densities": [to_text(one) for one in pixels],
         "peak": round(peak, 6),
         "counts": [round(one.sum().item(), 2) for one in densities],
     }
@@ -194,18 +191,8 @@ def packed(image: Tensor, densities: Tensor) -> dict[str, Any]:
 
 def unpacked(record: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Return the picture (3, H, W) in [0, 1] and the densities (T, H, W) that :func:`packed` stored."""
-    picture, *densities = (_pixels(one) for one in (record["image"], *record["densities"]))
+    picture, *densities = (torch.from_numpy(from_text(one)) for one in (record["image"], *record["densities"]))
     return picture.permute(2, 0, 1) / 255, torch.stack(densities) / 255 * record["peak"]
-
-
-def _png(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _pixels(text: str) -> Tensor:
-    return torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(text)))))
 
 
 def by_class(predicted: Tensor, questions: Questions) -> dict[str, CountErrors]:

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
-from einops import rearrange
-from PIL import Image
-from torch import Tensor
 
 from minilib.models.clip import CLIP
 from minilib.recipes import denseclip as recipe
@@ -42,32 +35,6 @@ def climb(study: Study, values: Values, clip: CLIP, seed: int, out: Path) -> dic
     """Train every rung that ``values`` names; interrupted trainings in ``out`` go on where they stopped."""
     points = recipe.starting_points(values, clip, seed, out)
     return {name: recipe.train(name, study, points[LADDER[name].start], values, seed, out) for name in values.variants}
-
-
-def packed(image: Tensor, maps: Mapping[str, Tensor]) -> list[dict[str, str]]:
-    """Return pictures small enough for a record: per image its pixels and its label maps, as texts.
-
-    Args:
-        image: (B, 3, H, W) in [0, 1].
-        maps: label maps (B, H, W) by name, values 0 ... 255.
-    """
-    pixels = rearrange(255 * image.clamp(0, 1), "b c h w -> b h w c").round().to(torch.uint8)
-    rows = [{"image": _encode(one, "JPEG")} for one in pixels]
-    for name, labels in maps.items():
-        for row, one in zip(rows, labels.to(torch.uint8), strict=True):
-            row[name] = _encode(one, "PNG")
-    return rows
-
-
-def unpacked(picture: str) -> np.ndarray:
-    """Return what :func:`packed` made a text of: pixels (H, W, 3) or a label map (H, W), 8 bits each."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
-
-
-def _encode(pixels: Tensor, form: str) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.cpu().numpy()).save(buffer, form, quality=85, optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def main_training(
