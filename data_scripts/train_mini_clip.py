@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from minilib import scenes
-from minilib.recipes import clip as recipe
+from minilib.recipes.clip import recipe
 from minilib.training import fit
 from minilib.weights import load_clip, save_clip
 

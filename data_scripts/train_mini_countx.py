@@ -19,7 +19,7 @@ import torch
 
 from minilib import scenes
 from minilib.files import write_atomically
-from minilib.recipes import countx_mini as recipe
+from minilib.recipes.countx import mini as recipe
 from minilib.weights.mini_countx import load_countx, save_countx
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -36,7 +36,7 @@ STAGES: dict[str, tuple[list[str], list[str] | None]] = {
     "book": ([], ["tests/book"]),
 }
 # Folders of tests/ that `make test` leaves to others, or that hold no tests.
-ELSEWHERE = {"benchmarks", "golden", "__pycache__"}
+ELSEWHERE = {"benchmarks", "golden", "workers", "__pycache__"}
 
 
 def fingerprint() -> str:

@@ -1,1 +1,1 @@
-"""One file per paper: the method, its losses and how its released weights load."""
+"""The methods: a folder a paper, with its model, its configuration and its released weights."""

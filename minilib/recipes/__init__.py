@@ -1,1 +1,1 @@
-"""One file per paper: the experiment. Values per profile, data, model, training and evaluation."""
+"""The experiments: a folder a paper, and ``shared`` for what several papers' tasks need."""

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minilib.models.clip import CLIP, CLIPConfig
-from minilib.models.clip_official import from_hugging_face
+from minilib.models.clip.official import from_hugging_face
 
 __all__ = ["MINI", "load_checkpoint", "load_clip", "read_card", "save_clip"]
 

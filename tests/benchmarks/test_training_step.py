@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from minilib.models.clip import CLIP, clip_loss
-from minilib.recipes.clip import MINI, build, clamp_logit_scale, contrastive_loss, scene_pairs
+from minilib.recipes.clip.recipe import MINI, build, clamp_logit_scale, contrastive_loss, scene_pairs
 from minilib.scenes import EmojiScenes, SceneConfig
 from minilib.tokenizer import get_tokenizer
 from minilib.training import make_optimizer

@@ -32,7 +32,7 @@ from minilib.models.clip import (
 from minilib.tokenizer import Tokenizer
 
 PAPER = "clip"
-WORKER = Path(__file__).parent / "distributed_losses.py"
+WORKER = Path(__file__).parents[1] / "workers" / "distributed_losses.py"
 
 
 def check_text_config(model: CLIP, official: dict) -> None:

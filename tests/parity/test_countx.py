@@ -16,7 +16,7 @@ from minilib.datasets.mosaic import blend_mosaic
 from minilib.layers.windows import merge_windows, window_starts, window_weights
 from minilib.models.clip import CLIPConfig, TextConfig, ViTConfig
 from minilib.models.countx import CounTX, CounTXConfig, InteractionBlock, density_loss, sincos_positions
-from minilib.recipes.countx import paper_learning_rate
+from minilib.recipes.countx.recipe import paper_learning_rate
 
 PAPER = "countx"
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from minilib.layers.prompt import encode_prompted
 from minilib.models.clip import CLIPConfig, ResNetConfig, TextConfig, TextTransformer, ViTConfig
 from minilib.models.denseclip import ContextDecoder, DenseCLIP, denseclip_loss, score_map, segmentation_loss
-from minilib.models.denseclip_backbones import DenseAttentionPool, DenseResNet, DenseViT
-from minilib.models.denseclip_config import DenseCLIPConfig
-from minilib.models.denseclip_detection import box_score_loss, box_targets
-from minilib.models.denseclip_inference import sliding_logits
-from minilib.models.denseclip_official import RESNET_HEADS, parameter_groups, poly_learning_rate
+from minilib.models.denseclip.backbones import DenseAttentionPool, DenseResNet, DenseViT
+from minilib.models.denseclip.config import DenseCLIPConfig
+from minilib.models.denseclip.detection import box_score_loss, box_targets
+from minilib.models.denseclip.official import RESNET_HEADS, parameter_groups, poly_learning_rate
+from minilib.models.denseclip.protocol import sliding_logits
 
 PAPER = "denseclip"
 TEXT = TextConfig(context=4, vocab_size=8, width=8, layers=1, heads=1)

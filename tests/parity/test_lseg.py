@@ -12,8 +12,8 @@ from torch import Tensor
 from minilib.layers.dpt import FusionBlock, Readout
 from minilib.metrics.segmentation import EpisodeScore, SegmentationScore, episode_areas
 from minilib.models.lseg import LabelBlock, LSeg, pixel_cross_entropy
-from minilib.models.lseg_config import ResNetBackbone, ViTBackbone
-from minilib.models.lseg_evaluation import ADE20K_SCALES, multi_scale_scores
+from minilib.models.lseg.config import ResNetBackbone, ViTBackbone
+from minilib.models.lseg.protocol import ADE20K_SCALES, multi_scale_scores
 
 PAPER = "lseg"
 

@@ -8,10 +8,10 @@ from einops import rearrange
 
 from minilib.layers.transformer import ResidualAttentionBlock
 from minilib.models import vlcounter as paper
-from minilib.models import vlcounter_official as official
 from minilib.models.clip import TextTransformer, VisionTransformer, prompt_ensemble
-from minilib.models.clip_config import CLIPConfig, TextConfig, ViTConfig
-from minilib.recipes.counting import validation_target
+from minilib.models.clip.config import CLIPConfig, TextConfig, ViTConfig
+from minilib.models.vlcounter import official
+from minilib.recipes.shared.counting import validation_target
 
 PAPER = "vlcounter"
 

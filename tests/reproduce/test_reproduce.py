@@ -100,7 +100,7 @@ subprocess.run([sys.executable, "-c", "import minilib.tokenizer"], check=True)""
     assert {name: now[name] for name in used} == used
     assert not {name for name in used if name.startswith(("minilib/recipes", "minilib/reproduce", "minilib/opened"))}
     assert reproduce.what_changed(job, {**now, "minilib/models/new.py": "new", "minilib/ledger/lseg.yaml": "new"}) == []
-    assert reproduce.what_changed(job, {**now, "minilib/recipes/clip.py": "other"}) == []
+    assert reproduce.what_changed(job, {**now, "minilib/recipes/clip/recipe.py": "other"}) == []
     changed = {**now, "minilib/ledger/clip.yaml": "other"}
     del changed["minilib/tokenizer.py"]
     assert reproduce.what_changed(job, changed) == ["minilib/ledger/clip.yaml", "minilib/tokenizer.py"]

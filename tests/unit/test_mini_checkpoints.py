@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minilib.recipes import clip as recipe
+from minilib.recipes.clip import recipe
 from minilib.weights import load_clip, read_card
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,14 +16,15 @@ import pytest
 import torch
 from torch import nn
 
-from minilib import train
 from minilib.batch import Batch
-from minilib.parallel import cut
-from minilib.recipes import clip, clip_chapter
-from minilib.recipes.clip_claims import Lab
+from minilib.recipes.clip import chapter as clip_chapter
+from minilib.recipes.clip import recipe as clip
+from minilib.recipes.clip.experiments import Lab
 from minilib.training import CHECKPOINT, METRICS
+from minilib.training import launch as train
+from minilib.training.parallel import cut
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "workers"
 sys.path.append(str(HERE))
 import train_rank  # noqa: E402
 

@@ -1,0 +1,27 @@
+"""CounTX (arXiv 2306.01851): counting what a sentence names."""
+
+from minilib.models.countx.model import (
+    DENSITY_SCALE,
+    KEPT_PIXELS,
+    CounTX,
+    CounTXConfig,
+    InteractionBlock,
+    PatchAttention,
+    TextAttention,
+    density_loss,
+    random_pixel_mask,
+    sincos_positions,
+)
+
+__all__ = [
+    "CounTX",
+    "CounTXConfig",
+    "DENSITY_SCALE",
+    "InteractionBlock",
+    "KEPT_PIXELS",
+    "PatchAttention",
+    "TextAttention",
+    "density_loss",
+    "random_pixel_mask",
+    "sincos_positions",
+]

@@ -1,0 +1,382 @@
+"""DenseCLIP: Language-Guided Dense Prediction with Context-Aware Prompting (arXiv 2112.01518).
+
+CLIP's image tower is fine-tuned for dense prediction while its language stays in play: cosines of every cell
+with the class names make a score map, which is concatenated to the features and supervised by itself. Parameter
+names are those of the released checkpoints. Shapes: B images of R x R' pixels, K classes, E joint dimension,
+h x w cells, N contexts, W width of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from torch import Tensor, nn
+
+from minilib.layers.fpn import FeaturePyramid, SemanticHead
+from minilib.layers.prompt import encode_prompted, learned_contexts
+from minilib.models.clip import CLIP, TextTransformer
+from minilib.models.clip.config import ViTConfig
+from minilib.models.denseclip.backbones import AnyBackbone, DenseResNet, DenseViT, Encoded
+from minilib.models.denseclip.config import DenseCLIPConfig, class_tokens
+from minilib.models.denseclip.official import infer_config
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries over a memory; queries, keys and values are projected without bias."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.proj = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
+        """Let queries (B, Q, W) read the memory (B, L, W): (B, Q, W)."""
+        q, k, v = self.q_proj(queries), self.k_proj(memory), self.v_proj(memory)
+        q, k, v = (rearrange(t, "b l (h d) -> b h l d", h=self.heads) for t in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.dropout(self.proj(rearrange(mixed, "b h l d -> b l (h d)")))
+
+
+class ContextDecoderLayer(nn.Module):
+    """Pre-norm: queries attend to each other, then to the image, then pass an MLP."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads, dropout)
+        self.cross_attn = Attention(width, heads, dropout)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Transform queries x (B, Q, W) by the memory (B, L, W)."""
+        normed = self.norm1(x)
+        x = x + self.self_attn(normed, normed)
+        x = x + self.cross_attn(self.norm2(x), memory)
+        return x + self.dropout(self.mlp(self.norm3(x)))
+
+
+class ContextDecoder(nn.Module):
+    """Read the visual context with text-sized queries (section 3.3, Figure 4).
+
+    Neither queries nor memory carry positions: the image tower's features have them in already.
+
+    Args:
+        dim: dimension of queries and memory, E.
+        width: channels inside.
+        layers: number of layers.
+        heads: attention heads.
+        dropout: rate after attention and MLP.
+    """
+
+    def __init__(self, dim: int, width: int, layers: int, heads: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.memory_proj = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width), nn.LayerNorm(width))
+        self.text_proj = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
+        self.decoder = nn.ModuleList(ContextDecoderLayer(width, heads, dropout) for _ in range(layers))
+        self.out_proj = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, queries: Tensor, context: Tensor) -> Tensor:
+        """Let queries (B, Q, E) read the visual context (B, 1 + h * w, E): (B, Q, E)."""
+        memory = self.memory_proj(context)
+        x = self.text_proj(queries)
+        for layer in self.decoder:
+            x = layer(x, memory)
+        return self.out_proj(x)
+
+
+class ContextGenerator(nn.Module):
+    """Pre-model prompting (equation 3): learned queries read the image and become the contexts of its prompt.
+
+    Described in the paper, absent from the authors' code; the last projection, to the width of tokens, is ours.
+    """
+
+    def __init__(self, contexts: int, token_width: int, decoder: ContextDecoder, dim: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, contexts, dim), std=0.02))
+        self.decoder = decoder
+        self.to_tokens = nn.Linear(dim, token_width)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """Turn the visual context (B, 1 + h * w, E) into prompts (B, N, W)."""
+        return self.to_tokens(self.decoder(self.queries.expand(len(context), -1, -1), context))
+
+
+def score_map(dense: Tensor, text: Tensor) -> Tensor:
+    """Return the cosine of every cell (B, E, h, w) with every class (B, K, E): (B, K, h, w) (equation 2)."""
+    return einsum(F.normalize(dense, dim=1), F.normalize(text, dim=-1), "b e h w, b k e -> b k h w")
+
+
+class TextGuided(nn.Module):
+    """What every DenseCLIP shares, whatever head follows: the image tower and its text.
+
+    Args:
+        config: see :class:`DenseCLIPConfig`.
+        names: K class names, all different, or their token ids (K, L).
+        backbone: another image tower than CLIP's (section 3.4).
+
+    Raises:
+        ValueError: no names, equal names, or a name that does not fit the text tower.
+    """
+
+    def __init__(
+        self, config: DenseCLIPConfig, names: Sequence[str] | Tensor, backbone: AnyBackbone | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone or _clip_backbone(config)
+        dim, clip = config.clip.embed_dim, config.clip
+        self.classes = len(names)
+        if config.guidance == "none":
+            return
+        if config.guidance == "prototypes":
+            self.prototypes = nn.Parameter(torch.randn(1, self.classes, dim))
+            return
+        self.register_buffer("tokens", class_tokens(config, names), persistent=False)
+        self.text_encoder = TextTransformer(clip.text, dim, clip.quick_gelu).requires_grad_(False)
+        if config.guidance in ("contexts", "post"):
+            self.contexts = learned_contexts(config.contexts, clip.text.width)
+        if config.guidance in ("pre", "post"):
+            decoder = ContextDecoder(
+                dim, config.decoder_width, config.decoder_layers, config.decoder_heads, config.dropout
+            )
+        if config.guidance == "post":
+            self.context_decoder = decoder
+            self.gamma = nn.Parameter(torch.full((dim,), 1e-4))
+        if config.guidance == "pre":
+            self.context_generator = ContextGenerator(config.contexts, clip.text.width, decoder, dim)
+
+    def load_clip(self, clip: CLIP) -> None:
+        """Take the weights of a CLIP's two towers; what CLIP does not have starts fresh.
+
+        Raises:
+            ValueError: the towers have other shapes than ``config.clip`` says.
+        """
+        if clip.config.text != self.config.clip.text or clip.config.vision != self.config.clip.vision:
+            raise ValueError(
+                "the CLIP has other towers than this model's config.clip: build the config from clip.config"
+            )
+        state = clip.state_dict()
+        visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+        if not isinstance(self.backbone, AnyBackbone):
+            missing, unknown = self.backbone.load_state_dict(visual, strict=False)
+            assert not unknown and all(key.startswith("fpn") for key in missing), (missing, unknown)
+        if hasattr(self, "text_encoder"):
+            wanted = self.text_encoder.state_dict()
+            self.text_encoder.load_state_dict({key: state[key] for key in wanted})
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Make pixels from images (B, 3, R, R') in [0, 1], at any size."""
+        mean, std = (
+            image.new_tensor(v)[:, None, None] for v in (self.config.clip.image_mean, self.config.clip.image_std)
+        )
+        return (image - mean) / std
+
+    def text_features(self, context: Tensor | None = None) -> Tensor:
+        """Return the text before it is refined by the image: (1, K, E), or (B, K, E) for guidance "pre"."""
+        guidance = self.config.guidance
+        if hasattr(self, "stored_text"):
+            return self.stored_text
+        if guidance == "prototypes":
+            return self.prototypes
+        if guidance == "template":
+            return self.text_encoder(self.tokens)[None]
+        prompt = self.context_generator(context) if guidance == "pre" else self.contexts
+        return encode_prompted(self.text_encoder, self.tokens, prompt)
+
+    def text_embeddings(self, encoded: Encoded) -> Tensor:
+        """Return the text as each image is compared with it, (B, K, E).
+
+        Post-model prompting (equation 4): t + gamma * v, where v = ContextDecoder(t, [z-bar, z]).
+        """
+        context = encoded.context
+        text = self.text_features(context).expand(len(context), -1, -1)
+        if self.config.guidance == "post":
+            text = text + self.gamma * self.context_decoder(text, context)
+        return text
+
+    @torch.no_grad()
+    def store_text(self) -> None:
+        """Keep the text features and drop the text tower, for inference: its work was the same for every image.
+
+        Raises:
+            ValueError: guidance "pre", whose text depends on the image, or none.
+        """
+        if self.config.guidance in ("pre", "none"):
+            raise ValueError(f"guidance {self.config.guidance!r} has no text that is the same for every image")
+        self.register_buffer("stored_text", self.text_features().detach().clone(), persistent=False)
+        if hasattr(self, "text_encoder"):
+            del self.text_encoder
+
+    def guided_maps(
+        self, pixels: Tensor, divide_by_tau: bool = False
+    ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """Return the maps, one of them with the score map's K channels, the score map (B, K, h, w) and the text.
+
+        Score map and text are None for guidance "none". ``divide_by_tau`` makes the score map the one of the
+        authors' detection code, 1 / tau times as large.
+        """
+        encoded = self.backbone.encode(pixels)
+        if self.config.guidance == "none":
+            return encoded.maps, None, None
+        text = self.text_embeddings(encoded)
+        scores = score_map(encoded.dense, text)
+        if divide_by_tau:
+            scores = scores / self.config.tau
+        maps, level = list(encoded.maps), self.backbone.score_level
+        maps[level] = torch.cat([maps[level], scores], dim=1)
+        return maps, scores, text
+
+    @property
+    def guided_channels(self) -> list[int]:
+        """Channels of the maps that :meth:`guided_maps` returns: K is built into the layer that follows."""
+        channels = list(self.backbone.channels)
+        if self.config.guidance != "none":
+            channels[self.backbone.score_level] += self.classes
+        return channels
+
+
+class Segmentation(NamedTuple):
+    """What :class:`DenseCLIP` returns; ``full`` brings its maps to the image's size."""
+
+    logits: Tensor
+    """(B, K, h, w) at the finest map's size."""
+    scores: Tensor | None
+    """(B, K, h', w') cosines in [-1, 1]; None without text."""
+    text: Tensor | None
+    """(B, K, E) text embeddings, refined by the image."""
+    maps: list[Tensor]
+    """The backbone's maps, one of them with the score map."""
+    pyramid: list[Tensor]
+    """The levels of the feature pyramid."""
+    size: tuple[int, int]
+    """Rows and columns of the images."""
+    padded: tuple[int, int]
+    """Rows and columns after padding."""
+
+    def full(self, small: Tensor | None = None) -> Tensor:
+        """Enlarge a map (B, K, h, w), by default the logits, to the image's size: (B, K, R, R')."""
+        large = F.interpolate(
+            self.logits if small is None else small, self.padded, mode="bilinear", align_corners=False
+        )
+        return large[..., : self.size[0], : self.size[1]]
+
+
+class DenseCLIP(TextGuided):
+    """Semantic segmentation: text-guided maps, feature pyramid, Semantic FPN head (section 3.2, Figure 3).
+
+    The K classes are built in: the score map's channels are an input of the pyramid. This is no open-vocabulary
+    model.
+    """
+
+    def __init__(
+        self, config: DenseCLIPConfig, names: Sequence[str] | Tensor, backbone: AnyBackbone | None = None
+    ) -> None:
+        super().__init__(config, names, backbone)
+        self.neck = FeaturePyramid(self.guided_channels, config.channels)
+        self.decode_head = SemanticHead(self.backbone.strides, config.channels, self.classes, config.dropout)
+
+    @classmethod
+    def from_clip(cls, clip: CLIP, names: Sequence[str], **changes: object) -> DenseCLIP:
+        """Build a DenseCLIP that starts from a CLIP's weights; ``changes`` are values of DenseCLIPConfig."""
+        model = cls(DenseCLIPConfig(clip.config, **changes), names)
+        model.load_clip(clip)
+        return model
+
+    @classmethod
+    def from_official(
+        cls, state_dict: Mapping[str, Tensor], names: Sequence[str] | Tensor, **changes: object
+    ) -> DenseCLIP:
+        """Build a DenseCLIP from the authors' segmentation weights, in evaluation mode, with their quirks.
+
+        Args:
+            state_dict: the checkpoint's ``state_dict``; its own text tower is used (it differs from CLIP's).
+            names: the K class names in the order of training (checkpoints do not hold them), or their tokens.
+            changes: what shapes do not tell: ``vision_heads`` (32; ViT: one per 64 channels), ``text_heads``
+                (one per 64), and values of DenseCLIPConfig such as ``decoder_heads`` and ``taps``.
+
+        Raises:
+            ValueError: the weights are not those of a DenseCLIP, or there are not K names.
+        """
+        config, classes, state = infer_config(state_dict, **changes)
+        if len(names) != classes:
+            raise ValueError(f"{len(names)} names for weights that tell {classes} classes apart: pass all of them")
+        model = cls(DenseCLIPConfig(**config), names)
+        missing, unknown = model.load_state_dict(state, strict=False)
+        if missing or unknown:
+            raise ValueError(f"the weights do not fit: missing {missing[:3]}, not known {unknown[:3]}")
+        return model.eval()
+
+    def forward(self, pixels: Tensor) -> Segmentation:
+        """Segment pixels (B, 3, R, R') of any size, from ``normalise``."""
+        size = (pixels.shape[-2], pixels.shape[-1])
+        if self.config.pad:
+            stride = max(self.backbone.strides)
+            pixels = F.pad(pixels, (0, -size[1] % stride, 0, -size[0] % stride))
+        maps, scores, text = self.guided_maps(pixels)
+        pyramid = self.neck(maps)
+        logits = self.decode_head(pyramid)
+        padded = (pixels.shape[-2], pixels.shape[-1])
+        return Segmentation(logits, scores, text, maps, pyramid, size, padded)
+
+
+def _clip_backbone(config: DenseCLIPConfig) -> DenseResNet | DenseViT:
+    vision = config.clip.vision
+    if not isinstance(vision, ViTConfig):
+        return DenseResNet(config.clip)
+    quarters = tuple(max(0, -(-vision.layers * i // 4) - 1) for i in (1, 2, 3, 4))
+    taps = config.taps or ((3, 5, 7, 11) if vision.layers == 12 else quarters)
+    return DenseViT(config.clip, taps, config.drop_path, config.double_class_embedding)
+
+
+def segmentation_loss(logits: Tensor, mask: Tensor, ignore: int = 255, over: str = "valid") -> Tensor:
+    """Cross-entropy of logits (B, K, R, R') with the classes (B, R, R') of the pixels.
+
+    Args:
+        logits: at the mask's size.
+        mask: int64 in 0 ... K - 1, or ``ignore``.
+        ignore: the value of pixels that do not count.
+        over: "valid" divides by the pixels that count; "all" by all pixels, as mmsegmentation 0.19 and so the
+            authors do, which weakens images with many ignored pixels. No valid pixel at all gives 0, not NaN.
+
+    Raises:
+        ValueError: a mask value out of range, or another size.
+    """
+    if over not in ("valid", "all"):
+        raise ValueError(f"over={over!r}: expected 'valid' or 'all'")
+    if mask.shape != (len(logits), *logits.shape[-2:]):
+        raise ValueError(f"a mask {tuple(mask.shape)} does not fit logits {tuple(logits.shape)}: expected (B, R, R')")
+    valid = mask != ignore
+    wrong = valid & ((mask < 0) | (mask >= logits.shape[1]))
+    if wrong.any():
+        values = mask[wrong].unique().tolist()
+        raise ValueError(f"mask values {values[:5]} are no class: expected 0 to {logits.shape[1] - 1}, or {ignore}")
+    total = F.cross_entropy(logits, mask, ignore_index=ignore, reduction="sum")
+    return total / (mask.numel() if over == "all" else valid.sum().clamp(min=1))
+
+
+def denseclip_loss(
+    output: Segmentation, mask: Tensor, tau: float = 0.07, score_weight: float = 0.4, over: str = "valid"
+) -> dict[str, Tensor]:
+    """Return the losses of a batch: ``decode`` (the head), ``scores`` (equation 5, section 3.4) and their ``loss``.
+
+    The auxiliary loss is cross-entropy(softmax(s / tau), y): it keeps the score map in its place.
+    Args as in :func:`segmentation_loss`; ``score_weight`` is 0.4 in the authors' code.
+    """
+    losses = {"decode": segmentation_loss(output.full(), mask, over=over)}
+    if output.scores is not None:
+        losses["scores"] = score_weight * segmentation_loss(output.full(output.scores / tau), mask, over=over)
+    return {"loss": sum(losses.values()), **losses}

@@ -1,0 +1,125 @@
+"""Image backbones of LSeg: each turns pixels into four maps of falling resolution.
+
+Shapes: B images, R x R' pixels, W width of a transformer, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
+
+from minilib.layers.dpt import Reassemble
+from minilib.layers.resampling import resize_grid_positions
+from minilib.layers.resnet import ModifiedResNet
+from minilib.layers.transformer import Transformer
+from minilib.models.lseg.config import CLIPBackbone, ResNetBackbone, ViTBackbone
+
+
+class ViTMaps(nn.Module):
+    """An ImageNet ViT whose tokens after four of its blocks become maps at strides 4, 8, 16 and 32 (DPT).
+
+    Not CLIP's tower: pixels are only normalised by 0.5, patches have a bias, there is no norm before the
+    blocks, the activation is the exact GELU and norms use 1e-6.
+    """
+
+    stride = 32
+
+    def __init__(self, config: ViTBackbone) -> None:
+        super().__init__()
+        self.hooks = config.hooks
+        self.patch = config.patch
+        self.patch_embed = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
+        self.class_token = nn.Parameter(torch.zeros(config.width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1 + config.grid**2, config.width))
+        self.transformer = Transformer(config.width, config.layers, config.heads, quick_gelu=False)
+        for module in self.transformer.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = 1e-6
+        self.reassemble = nn.ModuleList(
+            Reassemble(config.width, channels, config.patch / stride, config.readout)
+            for channels, stride in zip(config.channels, (4, 8, 16, 32), strict=True)
+        )
+
+    def taps(self, pixels: Tensor) -> list[Tensor]:
+        """Return the tokens (B, 1 + h * w, W) after each tapped block; images (B, 3, R, R')."""
+        patches = self.patch_embed(pixels)
+        positions = resize_grid_positions(self.positions, tuple(patches.shape[-2:]), bilinear=True)
+        class_token = self.class_token.expand(len(pixels), 1, -1)
+        x = torch.cat([class_token, rearrange(patches, "b c h w -> b (h w) c")], dim=1) + positions
+        tapped = []
+        for number, block in enumerate(self.transformer.resblocks[: self.hooks[-1] + 1]):
+            x = block(x)
+            if number in self.hooks:
+                tapped.append(x)
+        return tapped
+
+    def forward(
+        self, pixels: Tensor, return_intermediates: bool = False
+    ) -> list[Tensor] | tuple[list[Tensor], dict[str, Any]]:
+        """Turn images (B, 3, R, R') into four maps (B, C_i, R / stride_i, R' / stride_i)."""
+        grid = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
+        taps = self.taps(pixels)
+        maps = [layer(tokens, grid) for layer, tokens in zip(self.reassemble, taps, strict=True)]
+        return (maps, {"taps": taps}) if return_intermediates else maps
+
+
+class ResNetMaps(nn.Module):
+    """torchvision's ResNet without its classifier: maps at strides 4, 8, 16 and 32."""
+
+    stride = 32
+
+    def __init__(self, config: ResNetBackbone) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, config.stem, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(config.stem)
+        channels = config.stem
+        for stage, count in enumerate(config.blocks):
+            planes, stride = config.planes * 2**stage, 1 if stage == 0 else 2
+            out = planes * Bottleneck.expansion
+            shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
+            blocks = [Bottleneck(channels, planes, stride, shortcut)]
+            blocks += [Bottleneck(out, planes) for _ in range(count - 1)]
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+            channels = out
+
+    def forward(
+        self, pixels: Tensor, return_intermediates: bool = False
+    ) -> list[Tensor] | tuple[list[Tensor], dict[str, Any]]:
+        """Turn images (B, 3, R, R') into four maps (B, C_i, R / stride_i, R' / stride_i)."""
+        x = F.max_pool2d(F.relu_(self.bn1(self.conv1(pixels))), 3, stride=2, padding=1)
+        maps = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            maps.append(x)
+        return (maps, {}) if return_intermediates else maps
+
+
+class CLIPMaps(ModifiedResNet):
+    """The image tower of a CLIP ResNet up to its last map, without the attention pool."""
+
+    def __init__(self, config: CLIPBackbone) -> None:
+        vision = config.vision
+        size = vision.reduction  # only the pool, which is dropped, depends on it
+        super().__init__(vision.blocks, vision.width, vision.heads, 1, size, vision.strides)
+        del self.attnpool
+        self.stride = vision.reduction
+
+    def forward(
+        self, pixels: Tensor, return_intermediates: bool = False
+    ) -> list[Tensor] | tuple[list[Tensor], dict[str, Any]]:
+        """Turn images (B, 3, R, R') into the maps of the four stages, (B, C_i, R / stride_i, R' / stride_i)."""
+        stages = self.stages(pixels)
+        maps = [stages[f"layer{number}"] for number in (1, 2, 3, 4)]
+        return (maps, {"stem": stages["stem"]}) if return_intermediates else maps
+
+
+def make_backbone(config: ViTBackbone | ResNetBackbone | CLIPBackbone) -> nn.Module:
+    """Build the backbone that a configuration describes."""
+    if isinstance(config, ViTBackbone):
+        return ViTMaps(config)
+    return ResNetMaps(config) if isinstance(config, ResNetBackbone) else CLIPMaps(config)

@@ -1,0 +1,168 @@
+"""The authors' checkpoints: from their parameter names and shapes to ours."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from minilib.models.clip import CLIP
+from minilib.models.clip.official import clean_state
+from minilib.models.lseg.config import LSegConfig, ResNetBackbone, ViTBackbone
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+RENAMED = (
+    (r"^pretrained\.model\.cls_token$", "backbone.class_token"),
+    (r"^pretrained\.model\.pos_embed$", "backbone.positions"),
+    (r"^pretrained\.model\.patch_embed\.proj\.", "backbone.patch_embed."),
+    (r"^pretrained\.model\.blocks\.", "backbone.transformer.resblocks."),
+    (r"\.attn\.qkv\.(weight|bias)$", r".attn.in_proj_\1"),
+    (r"\.attn\.proj\.", ".attn.out_proj."),
+    (r"\.norm([12])\.", r".ln_\1."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+    (r"^pretrained\.act_postprocess(\d)\.0\.project\.0\.", r"backbone.reassemble.{\1}.readout.project."),
+    (r"^pretrained\.act_postprocess(\d)\.3\.", r"backbone.reassemble.{\1}.project."),
+    (r"^pretrained\.act_postprocess(\d)\.4\.", r"backbone.reassemble.{\1}.resample."),
+    (r"^pretrained\.layer1\.0\.", "backbone.conv1."),
+    (r"^pretrained\.layer1\.1\.", "backbone.bn1."),
+    (r"^pretrained\.layer1\.4\.", "backbone.layer1."),
+    (r"^pretrained\.layer", "backbone.layer"),
+    (r"^scratch\.layer(\d)_rn\.", r"decoder.level.{\1}."),
+    (r"^scratch\.refinenet(\d)\.", r"decoder.fuse.{\1}."),
+    (r"^scratch\.head1\.", "head."),
+    (r"^scratch\.head_block\.depthwise\.depthwise\.", "block.depthwise."),
+)
+"""Patterns of their names and ours, applied in order; {k} becomes k - 1, for they count from one."""
+
+UNUSED = re.compile(
+    r"^(clip_pretrained|auxlayer)\."  # the copy of CLIP, see text_tower
+    r"|^pretrained\.model\.(norm|fc_norm|head)\."  # computed or not, nothing reads their output
+    r"|^scratch\.refinenet4\.resConfUnit1\."  # the deepest level has nothing to merge
+)
+
+
+def convert(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights that LSeg uses, under our names and in float32."""
+    state = {}
+    for key, value in _without_prefix(state_dict).items():
+        if UNUSED.match(key):
+            continue
+        for pattern, ours in RENAMED:
+            key = re.sub(pattern, ours, key)
+        key = re.sub(r"\{(\d)\}", lambda match: str(int(match[1]) - 1), key)
+        if key in ("backbone.class_token", "backbone.positions"):
+            value = value.reshape(value.shape[-1] if key.endswith("token") else value.shape[-2:])
+        state[key] = value.float() if value.is_floating_point() else value
+    return state
+
+
+def infer_config(
+    state: Mapping[str, Tensor],
+    *,
+    heads: int | None,
+    hooks: Sequence[int] | None,
+    block: str,
+    block_depth: int,
+    activation: str,
+    half_product: bool,
+) -> LSegConfig:
+    """Read the configuration off converted weights; what shapes do not tell is passed in.
+
+    Raises:
+        ValueError: there is neither a ViT nor a ResNet in the weights.
+    """
+    if "head.weight" not in state:
+        raise ValueError("these are no weights of an LSeg: expected scratch.head1.weight among them")
+    if "backbone.patch_embed.weight" in state:
+        backbone, mean, std = _vit(state, heads, hooks), (0.5,) * 3, (0.5,) * 3
+    elif "backbone.conv1.weight" in state:
+        backbone, mean, std = _resnet(state), IMAGENET_MEAN, IMAGENET_STD
+    else:
+        raise ValueError("no backbone in the weights: expected pretrained.model.* (ViT) or pretrained.layer1.*")
+    embed_dim, features = state["head.weight"].shape[:2]
+    has_block = "block.depthwise.weight" in state
+    return LSegConfig(
+        backbone=backbone,
+        features=features,
+        embed_dim=embed_dim,
+        block=block if has_block else "none",
+        block_depth=block_depth if has_block else 1,
+        activation=activation,
+        half_product=half_product,
+        image_mean=mean,
+        image_std=std,
+    )
+
+
+def text_tower(state_dict: Mapping[str, Tensor]) -> CLIP:
+    """Return the copy of CLIP that a released checkpoint carries, to embed labels with.
+
+    Its ``logit_scale`` is CLIP's own and has no place in LSeg, whose temperature is a constant.
+
+    Raises:
+        ValueError: the checkpoint has no CLIP in it; take the public one, it has the same weights.
+    """
+    prefix = "clip_pretrained."
+    state = _without_prefix(state_dict)
+    clip = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not clip:
+        raise ValueError(
+            'no CLIP among the weights: use load_clip("ViT-B-32", pretrained="openai"), the tower they used'
+        )
+    return CLIP.from_official(clean_state(clip))
+
+
+def objectinfo_words(lines: Sequence[str], damaged: bool = False) -> list[str]:
+    """Return ADE20K's label words from the lines of ``objectInfo150.txt``.
+
+    A line reads ``Idx,Ratio,Train,Val,Stuff,Name`` after a header; its names are separated by semicolons,
+    into which the file also turned the spaces of longer names: "chest;of;drawers;chest;bureau".
+
+    Args:
+        lines: the file's lines, header included.
+        damaged: cut at the first semicolon, as the authors' code does ("chest"; "screen" twice): what the
+            published numbers were measured with. Otherwise semicolons become spaces again.
+    """
+    words = []
+    for line in lines[1:]:
+        if line.strip():
+            name = line.strip().split(",", 5)[-1]
+            words.append(name.split(";")[0] if damaged else name.replace(";", " "))
+    return words
+
+
+def _without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights without the names that Lightning and parallel training put in front."""
+    return {key.removeprefix("module.").removeprefix("net."): value for key, value in state_dict.items()}
+
+
+def _vit(state: Mapping[str, Tensor], heads: int | None, hooks: Sequence[int] | None) -> ViTBackbone:
+    width, _, patch, _ = state["backbone.patch_embed.weight"].shape
+    layers = _count(state, r"backbone\.transformer\.resblocks\.(\d+)\.")
+    return ViTBackbone(
+        patch=patch,
+        width=width,
+        layers=layers,
+        heads=heads or max(1, width // 64),
+        grid=math.isqrt(len(state["backbone.positions"]) - 1),
+        hooks=tuple(hooks or ((quarter + 1) * layers // 4 - 1 for quarter in range(4))),
+        channels=tuple(len(state[f"backbone.reassemble.{level}.project.weight"]) for level in range(4)),
+        readout="project" if "backbone.reassemble.0.readout.project.weight" in state else "ignore",
+    )
+
+
+def _resnet(state: Mapping[str, Tensor]) -> ResNetBackbone:
+    return ResNetBackbone(
+        blocks=tuple(_count(state, rf"backbone\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)),
+        stem=len(state["backbone.conv1.weight"]),
+        planes=len(state["backbone.layer1.0.conv1.weight"]),
+    )
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """Return how many different numbers the group of ``pattern`` takes over the keys."""
+    return len({match[1] for key in state if (match := re.match(pattern, key))})

@@ -1,0 +1,214 @@
+"""Chapter 1's values per profile, and the one object that its cells work with whatever the data are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minilib.batch import Batch
+from minilib.datasets import CAPTION_TEMPLATES, load_photos
+from minilib.metrics import accuracy
+from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, ViTConfig
+from minilib.parameters import repository
+from minilib.recipes.clip import recipe
+from minilib.recipes.clip.experiments import Lab, class_scores, shot_pool
+from minilib.scenes import SceneConfig, names
+from minilib.tokenizer import Tokenizer, vocabulary_of
+from minilib.training import TrainConfig, Training
+from minilib.weights import load_clip
+
+
+@dataclass(frozen=True)
+class Values:
+    """What differs between profiles; everything else is the same code."""
+
+    lab: Lab = field(default_factory=Lab)
+    """The small set-up in which ways of training are compared."""
+    main: recipe.Pretraining | None = None
+    """Pre-training of the model that is examined; None = the checkpoint ``mini-vit``."""
+    test_images: int = 1200
+    """Test images of the model that is examined."""
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Images per class for linear probes."""
+    draws: int = 2
+    """Random draws of those images."""
+    few_shot_classes: int = 60
+    """Classes of the few-shot comparison."""
+    combination_classes: int = 24
+    """Classes of the comparison on held-out combinations."""
+    controls: bool = False
+    """Also train the controls that only cost time: shuffled captions, more fractions of the data."""
+
+
+def photo_pretraining(steps: int = 500) -> recipe.Pretraining:
+    """Return the training from scratch on 32 x 32 photographs and captions made of their class names."""
+    vision = ResNetConfig(blocks=(1, 1, 1, 1), width=24, heads=8, strides=(1, 2, 2, 1))
+    text = recipe.text_config(64, 2, 2)
+    train = TrainConfig(steps=steps, lr=2e-3, warmup=100, weight_decay=0.2, evaluate_every=max(1, steps // 8))
+    return recipe.Pretraining(model=recipe.clip_config(vision, 32, 128, text), train=train)
+
+
+PROFILES = {
+    "quick": Values(lab=Lab(classes=48, steps=80, evaluations=4, test_images=480), test_images=960, draws=1),
+    "full": Values(
+        lab=Lab(classes=120, steps=260, evaluations=6, test_images=1200),
+        main=recipe.Pretraining(
+            model=recipe.clip_config(
+                ViTConfig(patch=8, width=128, layers=3, heads=4, stem="conv", pool="mean"), 48, 128,
+                recipe.text_config(128, 2, 4),
+            ),
+            train=TrainConfig(steps=640, lr=1.5e-3, warmup=60, evaluate_every=160),
+            scenes=SceneConfig(size=48, objects=(1, 3)),
+            simple_first=0.5,
+        ),
+        test_images=2400, draws=3, few_shot_classes=120, controls=True,
+    ),
+    "photos": Values(main=photo_pretraining(), test_images=10_000, draws=3, few_shot_classes=10, controls=True),
+}  # fmt: skip
+
+
+@dataclass
+class Study:
+    """A data set as chapter 1 uses it: pairs to train on, class names, test images, examples to probe with."""
+
+    names: tuple[str, ...]
+    """K class names."""
+    templates: tuple[str, ...]
+    """Prompt templates, ``{}`` for the name, ``{a}`` for the name with its article."""
+    pairs: Callable[[int], Batch]
+    """Training pairs by step."""
+    test: Batch
+    """Test images with labels 0 ... K - 1."""
+    pool: Batch
+    """Labelled images for probes, at least as many per class as the largest shot."""
+    training: recipe.Pretraining
+    """The training of the model that is examined."""
+
+
+def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu") -> Study:
+    """Return EmojiScenes as a study: all names of the vocabulary, single-object test scenes, no colour tints."""
+    training = values.main or recipe.MINI["mini-vit"]
+    size = training.model.image_size
+    test = recipe.single_objects(values.test_images, "noto", size, "test", None, seed)
+    chosen = Lab(classes=values.few_shot_classes).names
+    return Study(
+        names=tuple(names()),
+        templates=recipe.TEMPLATES,
+        pairs=recipe.scene_pairs(training, seed, device),
+        test=test.to(device),
+        pool=shot_pool(max(values.shots), size, chosen, seed),
+        training=training,
+    )
+
+
+def photos_study(
+    values: Values, root: str | Path, seed: int, device: torch.device | str = "cpu", fraction: float = 1.0
+) -> Study:
+    """Return a folder per class (or a zip of it) as a study; captions are templates filled with class names.
+
+    ``fraction`` keeps only that share of the training photographs.
+
+    Raises:
+        ValueError: no folder given, or the folder is not a data set (see ``minilib.datasets``).
+    """
+    if not str(root).strip():
+        raise ValueError(
+            "profile='photos' needs data='FOLDER', a folder with train/<class>/ and test/<class>/ "
+            "(python data_scripts/get_cifar10.py makes one)"
+        )
+    # A relative path is meant from the repository's root: a notebook's kernel starts in another folder.
+    root = (repository() or Path.cwd()) / Path(root).expanduser()
+    training = values.main
+    train, test = load_photos(root, size=training.model.image_size, device=device, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    if fraction < 1:
+        keep = torch.randperm(len(train), generator=generator)[: max(1, int(fraction * len(train)))]
+        train = train.subset(keep.sort().values.tolist())
+    training = replace(training, model=_reading(training.model, train.names))
+    held = torch.randperm(len(test), generator=generator)[: values.test_images].sort().values
+
+    size = training.batch_size
+    return Study(
+        names=tuple(train.names),
+        templates=CAPTION_TEMPLATES,
+        pairs=lambda step: train.batch("pairs", n=size, start=step * size, seed=seed, augment=True),
+        test=test.take(held.tolist()),
+        pool=train.take(train.few_shot(max(values.shots), seed)),
+        training=training,
+    )
+
+
+def _reading(config: CLIPConfig, class_list: tuple[str, ...]) -> CLIPConfig:
+    """Return ``config`` with a vocabulary that also holds the words of ``class_list``."""
+    vocabulary = tuple(sorted(set(config.vocabulary) | set(vocabulary_of([*class_list, *CAPTION_TEMPLATES]))))
+    text = replace(config.text, vocab_size=Tokenizer(config.text.context, vocabulary).vocab_size)
+    return replace(config, vocabulary=vocabulary, text=text)
+
+
+def main_training(profile: str, seed: int, device: torch.device | str = "cpu", *, data: str = "") -> Training:
+    """Return the chapter's main training for ``minilib.train``; at ``quick``, which loads its model, the live one.
+
+    Raises:
+        ValueError: the profile trains nothing here, or ``photos`` without ``data``.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile={profile!r} trains nothing here: expected one of {', '.join(PROFILES)}")
+    values = PROFILES[profile]
+    if profile == "quick":
+        values = replace(values, main=values.lab.pretraining())
+    if profile == "photos":
+        return study_training(photos_study(values, data, seed, device), seed, device)
+    study = scenes_study(values, seed, device)
+    if profile == "quick":
+        study = replace(study, names=values.lab.names, test=values.lab.test(seed=seed).to(device))
+    return study_training(study, seed, device)
+
+
+def study_training(study: Study, seed: int, device: torch.device | str) -> Training:
+    """Return the pre-training of the model that is examined; zero-shot top-1 is watched on 1,000 test images."""
+    watched = study.test.image[:1000], study.test.label[:1000]
+
+    def evaluate(model: CLIP) -> dict[str, float]:
+        return {"top1": accuracy(class_scores(model, study.names, watched[0]), watched[1])}
+
+    return Training(
+        model=recipe.build(study.training.model, seed).to(device),
+        loss=recipe.contrastive_loss,
+        batches=study.pairs,
+        config=study.training.training(seed),
+        after_step=recipe.clamp_logit_scale,
+        evaluate=evaluate,
+    )
+
+
+def main_model(
+    study: Study, values: Values, seed: int, device: torch.device | str, out: Path
+) -> tuple[CLIP, list[dict]]:
+    """Return the model to be examined, and the metrics of its training: loaded at ``quick``, else trained here.
+
+    A training that was interrupted goes on where it stopped (its checkpoint is in ``out``), and one that
+    ``minilib.train.launch`` has finished on several devices is only loaded.
+    """
+    if values.main is None:
+        return load_clip("mini-vit", device=device), []
+    training = study_training(study, seed, device)
+    history = training.fit(out / "main", progress="CLIP")
+    return training.model, history.rows
+
+
+def floor_of_loss(captions: list[str]) -> float:
+    """Return the least value that InfoNCE can reach on these captions: equal ones cannot be told apart."""
+    sizes = torch.tensor([captions.count(caption) for caption in captions], dtype=torch.float64)
+    return sizes.log().mean().item()
+
+
+def gap(model: CLIP, batch: Batch) -> dict[str, Tensor]:
+    """Return cosines of ``matched`` (B,) and ``unmatched`` (B * (B - 1),) pairs, and both features, for pictures."""
+    image, text = recipe.embed_images(model, batch.image), recipe.embed_texts(model, batch.caption)
+    cosine = image @ text.T
+    own = torch.eye(len(batch), dtype=torch.bool, device=cosine.device)
+    return {"matched": cosine[own], "unmatched": cosine[~own], "image": image, "text": text}

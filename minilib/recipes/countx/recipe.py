@@ -1,0 +1,233 @@
+# LEAD -> COUNTX: read NOTE_FROM_LEAD_TO_COUNTX.md in the repository root NOW (then delete this line and that file).
+"""CounTX's training and evaluation, on scenes and on photographs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minilib.batch import Batch
+from minilib.layers.resampling import resize_grid_positions
+from minilib.models.clip import CLIP
+from minilib.models.countx import DENSITY_SCALE, CounTX, CounTXConfig, density_loss, random_pixel_mask
+from minilib.recipes.shared.counting import Counter
+from minilib.recipes.shared.counting_scenes import Asked, DescribedScenes
+from minilib.scenes.renderer import density_map
+from minilib.training import History, TrainConfig, fit
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of CounTX: how long, on how much, with what switched off."""
+
+    steps: int = 200
+    """Optimiser steps."""
+    images: int = 12
+    """Images in a step."""
+    each: int = 1
+    """Questions about each image; the image tower sees it once, since the text enters behind it."""
+    everything: bool = False
+    """Ask for everything in a picture and for things that are not in it, instead of only for what fills it."""
+    lr: float = 3e-3
+    """Peak learning rate."""
+    tower_lr: float = 0.2
+    """The image tower's learning rate as a share of it; the paper has one rate for all."""
+    frozen: bool = False
+    """Keep CLIP's image tower as it came (ablation)."""
+    blind: bool = False
+    """Tell the network the same words whatever is asked (control)."""
+
+    def config(self, seed: int) -> TrainConfig:
+        """Return the optimisation; momentum constants and weight decay are the authors'."""
+        return TrainConfig(
+            steps=self.steps,
+            lr=self.lr,
+            lr_factors=(("clip_model.visual.", self.tower_lr),),
+            warmup=max(1, self.steps // 10),
+            weight_decay=0.05,
+            betas=(0.9, 0.95),
+            eps=1e-8,  # the loss is a mean over mostly empty pixels: its gradients are small
+            log_every=max(1, self.steps // 40),
+            checkpoint_every=self.steps,
+            seed=seed,
+        )
+
+
+BLIND_TEXT = "the things"
+"""What a blind network is told instead of the description."""
+
+
+def build(
+    clip: CLIP,
+    size: int,
+    decoder_width: int = 32,
+    seed: int = 0,
+    images: Tensor | None = None,
+    names: Sequence[str] = (),
+) -> CounTX:
+    """Put CounTX on the towers of ``clip`` for crops of ``size`` pixels, which the image tower sees at full size.
+
+    The image tower's position embeddings are interpolated to the larger grid and trained on. The density map is as
+    large as the crop: patches of 8 pixels are doubled three times.
+
+    Args:
+        clip: the towers.
+        size: side of a crop in pixels.
+        decoder_width: channels of the density decoder.
+        seed: seeds the fresh weights.
+        images: (M, 3, size, W) uint8, some training pictures; with ``names``, see :func:`start_centred`.
+        names: what training counts.
+    """
+    vision = clip.config.vision
+    config = CounTXConfig(
+        clip=replace(clip.config, image_size=size),
+        heads=8,
+        decoder_width=decoder_width,
+        first_grid=size // vision.patch,
+        doublings=vision.patch.bit_length() - 1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CounTX(config)
+    state = clip.state_dict()
+    positions = "visual.positional_embedding"
+    state[positions] = resize_grid_positions(state[positions], (config.grid, config.grid))
+    model.clip_model.load_state_dict(state)
+    model.to(clip.device)
+    return model if images is None else start_centred(model, images, names)
+
+
+@torch.no_grad()
+def start_centred(model: CounTX, images: Tensor, names: Sequence[str]) -> CounTX:
+    """Let a fresh model start with patches and texts of mean zero and unit deviation; in place.
+
+    CLIP learned directions, not lengths or means, and CounTX normalises neither patches nor text. Those of ``mini-vit``
+    are long beside what a fresh block adds, and share a mean longer than what tells them apart. The authors' training
+    of 457,000 steps finds its way from anywhere; one of a few hundred does not. So the projection of the image tower is
+    shortened, the first text bias starts by taking the mean patch off, and ``wv`` by taking the mean text off. Neither
+    shapes nor the method change.
+
+    Args:
+        model: fresh.
+        images: (M, 3, size, W) uint8, some training pictures; their left squares are looked at.
+        names: what training counts, "dogs".
+    """
+    pixels = model.preprocess(images[..., : model.config.window].to(model.device).float() / 255)
+    patches = torch.cat([model.encode_image(part) for part in pixels.split(100)])
+    texts = model.encode_text(model.tokenize([f"the {name.removeprefix('the ')}" for name in names]))[:, 0]
+    length, mean, spread = patches.std(), texts.mean(0), (texts - texts.mean(0)).std()
+    model.clip_model.visual.proj /= length
+    for block in model.fim_blocks:
+        block.attn.wv.weight /= spread
+        block.attn.wv.bias -= block.attn.wv.weight @ mean
+    model.fim_blocks[0].attn.proj.bias -= patches.mean((0, 2, 3)) / length
+    return model
+
+
+def scene_batches(
+    scenes: DescribedScenes, training: Training, seed: int, device: torch.device | str = "cpu"
+) -> Callable[[int], Batch]:
+    """Return ``step -> Batch``, a pure function of the step: images, and ``each`` questions about every one.
+
+    Questions 0 ... each - 1 are about the first image and so on. Half of the images are mirrored, half of the questions
+    lack the article: FSC-147-D's "the dogs" and the bare "dogs" are both learned.
+    """
+    images = scenes.image.to(device)
+
+    def batch(step: int) -> Batch:
+        drawn = np.random.default_rng([seed, step, 3])
+        rows = drawn.choice(len(scenes), training.images, replace=len(scenes) < training.images)
+        image = images[torch.as_tensor(rows, device=device)].float() / 255
+        mirrored = drawn.random(len(rows)) < 0.5
+        image[torch.as_tensor(mirrored)] = image[torch.as_tensor(mirrored)].flip(-1)
+        texts, points = [], []
+        for row, turned in zip(rows.tolist(), mirrored, strict=True):
+            for question in _pick(scenes.asked[row], training, drawn):
+                texts.append(("the " if drawn.random() < 0.5 else "") + question.text)
+                there = scenes.center[row][list(question.objects)]
+                points.append(torch.stack([image.shape[-1] - there[:, 0], there[:, 1]], dim=1) if turned else there)
+        points = [there.to(device) for there in points]
+        return Batch(image, texts, points=points, density=density_map(points, image.shape[-2:], scenes.sigma))
+
+    return batch
+
+
+def _pick(asked: Sequence[Asked], training: Training, drawn: np.random.Generator) -> list[Asked]:
+    """Draw the questions of a scene, the kinds alike; where there are fewer than asked for, some twice.
+
+    Unless ``training.everything``, only for what fills the picture, as FSC-147 does: by its name or by name and colour.
+    """
+    options = [a for a in asked if training.everything or a.plain == asked[0].plain]
+    weights = np.array([1.0 / sum(other.kind == a.kind for other in options) for a in options])
+    number = min(training.each, len(options))
+    chosen = drawn.choice(len(options), number, replace=False, p=weights / weights.sum())
+    return [options[chosen[i % number]] for i in range(training.each)]
+
+
+def counting_loss(model: CounTX, batch: Batch) -> dict[str, Tensor]:
+    """Return the density loss of a batch whose questions come in equal numbers per image; ``mask`` 255 is left out."""
+    patches = model.encode_image(model.preprocess(batch.image))
+    patches = patches.repeat_interleave(len(batch.caption) // len(batch.image), dim=0)
+    output = model.decode(model.interact(patches, model.encode_text(model.tokenize(batch.caption))))
+    kept = None if batch.mask is None else (batch.mask[0] != 255).float()
+    loss = density_loss(output, DENSITY_SCALE * batch.density[:, 0], kept)
+    error = (output.detach().sum((1, 2)) / DENSITY_SCALE - batch.density.sum((1, 2, 3))).abs().mean()
+    return {"loss": loss, "count_error": error}
+
+
+def train(
+    model: CounTX,
+    batches: Callable[[int], Batch],
+    training: Training,
+    seed: int,
+    evaluate: Callable[[CounTX], Mapping[str, float]] | None = None,
+    progress: str | None = None,
+    out: Path | None = None,
+) -> History:
+    """Train in place. As in the authors' loss, a random fifth of the pixels is left out in every step."""
+    model.freeze(image_tower=training.frozen)
+
+    def masked(step: int) -> Batch:
+        batch = batches(step)
+        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
+        kept = random_pixel_mask(tuple(batch.image.shape[-2:]), generator).to(batch.image.device)
+        batch.mask = torch.where(kept[None] > 0, 0, 255)
+        return replace(batch, caption=[BLIND_TEXT] * len(batch.caption)) if training.blind else batch
+
+    return fit(model, counting_loss, masked, training.config(seed), evaluate=evaluate, progress=progress, out=out)
+
+
+def counter_of(model: CounTX, text: str | None = None) -> Counter:
+    """Return the model as a counter of square images; ``text`` replaces whatever is asked."""
+
+    @torch.no_grad()
+    def count(batch: Batch) -> Tensor:
+        asked = batch.caption if text is None else [text] * len(batch.caption)
+        return model.predict(batch.image, asked).sum((1, 2))
+
+    return count
+
+
+def window_counter(model: CounTX, merge: str = "recursive", stride: int | None = None) -> Counter:
+    """Return the model as a counter of images of any shape, through square windows (authors' test protocol)."""
+
+    def count(batch: Batch) -> Tensor:
+        pairs = zip(batch.image, batch.caption, strict=True)
+        return torch.tensor([model.count(image, text, merge=merge, stride=stride) for image, text in pairs])
+
+    return count
+
+
+def paper_learning_rate(
+    epoch: float, lr: float = 6.25e-6, warmup: float = 10, epochs: float = 1000, least: float = 0.0
+) -> float:
+    """Return the authors' learning rate at a fractional ``epoch``: linear from 0, then half a cosine to ``least``."""
+    if epoch < warmup:
+        return lr * epoch / warmup
+    return least + (lr - least) * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))

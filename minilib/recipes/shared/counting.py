@@ -1,0 +1,295 @@
+"""What both counting chapters share: questions, scenes whose test classes were never counted, and two baselines.
+
+A *question* is an image and the name of what to count in it. One image can carry several: that is what separates
+counting what the words say from counting what there is most of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from minilib.batch import Batch
+from minilib.datasets.bccd import Bccd
+from minilib.datasets.density import dot_map, smooth
+from minilib.metrics.counting import CountErrors, count_errors
+from minilib.models.clip import CLIP, prompt_ensemble
+from minilib.recipes.clip.recipe import normalise
+from minilib.scenes import VOCABULARY, EmojiScenes, SceneConfig
+from minilib.scenes.renderer import density_map
+
+Counter = Callable[[Batch], Tensor]
+"""A batch of questions (image, caption = what to count) to their counts (B,)."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """N questions about M images of H x W pixels."""
+
+    image: Tensor
+    """(M, 3, H, W) uint8."""
+    about: Tensor
+    """(N,) int64, the image of each question."""
+    asked: tuple[str, ...]
+    """What to count, N plural names."""
+    points: tuple[Tensor, ...]
+    """Per question (n, 2) float centres of what is to be counted, x y in pixels."""
+    sigma: float = 1.5
+    """Standard deviation of the target density's bells, in pixels."""
+
+    def __len__(self) -> int:
+        return len(self.about)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The different names asked for, sorted."""
+        return tuple(sorted(set(self.asked)))
+
+    @property
+    def counts(self) -> Tensor:
+        """The true answers, (N,) float."""
+        return torch.tensor([float(len(points)) for points in self.points])
+
+    def take(self, indices: Sequence[int]) -> Questions:
+        """Return only the questions ``indices``, about the same images."""
+        rows = torch.as_tensor(list(indices), dtype=torch.int64)
+        kept = rows.tolist()
+        return Questions(
+            self.image, self.about[rows], tuple(self.asked[i] for i in kept), tuple(self.points[i] for i in kept),
+            self.sigma,
+        )  # fmt: skip
+
+    def batch(
+        self, indices: Sequence[int], device: torch.device | str = "cpu", mirror: Sequence[bool] | None = None
+    ) -> Batch:
+        """Return the questions ``indices`` with ``caption`` = what to count, ``points`` and ``density``.
+
+        Args:
+            indices: which questions.
+            device: where the batch lives.
+            mirror: which of them to show left-right reversed; None = none.
+        """
+        rows = [int(i) for i in indices]
+        image = self.image[self.about[rows]].to(device).float() / 255
+        points = [self.points[i].to(device) for i in rows]
+        width = image.shape[-1]
+        for place, turned in enumerate(mirror or ()):
+            if turned:
+                image[place] = image[place].flip(-1)
+                points[place] = torch.stack([width - points[place][:, 0], points[place][:, 1]], dim=1)
+        density = density_map(points, tuple(image.shape[-2:]), self.sigma)
+        return Batch(image, caption=[self.asked[i] for i in rows], points=points, density=density)
+
+    def stream(self, batch_size: int, seed: int, device: torch.device | str = "cpu") -> Callable[[int], Batch]:
+        """Return ``step -> Batch``, a pure function of the step: shuffled epochs, half of the images mirrored."""
+
+        def batch(step: int) -> Batch:
+            places = range(step * batch_size, (step + 1) * batch_size)
+            rows = [int(_shuffle(len(self), seed, p // len(self))[p % len(self)]) for p in places]
+            mirror = np.random.default_rng([seed, step, 1]).random(batch_size) < 0.5
+            return self.batch(rows, device, mirror.tolist())
+
+        return batch
+
+
+@lru_cache(maxsize=8)
+def _shuffle(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, 0]).permutation(n)
+
+
+@dataclass(frozen=True)
+class CountingScenes:
+    """Scenes to count in: one class is asked for, others stand among it."""
+
+    size: int = 96
+    """Image side in pixels."""
+    count: tuple[int, int] = (1, 30)
+    """Least and largest number of objects asked for."""
+    distractors: tuple[int, int] = (0, 15)
+    """Least and largest number of objects of other classes."""
+    scale: tuple[float, float] = (0.55, 1.0)
+    """Object side relative to its cell."""
+    jitter: float = 1.2
+    """Above 1 neighbours may hide a part of each other."""
+    train: int = 640
+    """Training questions."""
+    test: int = 240
+    """Test questions."""
+    sigma: float = 1.5
+    """Standard deviation of the target density's bells, in pixels."""
+
+    def scenes(self, classes: Sequence[str], device: torch.device | str = "cpu", **changes: object) -> EmojiScenes:
+        """Return the scenes that show ``classes`` alone; ``changes`` are to SceneConfig."""
+        config = SceneConfig(
+            size=self.size, count=self.count, distractors=self.distractors, scale=self.scale, jitter=self.jitter,
+            tint=0.0, classes=tuple(classes),
+        )  # fmt: skip
+        return EmojiScenes(config, device=device).but(**changes)
+
+    def questions(self, classes: Sequence[str], n: int, split: str, seed: int, **changes: object) -> Questions:
+        """Draw ``n`` scenes of a split, one question about each."""
+        scenes = self.scenes(classes, **changes)
+        parts = [scenes.batch("count", min(128, n - i), split, seed, i) for i in range(0, n, 128)]
+        image = torch.cat([(part.image * 255).round().to(torch.uint8) for part in parts])
+        asked = tuple(VOCABULARY[i].plural for part in parts for i in part.label.tolist())
+        points = tuple(points for part in parts for points in part.points)
+        return Questions(image, torch.arange(n), asked, points, self.sigma)
+
+    def training(self, seed: int) -> Questions:
+        """Return the training questions; classes of the test are neither asked for nor shown."""
+        return self.questions(counted_classes("train"), self.train, "train", seed)
+
+    def testing(self, seed: int, classes: str = "test") -> Questions:
+        """Return questions about new scenes of ``classes`` "test" (never counted in training) or "train"."""
+        return self.questions(counted_classes(classes), self.test, "test", seed)
+
+    def pairs(self, n: int, seed: int, each: tuple[int, int] = (3, 12)) -> Questions:
+        """Return 2n questions about n scenes of two test classes: question i and i + n are about the same image."""
+        chosen = counted_classes("test")
+        scenes, drawn = self.scenes(chosen), np.random.default_rng([seed, 7])
+        images, asked, points = [], ([], []), ([], [])
+        for i in range(n):
+            first, second = drawn.choice(len(chosen), 2, replace=False)
+            numbers = drawn.integers(each[0], each[1] + 1, 2)
+            two = scenes.but(
+                classes=(chosen[first], chosen[second]),
+                count=(int(numbers[0]),) * 2,
+                distractors=(int(numbers[1]),) * 2,
+            )
+            batch = two.batch("count", 1, "test", seed, i)
+            images.append((batch.image * 255).round().to(torch.uint8))
+            is_asked = batch.classes[0] == batch.label[0]
+            centres = (batch.boxes[0][:, :2] + batch.boxes[0][:, 2:]) / 2
+            for place, mask in enumerate((is_asked, ~is_asked)):
+                asked[place].append(VOCABULARY[int(batch.classes[0][mask][0])].plural)
+                points[place].append(centres[mask])
+        about = torch.arange(n).repeat(2)
+        return Questions(torch.cat(images), about, (*asked[0], *asked[1]), (*points[0], *points[1]), self.sigma)
+
+
+def counted_classes(part: str) -> tuple[str, ...]:
+    """Return the class names of ``part``: every fifth class of the vocabulary is a "test" class, the rest "train".
+
+    As in FSC-147, whose 29 test classes do not occur in training. The frozen CLIP has seen all names in captions.
+
+    Raises:
+        ValueError: another part.
+    """
+    if part not in ("train", "test"):
+        raise ValueError(f"part={part!r}: expected 'train' or 'test'")
+    return tuple(c.name for c in VOCABULARY if (c.index % 5 == 2) == (part == "test"))
+
+
+def bccd_questions(split: Bccd, sigma: float = 1.5) -> Questions:
+    """Ask for every class in every micrograph: questions i, i + M and i + 2M are about image i."""
+    pairs = [(i, c) for c in range(len(split.names)) for i in range(len(split))]
+    return Questions(
+        split.image,
+        torch.tensor([i for i, _ in pairs]),
+        tuple(split.names[c] for _, c in pairs),
+        tuple(split.points(i, c) for i, c in pairs),
+        sigma,
+    )
+
+
+def validation_target(points: Tensor, size: tuple[int, int], new_size: tuple[int, int], sigma: float = 1.0) -> Tensor:
+    """Return the map whose sum VLCounter's authors take for the true count: points (n, 2) of an image resized.
+
+    Points that fall on one pixel merge, so that the sum can be lower than their number; CounTX takes the number.
+
+    Args:
+        points: x y in pixels of the image as it was.
+        size: (H, W) of the image as it was.
+        new_size: (H, W) after resizing.
+        sigma: standard deviation of the bells, in pixels.
+    """
+    scale = torch.tensor([new_size[1] / size[1], new_size[0] / size[0]], dtype=torch.float64)
+    pixels = (points.double() * scale).trunc()
+    return smooth(dot_map(pixels, new_size, merge=True, clamp=True), sigma)
+
+
+@torch.no_grad()
+def answers(counter: Counter, questions: Questions, device: torch.device | str = "cpu", batch_size: int = 40) -> Tensor:
+    """Return the counter's answers to all questions, (N,) on the host."""
+    rows = torch.arange(len(questions)).split(batch_size)
+    return torch.cat([counter(questions.batch(part.tolist(), device)).float().cpu() for part in rows])
+
+
+def evaluate(counter: Counter, questions: Questions, device: torch.device | str = "cpu") -> CountErrors:
+    """Return the counter's errors over all questions, unrounded."""
+    return count_errors(answers(counter, questions, device), questions.counts)
+
+
+# --- Baselines -------------------------------------------------------------------------------------------------------
+
+
+def training_mean(train: Questions, by_name: bool = False) -> Counter:
+    """Answer every question with the mean training count; ``by_name``, with the mean of questions of the same name."""
+    overall = train.counts.mean()
+    known = {}
+    if by_name:
+        for name in train.names:
+            known[name] = torch.stack([c for c, n in zip(train.counts, train.asked, strict=True) if n == name]).mean()
+    return lambda batch: torch.stack([known.get(name, overall) for name in batch.caption])
+
+
+@torch.no_grad()
+def similarity_map(clip: CLIP, image: Tensor, asked: Sequence[str], template: str = "a photo of {}") -> Tensor:
+    """Return the cosine between every patch and the words, (B, h, w): raw CLIP, nothing learned."""
+    patches = clip.encode_patches(normalise(clip, image), normalize=True)
+    tokens = clip.tokenize([template.replace("{}", name) for name in asked])
+    words = prompt_ensemble(clip.encode_text(tokens)[:, None])  # (E, B)
+    return torch.einsum("behw,eb->bhw", patches, words)
+
+
+@torch.no_grad()
+def similarity_threshold(
+    clip: CLIP, train: Questions, device: torch.device | str = "cpu", most: int = 320
+) -> tuple[Counter, dict[str, float]]:
+    """Count without a detector: blobs of CLIP's similarity map above a threshold, both read off the training questions.
+
+    The map is enlarged to the image, cut at ``threshold`` standard deviations above its own mean, and its connected
+    blobs are counted; a line, count = ``slope`` * blobs + ``offset``, corrects for blobs that touch. The threshold with
+    the least training error wins.
+
+    Returns:
+        the counter, and its three numbers with the training MAE.
+    """
+    part = train.take(range(min(most, len(train))))
+    rows = torch.arange(len(part)).split(40)
+    batches = [part.batch(r.tolist(), device) for r in rows]
+    maps = [_enlarged(clip, batch) for batch in batches]
+    truth = part.counts.double().numpy()
+    best: dict[str, float] = {"mae": float("inf")}
+    for threshold in np.arange(0.0, 2.6, 0.25):
+        blobs = np.concatenate([_blobs(m, threshold) for m in maps])
+        design = np.stack([blobs, np.ones_like(blobs)], axis=1)
+        slope, offset = np.linalg.lstsq(design, truth, rcond=None)[0]
+        mae = float(np.abs(slope * blobs + offset - truth).mean())
+        if mae < best["mae"]:
+            best = {"threshold": float(threshold), "slope": float(slope), "offset": float(offset), "mae": mae}
+
+    def counter(batch: Batch) -> Tensor:
+        found = _blobs(_enlarged(clip, batch), best["threshold"])
+        return torch.from_numpy(best["slope"] * found + best["offset"])
+
+    return counter, best
+
+
+def _enlarged(clip: CLIP, batch: Batch) -> Tensor:
+    """Return the similarity map at the image's size, in its own standard deviations, (B, H, W)."""
+    small = similarity_map(clip, batch.image, batch.caption)
+    large = F.interpolate(small[:, None], size=batch.image.shape[-2:], mode="bicubic")[:, 0]
+    return (large - large.mean((1, 2), keepdim=True)) / large.std((1, 2), keepdim=True).clamp_min(1e-6)
+
+
+def _blobs(maps: Tensor, threshold: float) -> np.ndarray:
+    """Return the number of connected regions above ``threshold`` in each map (B, H, W), as (B,) float."""
+    return np.array([float(ndimage.label(m > threshold)[1]) for m in maps.cpu().numpy()])

@@ -1,0 +1,277 @@
+"""Train a chapter's model on several processes, GPUs or hosts, with Hugging Face accelerate.
+
+``accelerate launch --multi_gpu --num_processes 8 -m minilib.train clip --profile full --seed 0 --out runs/train/clip``
+runs the very training that the chapter's notebook runs on one device, into the same files: ``last.pt`` and
+``metrics.jsonl``. Without ``accelerate launch`` it is one process. Stopped or killed, the same command goes on
+from the last checkpoint, with another number of processes too.
+
+**What a recipe offers.** The module with the chapter's values, ``minilib/recipes/<paper>/chapter.py``, has a
+function ::
+
+    def main_training(profile: str, seed: int, device: torch.device | str = "cpu", *, data: str = "") -> Training
+
+that returns the chapter's main training at that profile: model, loss, batches by step, values, evaluation. Its
+keyword arguments are the notebook's own parameters that bear on it. It must depend on its arguments alone, since
+every process calls it. A batch is the *joined* batch: more processes share it, they do not enlarge it.
+
+**From a notebook.** A kernel is one process. :func:`launch` starts the processes and waits for them; the same
+``Training.fit(out)`` that would have trained then finds the finished checkpoint and loads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from minilib.notebooks import typed
+from minilib.parameters import PROFILES, check_profile, repository, writable_folder
+from minilib.training import METRICS, History, Training
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LOG = "train.log"
+_OWNER = "MINILIB_OWNER"  # process whose end ends the training that it launched
+
+
+def find_training(paper: str) -> Callable[..., Training]:
+    """Return the ``main_training`` of a paper's recipe.
+
+    Raises:
+        ValueError: the paper has no recipe, or the recipe trains nothing.
+    """
+    name = f"minilib.recipes.{paper}.chapter"
+    try:
+        return importlib.import_module(name).main_training
+    except ModuleNotFoundError as error:
+        if error.name not in (name, name.rpartition(".")[0]):
+            raise
+    except AttributeError:
+        pass
+    folders = Path(__file__).parents[1].joinpath("recipes").glob("*/chapter.py")
+    known = sorted(path.parent.name for path in folders if "\ndef main_training(" in path.read_text("utf-8"))
+    raise ValueError(f"no recipe of {paper!r} offers main_training: expected one of {', '.join(known)}")
+
+
+def processes(cpu: bool = False, tracker: str | None = None, out: Path | None = None) -> Accelerator:
+    """Return the processes that ``accelerate launch`` or ``torchrun`` started, or this one alone.
+
+    Args:
+        cpu: train on CPUs even where there are GPUs.
+        tracker: ``tensorboard`` writes curves under ``out``; None = metrics.jsonl only.
+        out: folder for the tracker.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    return Accelerator(
+        cpu=cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+        mixed_precision="no",  # training.fit chooses the precision, on one process as on many
+        log_with=tracker,
+        project_dir=out,
+        kwargs_handlers=[
+            # Towers with a part that one loss does not use are common here.
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # An evaluation may take longer than the default of ten minutes.
+            InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+        ],
+    )
+
+
+def launch(
+    paper: str,
+    *,
+    profile: str,
+    seed: int,
+    out: str | os.PathLike[str],
+    devices: int,
+    device: torch.device | str = "auto",
+    own: Mapping[str, Any] | None = None,
+    options: Sequence[str] = (),
+) -> None:
+    """Train on ``devices`` processes of this machine, wait, and leave checkpoint and metrics in ``out``.
+
+    A finished training is left as it is, an interrupted one goes on. The processes end with the calling one.
+
+    Args:
+        paper: for example "clip".
+        profile: as in the notebook.
+        seed: as in the notebook.
+        out: folder of the training (not of the whole run).
+        devices: number of processes, two or more, one a GPU; on CPU any number.
+        device: "cpu", or one of the GPUs' kind.
+        own: the recipe's keyword arguments.
+        options: further options of ``python -m minilib.train``.
+
+    Raises:
+        ValueError: fewer than two ``devices``, fewer GPUs than that, or a paper that trains nothing.
+        RuntimeError: the training failed; the message ends with the end of its log.
+    """
+    find_training(paper)
+    on_cpu = str(device) == "cpu" or not torch.cuda.is_available()
+    if devices < 2:
+        raise ValueError(f"devices={devices}: expected two or more; one device trains in the calling process")
+    if not on_cpu and devices > torch.cuda.device_count():
+        raise ValueError(f"devices={devices}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    folder = writable_folder(out)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += ["--num_processes", str(devices), "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--main_process_port", "0", "-m", "minilib.train", paper]
+    command += ["--profile", profile, "--seed", str(seed), "--out", str(folder), *options]
+    command += ["--cpu"] if on_cpu else []
+    for name, value in (own or {}).items():
+        command += ["-p", f"{name}={value}"]
+    environment = os.environ | {_OWNER: str(os.getpid())}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    root = repository()
+    if root is not None:  # the processes import this very package, wherever they start
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    if on_cpu:
+        environment["ACCELERATE_USE_CPU"] = "true"
+    with open(folder / LOG, "w", encoding="utf-8") as log:
+        running = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        try:
+            _watch(running, folder, f"{paper} on {devices} processes")
+        except BaseException:
+            running.terminate()
+            running.wait()
+            raise
+    if running.returncode:
+        tail = (folder / LOG).read_text(encoding="utf-8", errors="replace")[-3000:]
+        raise RuntimeError(f"training {paper} on {devices} processes failed; {LOG} ends:\n{tail}")
+
+
+def _watch(running: subprocess.Popen[bytes], folder: Path, title: str) -> None:
+    """Show the steps that the processes have logged until they end."""
+    with tqdm(desc=title, unit=" steps", leave=False) as bar:
+        while running.poll() is None:
+            time.sleep(0.5)
+            path = folder / METRICS
+            lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines() if path.exists() else []
+            if lines:
+                row = json.loads(lines[-1])
+                bar.update(int(row["step"]) - bar.n)
+                bar.set_postfix({"loss": f"{row.get('loss', float('nan')):.3f}"})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train; return the exit status: 0 well, 2 wrong use. Other failures are raised, so that the launcher sees them."""
+    options = _parser().parse_args(arguments)
+    end_with_the_launcher()
+    try:
+        build = find_training(options.paper)
+        out, own = writable_folder(options.out), _own_parameters(build, options.parameters)
+        accelerator = processes(options.cpu, options.tracker, out)
+        training = build(check_profile(options.profile), options.seed, accelerator.device, **own)
+    except ValueError as error:
+        print(f"minilib.train: {error}", file=sys.stderr)
+        return 2
+    changes = {name: getattr(options, name) for name in ("steps", "precision", "accumulate")}
+    config = replace(training.config, **{name: value for name, value in changes.items() if value is not None})
+    training = replace(training, config=config)
+    if accelerator.is_main_process:
+        print(describe(training, accelerator), flush=True)
+    if options.tracker:
+        accelerator.init_trackers("curves")
+    history = training.fit(out, progress=options.paper if sys.stderr.isatty() else None, accelerator=accelerator)
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        print(_last(history), flush=True)
+    return 0
+
+
+def describe(training: Training, accelerator: Accelerator) -> str:
+    """Return what is about to run, in words: processes, precision, and what batch normalisation does."""
+    count, kind = accelerator.num_processes, accelerator.device.type
+    text = f"{count} process{'es' * (count > 1)} on {kind}, {training.config.steps} steps, each batch in "
+    text += f"{count * training.config.accumulate} part(s), precision {training.config.precision}"
+    if count > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in training.model.modules()):
+        over = "all processes (SyncBatchNorm)" if kind == "cuda" else "each process's own rows"
+        text += f"; batch normalisation over {over}"
+    return text
+
+
+def _last(history: History) -> str:
+    numbers = history.rows[-1] if history.rows else {}
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+
+
+def _own_parameters(build: Callable[..., Training], given: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(build).parameters.items()
+        if name not in ("profile", "seed", "device")
+    }
+    for name, _ in given:
+        if name not in known:
+            raise ValueError(f"this training has no parameter {name!r}: there are {', '.join(known) or 'none'}")
+    return {name: typed(name, text, known[name]) for name, text in given}
+
+
+def end_with_the_launcher() -> None:
+    """End this process when the one that launched it has gone, even if that was killed.
+
+    Otherwise a training that nobody waits for would go on writing into a folder where the next one has begun.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        return
+    parent, owner = os.getppid(), int(os.environ.get(_OWNER, 0))
+
+    def watch() -> None:
+        while os.getppid() == parent and (not owner or _alive(owner)):
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m minilib.train", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("paper", help="for example clip")
+    parser.add_argument("--profile", default="full", choices=PROFILES, help="default: full")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint and metrics, seen by all hosts")
+    parser.add_argument(
+        "-p", dest="parameters", action="append", type=_pair, default=[], metavar="NAME=VALUE",
+        help="a parameter of the recipe, for example -p data=FOLDER; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, help="fewer or more steps than the profile's, to try something")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default: the recipe's")
+    parser.add_argument("--accumulate", type=int, help="parts that each process works through one after another")
+    parser.add_argument("--tracker", choices=("tensorboard",), help="curves beside metrics.jsonl")
+    parser.add_argument("--cpu", action="store_true", help="train on CPUs even where there are GPUs")
+    return parser
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE")
+    return name.strip(), value
+

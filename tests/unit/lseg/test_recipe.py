@@ -1,0 +1,288 @@
+"""LSeg's recipe: what is trained on and what is not, what the protocols count, and the chapter's studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minilib import claims
+from minilib.datasets.camvid import NAMES
+from minilib.models.lseg import LSeg, LSegConfig, ResNetBackbone
+from minilib.recipes.lseg import chapter, recipe
+from minilib.recipes.lseg import experiments as wordings
+from minilib.recipes.lseg import protocol as paper
+from minilib.scenes import find
+
+TINY = recipe.Lab(image_size=32, classes=24, objects=(1, 2), features=8, batch_size=4, steps=2, test_images=12)
+
+
+@pytest.fixture(scope="module")
+def study() -> recipe.Study:
+    return recipe.scenes_study(TINY, seed=0, fold=1)
+
+
+@pytest.fixture(scope="module")
+def model(study: recipe.Study) -> recipe.Segmenter:
+    return recipe.build(TINY, study).eval()
+
+
+def test_folds_share_out_all_words() -> None:
+    folds = [recipe.scenes_study(TINY, 0, fold=fold) for fold in range(4)]
+    unseen = [set(study.unseen) for study in folds]
+    assert set.union(*unseen) == set(range(24)) and sum(map(len, unseen)) == 24
+    for study in folds:
+        assert set(study.seen) == set(range(24)) - set(study.unseen)
+        assert all(find(study.words[i]).fold == find(study.words[study.unseen[0]]).fold for i in study.unseen)
+        assert study.always == (24,) and study.words[24] == "other"
+
+
+def test_no_mask_of_an_unseen_word_is_ever_trained_on(study: recipe.Study) -> None:
+    values = torch.cat([study.batches(step).mask.unique() for step in range(8)]).unique().tolist()
+    assert set(values) <= {*study.seen, 24} and 24 in values
+    assert set(study.test["unseen"].mask.unique().tolist()) <= {*study.unseen, 24}
+
+
+def test_fewer_seen_words_leave_the_test_as_it_is(study: recipe.Study) -> None:
+    fewer = recipe.scenes_study(TINY, 0, fold=1, seen_classes=4)
+    assert len(fewer.seen) == 4 and set(fewer.seen) < set(study.seen) and fewer.unseen == study.unseen
+    torch.testing.assert_close(fewer.test["unseen"].mask, study.test["unseen"].mask)
+    assert set(fewer.batches(0).mask.unique().tolist()) <= {*fewer.seen, 24}
+    with pytest.raises(ValueError, match="expected 1 to"):
+        recipe.scenes_study(TINY, 0, seen_classes=24)
+    with pytest.raises(ValueError, match="fold=4"):
+        recipe.scenes_study(TINY, 0, fold=4)
+
+
+def test_label_vectors_and_their_controls() -> None:
+    clip, words = recipe.text_tower(), ("dog", "cat", "car", "tree", "other")
+    true = recipe.label_vectors(clip, words)
+    shuffled = recipe.label_vectors(clip, words, "shuffled", seed=1)
+    random = recipe.label_vectors(clip, words, "random", seed=1)
+    torch.testing.assert_close(true[4], shuffled[4])
+    assert sorted(true[:4, 0].tolist()) == pytest.approx(sorted(shuffled[:4, 0].tolist()))
+    assert (true[:4] - shuffled[:4]).abs().max() > 0.01
+    torch.testing.assert_close(random.norm(dim=1), torch.ones(5))
+    # Words share much of their direction; without their mean they do not.
+    centred = recipe.label_vectors(clip, words, "centred")
+    torch.testing.assert_close(centred.norm(dim=1), torch.ones(5))
+    assert abs((centred @ centred.T).mean() - 1 / 5) < (true @ true.T).mean() - 1 / 5
+    torch.testing.assert_close(random, recipe.label_vectors(clip, words, "random", seed=1))
+    with pytest.raises(ValueError, match="kind='free'"):
+        recipe.label_vectors(clip, words, "free")
+
+
+def test_only_learned_vectors_are_trained_and_the_text_tower_never(study: recipe.Study) -> None:
+    for kind in ("words", "learned"):
+        segmenter = recipe.build(TINY, study, kind)
+        trained = [name for name, p in segmenter.named_parameters() if p.requires_grad]
+        assert ("vectors" in trained) == (kind == "learned")
+        assert not [name for name in trained if "text" in name or "transformer" in name]
+    assert not any(p.requires_grad for p in recipe.text_tower().parameters())
+
+
+def test_backbone_starts_from_the_mini_checkpoint_and_the_rest_from_the_seed(study: recipe.Study) -> None:
+    one, same, other = (recipe.build(TINY, study, seed=seed) for seed in (0, 0, 1))
+    torch.testing.assert_close(one.lseg.backbone.conv1.weight, recipe.text_tower().visual.conv1.weight)
+    torch.testing.assert_close(one.lseg.head.weight, same.lseg.head.weight)
+    assert (one.lseg.head.weight - other.lseg.head.weight).abs().max() > 0.01
+
+
+def test_the_loss_falls(study: recipe.Study) -> None:
+    lab = recipe.Lab(image_size=32, classes=24, features=8, batch_size=8, steps=30, test_images=12)
+    _, history = recipe.train(lab, study, evaluations=2)
+    steps, losses = history.column("loss")
+    assert losses[-1] < 0.8 * losses[0] and steps[-1] == 30
+    assert len(history.column("unseen")[0]) == 2
+
+
+def test_labels_are_numbered_anew() -> None:
+    mask = torch.tensor([[3, 5, 9, 255]])
+    assert recipe.renumber(mask, (5, 3)).tolist() == [[1, 0, 255, 255]]
+
+
+def test_score_counts_the_words_that_were_asked_for(model: recipe.Segmenter, study: recipe.Study) -> None:
+    result = recipe.score(model, study, "unseen")
+    assert result.classes == len(study.unseen) + 1
+    assert result.confusion.sum() == study.test["unseen"].mask.numel()
+    only = recipe.score(model, study, "unseen", labels=study.unseen)
+    assert only.confusion.sum() == (study.test["unseen"].mask != 24).sum()
+    assert recipe.mean_iou(model, study, "unseen") == pytest.approx(result.iou()[:-1].nanmean().item(), nan_ok=True)
+
+
+def test_episodes_ask_for_the_largest_class(study: recipe.Study) -> None:
+    trivial = recipe.episodes(None, study)
+    mask = study.test["unseen"].mask
+    largest = torch.stack([m[m != 24].bincount(minlength=24).argmax() for m in mask])
+    share = {}
+    for wanted, m in zip(largest.tolist(), mask, strict=True):
+        share.setdefault(wanted, []).append([(m == wanted).sum().item(), m.numel()])
+    for position, wanted in enumerate(study.unseen):
+        expected = sum(a for a, _ in share.get(wanted, [])) / max(1, sum(b for _, b in share.get(wanted, [])))
+        assert trivial.iou()[position].item() == pytest.approx(expected)
+    assert trivial.intersection[0].sum() == 0
+
+
+def test_a_perfect_segmenter_is_scored_as_perfect(study: recipe.Study) -> None:
+    """Images that hold their own answer: pixel value k / 50 is class k."""
+
+    class Oracle(torch.nn.Module):
+        vectors = torch.zeros(25, 1)
+
+        def forward(self, image, labels):
+            wanted = torch.tensor(list(labels))[None, :, None, None] / 50
+            return -(image[:, :1] - wanted).abs()
+
+    mask = study.test["seen"].mask
+    image = (mask / 50)[:, None].expand(-1, 3, -1, -1)
+    answer = recipe.replace(study, test={"seen": recipe.replace(study.test["seen"], image=image)})
+    assert recipe.mean_iou(Oracle(), answer, "seen") == 1
+
+
+def test_hypernyms_and_independence(model: recipe.Segmenter, study: recipe.Study) -> None:
+    clip = recipe.text_tower()
+    answers = [wordings.hypernyms(model, TINY, clip, 0, by, n=6) for by in wordings.GROUPS_BY]
+    assert all(answer.keys() == answers[0].keys() and "animal" in answer for answer in answers)
+    assert len({tuple(answer.values()) for answer in answers}) == len(answers), "what is asked with matters"
+    with pytest.raises(ValueError, match="by='groups'"):
+        wordings.hypernyms(model, TINY, clip, 0, "groups")
+    assert recipe.independence(model, study) < 1e-4
+    coupled = recipe.build(TINY, study, block="bottleneck").eval()
+    assert recipe.independence(coupled, study) > 1e-3
+
+
+def test_merged_words_lie_between_their_members() -> None:
+    clip = recipe.text_tower()
+    vector, members = wordings.merged(clip, ["dog", "cat"]), recipe.label_vectors(clip, ["dog", "cat"])
+    assert vector.norm().item() == pytest.approx(1)
+    to_members = members @ vector
+    assert to_members[0].item() == pytest.approx(to_members[1].item(), abs=1e-5)
+    assert to_members.min() > members[0] @ members[1]
+
+
+def test_other_wordings(model: recipe.Segmenter, study: recipe.Study) -> None:
+    clip, seen = recipe.text_tower(), [study.words[i] for i in study.seen]
+    same = wordings.reworded(model, study, clip, seen)
+    assert same == pytest.approx(recipe.mean_iou(model, study, "seen"))
+    assert wordings.reworded(model, study, clip, seen, wrong=True) != same
+    share, chance = wordings.hypernyms_of_text(clip, study.words[:-1])
+    assert 0 <= share <= 1 and 0 < chance < 0.5
+
+
+# --- the chapter ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for split, count in (("train", 5), ("val", 1), ("test", 3)):
+        for number in range(count):
+            for folder, array in (
+                (split, random.integers(0, 255, (36, 48, 3), np.uint8)),
+                (f"{split}annot", random.integers(0, 12, (36, 48)).astype(np.uint8)),
+            ):
+                (tmp_path / folder).mkdir(exist_ok=True)
+                Image.fromarray(array).save(tmp_path / folder / f"{number}.png")
+    return tmp_path
+
+
+SMALL = chapter.Values(lab=recipe.Lab(features=8, batch_size=3, steps=2), frame=(36, 48))
+
+
+def test_camvid_as_a_study(camvid: Path) -> None:
+    study = chapter.camvid_study(SMALL, camvid, seed=1)
+    assert [study.words[i] for i in study.unseen] == ["building", "sign", "pedestrian"]
+    assert len(study.seen) == 8 and study.always == () and study.words == NAMES
+    batch = study.batches(0)
+    assert batch.image.shape == (3, 3, 36, 48) and batch.mask.shape == (3, 36, 48)
+    trained = recipe.renumber(batch.mask, study.labels("seen"))
+    assert (trained[torch.isin(batch.mask, torch.tensor(study.unseen))] == 255).all()
+    everything = chapter.camvid_study(SMALL, camvid, 1, held_out=())
+    assert everything.unseen == () and list(everything.test) == ["seen"]
+    assert set(chapter.by_class(recipe.build(SMALL.lab, study).eval(), study)) == set(NAMES)
+
+
+def test_frames_come_all_once_an_epoch_and_by_step_alone(camvid: Path) -> None:
+    data = chapter._camvid(camvid, "train", SMALL.frame)
+    torch.testing.assert_close(chapter._frames(data, 3, 7, 0, "cpu").image, chapter._frames(data, 3, 7, 0, "cpu").image)
+    plain = [chapter._frames(data, 5, step, 0, "cpu").image.mean(dim=(1, 2, 3)) for step in range(2)]
+    assert plain[0].shape == plain[1].shape == (5,)
+    assert (chapter._frames(data, 5, 0, 1, "cpu").image - chapter._frames(data, 5, 0, 0, "cpu").image).abs().max() > 0.1
+
+
+def test_photos_without_data_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="get_camvid.py"):
+        chapter.main_training("photos", 0)
+    with pytest.raises(FileNotFoundError, match="get_camvid.py"):
+        chapter.main_training("photos", 0, data=str(tmp_path))
+    with pytest.raises(ValueError, match="'paper' trains nothing here"):
+        chapter.main_training("paper", 0)
+
+
+def test_fewer_masks_are_the_first_ones_again_and_again(study: recipe.Study) -> None:
+    values = chapter.Values(lab=TINY)
+    half = chapter.fewer_masks(values, study, 0.5)
+    for step in range(3):
+        torch.testing.assert_close(half.batches(step).mask, study.batches(0).mask)
+    with pytest.raises(ValueError, match="share=0.1"):
+        chapter.fewer_masks(values, study, 0.1)
+
+
+def test_every_seed_has_a_fold_and_every_class_of_camvid_one() -> None:
+    assert [chapter.fold(seed) for seed in range(5)] == [0, 1, 2, 3, 0]
+    assert sorted(name for names in chapter.HELD_OUT for name in names) == sorted(NAMES)
+
+
+def test_main_training_is_the_recipe(tmp_path: Path) -> None:
+    training = chapter.main_training("quick", 2)
+    assert training.config.steps == chapter.PROFILES["quick"].lab.steps
+    assert training.config.lr_factors == (("lseg.backbone.", 0.1),)
+    loss = training.loss(training.model, training.batches(0))["loss"]
+    assert loss.isfinite()
+
+
+def test_the_ledger_tests_what_the_profiles_run() -> None:
+    ledger = claims.load("lseg")
+    runs_blocks = {name: bool(values.blocks) for name, values in chapter.PROFILES.items()}
+    for name, runs in runs_blocks.items():
+        assert isinstance(ledger["lseg.C5"].tests[name], str) != runs
+
+
+# --- at paper scale ---------------------------------------------------------------------------------------------
+
+
+def test_fss_protocol_on_a_folder_of_its_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper, "SIDE", 64)
+    classes = ["adhensive_tape", "bus"]
+    for name in classes:
+        (tmp_path / name).mkdir()
+        mask = np.zeros((56, 56), np.uint8)
+        mask[10:40, 10:40] = 128
+        Image.fromarray(np.repeat(mask[..., None], 3, axis=2)).save(tmp_path / name / "1.jpg")
+        Image.fromarray(mask).save(tmp_path / name / "1.png")
+    listing = tmp_path / "test.txt"
+    listing.write_bytes(b"bus\r\nadhensive_tape\r\n")
+    assert paper.read_classes(listing) == classes
+    _, target = paper.read_pair(tmp_path / "bus", 1)
+    assert target.shape == (64, 64) and target.unique().tolist() == [0, 1]
+    torch.manual_seed(0)
+    model = LSeg(LSegConfig(ResNetBackbone((1, 1, 1, 1), 8, 4), features=8, embed_dim=128))
+    score = paper.evaluate_fss(model, recipe.text_tower(), tmp_path, classes, examples=[1])
+    assert 0 <= score.mean_iou() <= 1 and score.union[1].min() >= target.sum()
+    with pytest.raises(FileNotFoundError, match="expected FSS-1000's"):
+        paper.evaluate_fss(model, recipe.text_tower(), tmp_path, ["car"])
+
+
+def test_checkpoints_are_read_without_running_code(tmp_path: Path) -> None:
+    good = tmp_path / "good.ckpt"
+    torch.save({"state_dict": {"net.scratch.head1.weight": torch.ones(1)}, "epoch": 3}, good)
+    assert paper.load_checkpoint(good).keys() == {"net.scratch.head1.weight"}
+    with pytest.raises(FileNotFoundError, match="lang-seg"):
+        paper.load_checkpoint(tmp_path / "none.ckpt")
+    bad = tmp_path / "bad.ckpt"
+    torch.save({"state_dict": recipe.Lab}, bad)
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        paper.load_checkpoint(bad)
