@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +17,7 @@ PROFILES = ("quick", "full", "photos", "paper")
 
 
 @dataclass(frozen=True)
-class Run:
+class Parameters:
     """Checked parameters of one notebook run."""
 
     profile: str
@@ -30,31 +25,76 @@ class Run:
     seed: int
     """Seed from which every generator of the run is made."""
     device: torch.device
-    """The device that "auto" stood for."""
+    """The device that "auto" stands for."""
     out: Path
     """Absolute path of an existing, writable folder for results."""
-    own: Mapping[str, Any] = field(default_factory=dict)
-    """The chapter's own parameters, read-only."""
+    data: Path | None = None
+    """Absolute path of an existing folder or file with real data; None = not given."""
+    weights: str = ""
+    """Name or file of weights, as the chapter understands it; "" = not given."""
+    devices: int = 1
+    """Processes of the main training, one per GPU (or CPU processes)."""
+
+    @property
+    def photos(self) -> bool:
+        """Whether the run is on real photographs."""
+        return self.profile == "photos"
+
+    @property
+    def weights_file(self) -> Path:
+        """Absolute path of the existing file that ``weights`` names.
+
+        Raises:
+            ValueError: no weights were given.
+            FileNotFoundError: there is no such file.
+        """
+        if not self.weights:
+            raise ValueError("weights='' names no file: pass weights='FILE'")
+        path = from_repository(self.weights)
+        if not path.is_file():
+            raise FileNotFoundError(f"weights={self.weights!r}: there is no file {path}")
+        return path
 
 
-def check(*, profile: str, seed: int, device: str = "auto", out: str | os.PathLike[str], **own: Any) -> Run:
-    """Check a notebook's parameters and make the folder ``out``; thread settings stay as they are.
+def check(
+    *,
+    profile: str,
+    seed: int,
+    device: str | torch.device = "auto",
+    out: str | os.PathLike[str],
+    data: str | os.PathLike[str] = "",
+    weights: str = "",
+    devices: int = 1,
+) -> Parameters:
+    """Check a notebook's parameters and make the folder ``out``.
 
-    A relative ``out`` is taken from the folder that the environment variable ``MINILIB_OUT_ROOT`` names, else from the
-    repository's root, so that a run does not depend on the folder it was started in; without a repository (an installed
-    wheel) it is taken from the working directory.
+    Thread settings stay as they are. Relative paths are taken from the repository's root, so that a run does
+    not depend on the folder it was started in (see :func:`from_repository`); for ``out``, the folder that the
+    environment variable ``MINILIB_OUT_ROOT`` names takes precedence.
 
     Raises:
         ValueError: a value is unknown, of the wrong type or out of range, the device is not there, or ``out``
             cannot be written. The message names the value, what was expected and how to mend it.
+        FileNotFoundError: ``data`` names nothing that exists.
     """
-    return Run(
+    return Parameters(
         profile=check_profile(profile),
         seed=_check_seed(seed),
         device=resolve_device(device),
         out=writable_folder(out),
-        own=MappingProxyType({name: _check_own(name, value) for name, value in own.items()}),
+        data=_existing("data", data),
+        weights=_check_text("weights", weights),
+        devices=_check_devices(devices),
     )
+
+
+def from_repository(path: str | os.PathLike[str]) -> Path:
+    """Return ``path`` as an absolute path: a relative one is taken from the repository's root.
+
+    A notebook's kernel starts in a folder of its own, so the working directory means nothing to a user.
+    Without a repository (an installed wheel) it is the working directory after all. ``~`` is expanded.
+    """
+    return (repository() or Path.cwd()) / Path(path).expanduser()
 
 
 def repository() -> Path | None:
@@ -70,7 +110,7 @@ def check_profile(profile: str) -> str:
     return profile
 
 
-def resolve_device(device: str) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
     """Return the device that a name stands for; "auto" is CUDA, else MPS, else the CPU.
 
     Raises:
@@ -78,6 +118,7 @@ def resolve_device(device: str) -> torch.device:
     """
     import torch  # here, so that programs that only start runs do not wait for it
 
+    device = str(device) if isinstance(device, torch.device) else device
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -140,23 +181,28 @@ def _check_seed(seed: int) -> int:
     return value
 
 
-def _check_own(name: str, value: Any) -> Any:
-    """Refuse what a command line may make of a number: text (YAML reads 1e-4 so) or a non-finite float."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name}={value!r} is not finite: expected an ordinary number")
-    if isinstance(value, str):
-        text = value.strip().lower()
-        if text in ("true", "false"):
-            raise ValueError(f"{name}={value!r} is text: expected {text.title()} without quotes")
-        if text in ("none", "null"):
-            raise ValueError(f"{name}={value!r} is text: expected None without quotes")
-        try:
-            number = float(text)
-        except ValueError:
-            return value
-        plain = np.format_float_positional(number, trim="-")
-        raise ValueError(
-            f"{name}={value!r} is text: expected a number. Write {name} = {plain} without quotes, "
-            f"or `papermill -p {name} {plain}` (papermill's -y reads 1e-4 as text)"
-        )
-    return value
+def _existing(name: str, value: str | os.PathLike[str]) -> Path | None:
+    text = _check_text(name, value)
+    if not text:
+        return None
+    path = from_repository(text)
+    if not path.exists():
+        raise FileNotFoundError(f"{name}={text!r}: there is no {path}; give an existing folder or file")
+    return path.resolve()
+
+
+def _check_text(name: str, value: str | os.PathLike[str]) -> str:
+    """Return the text of a path or name; what a command line makes of "None" is refused."""
+    if not isinstance(value, (str, os.PathLike)):
+        kind = type(value).__name__
+        raise ValueError(f"{name}={value!r} is {kind}: expected text, or '' for none")
+    text = os.fspath(value).strip()
+    if text.lower() in ("none", "null"):
+        raise ValueError(f"{name}={text!r} is text: for none, write {name} = ''")
+    return text
+
+
+def _check_devices(devices: int) -> int:
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise ValueError(f"devices={devices!r}: expected a whole number, 1 or more")
+    return devices

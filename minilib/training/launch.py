@@ -5,14 +5,9 @@ runs the very training that the chapter's notebook runs on one device, into the 
 ``metrics.jsonl``. Without ``accelerate launch`` it is one process. Stopped or killed, the same command goes on
 from the last checkpoint, with another number of processes too.
 
-**What a recipe offers.** The module with the chapter's values, ``minilib/recipes/<paper>/chapter.py``, has a
-function ::
-
-    def main_training(profile: str, seed: int, device: torch.device | str = "cpu", *, data: str = "") -> Training
-
-that returns the chapter's main training at that profile: model, loss, batches by step, values, evaluation. Its
-keyword arguments are the notebook's own parameters that bear on it. It must depend on its arguments alone, since
-every process calls it. A batch is the *joined* batch: more processes share it, they do not enlarge it.
+**What is trained.** The main training of the paper's chapter (:meth:`minilib.claims.chapter.Chapter.training`).
+It must depend on its arguments alone, since every process makes it. A batch is the *joined* batch: more processes
+share it, they do not enlarge it.
 
 **From a notebook.** A kernel is one process. :func:`launch` starts the processes and waits for them; the same
 ``Training.fit(out)`` that would have trained then finds the finished checkpoint and loads it.
@@ -21,52 +16,34 @@ every process calls it. A batch is the *joined* batch: more processes share it, 
 from __future__ import annotations
 
 import argparse
-import importlib
-import inspect
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from minilib.notebooks import typed
-from minilib.parameters import PROFILES, check_profile, repository, writable_folder
-from minilib.training import METRICS, History, Training
+from minilib import parameters
+from minilib.parameters import PROFILES, Parameters, repository, writable_folder
+from minilib.training.journal import METRICS
+from minilib.training.loop import History, Training
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LOG = "train.log"
+OWN = ("data", "weights")
+"""The notebook's parameters, beside profile and seed, that bear on its main training."""
 _OWNER = "MINILIB_OWNER"  # process whose end ends the training that it launched
-
-
-def find_training(paper: str) -> Callable[..., Training]:
-    """Return the ``main_training`` of a paper's recipe.
-
-    Raises:
-        ValueError: the paper has no recipe, or the recipe trains nothing.
-    """
-    name = f"minilib.recipes.{paper}.chapter"
-    try:
-        return importlib.import_module(name).main_training
-    except ModuleNotFoundError as error:
-        if error.name not in (name, name.rpartition(".")[0]):
-            raise
-    except AttributeError:
-        pass
-    folders = Path(__file__).parents[1].joinpath("recipes").glob("*/chapter.py")
-    known = sorted(path.parent.name for path in folders if "\ndef main_training(" in path.read_text("utf-8"))
-    raise ValueError(f"no recipe of {paper!r} offers main_training: expected one of {', '.join(known)}")
 
 
 def processes(cpu: bool = False, tracker: str | None = None, out: Path | None = None) -> Accelerator:
@@ -94,37 +71,24 @@ def processes(cpu: bool = False, tracker: str | None = None, out: Path | None = 
     )
 
 
-def launch(
-    paper: str,
-    *,
-    profile: str,
-    seed: int,
-    out: str | os.PathLike[str],
-    devices: int,
-    device: torch.device | str = "auto",
-    own: Mapping[str, Any] | None = None,
-    options: Sequence[str] = (),
-) -> None:
-    """Train on ``devices`` processes of this machine, wait, and leave checkpoint and metrics in ``out``.
+def launch(paper: str, run: Parameters, out: str | os.PathLike[str], options: Sequence[str] = ()) -> None:
+    """Train on ``run.devices`` processes of this machine, wait, and leave checkpoint and metrics in ``out``.
 
     A finished training is left as it is, an interrupted one goes on. The processes end with the calling one.
 
     Args:
         paper: for example "clip".
-        profile: as in the notebook.
-        seed: as in the notebook.
+        run: the notebook's parameters; ``devices`` is the number of processes, two or more, one per GPU (on CPU
+            any number).
         out: folder of the training (not of the whole run).
-        devices: number of processes, two or more, one a GPU; on CPU any number.
-        device: "cpu", or one of the GPUs' kind.
-        own: the recipe's keyword arguments.
         options: further options of ``python -m minilib.train``.
 
     Raises:
-        ValueError: fewer than two ``devices``, fewer GPUs than that, or a paper that trains nothing.
+        ValueError: fewer than two ``devices``, or fewer GPUs than that.
         RuntimeError: the training failed; the message ends with the end of its log.
     """
-    find_training(paper)
-    on_cpu = str(device) == "cpu" or not torch.cuda.is_available()
+    devices, device = run.devices, run.device
+    on_cpu = device.type == "cpu" or not torch.cuda.is_available()
     if devices < 2:
         raise ValueError(f"devices={devices}: expected two or more; one device trains in the calling process")
     if not on_cpu and devices > torch.cuda.device_count():
@@ -133,10 +97,11 @@ def launch(
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     command += ["--num_processes", str(devices), "--num_machines", "1", "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", "--main_process_port", "0", "-m", "minilib.train", paper]
-    command += ["--profile", profile, "--seed", str(seed), "--out", str(folder), *options]
+    command += ["--profile", run.profile, "--seed", str(run.seed), "--out", str(folder), *options]
     command += ["--cpu"] if on_cpu else []
-    for name, value in (own or {}).items():
-        command += ["-p", f"{name}={value}"]
+    for name in OWN:
+        if value := getattr(run, name):
+            command += ["-p", f"{name}={value}"]
     environment = os.environ | {_OWNER: str(os.getpid())}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     root = repository()
@@ -174,12 +139,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train; return the exit status: 0 well, 2 wrong use. Other failures are raised, so that the launcher sees them."""
     options = _parser().parse_args(arguments)
     end_with_the_launcher()
+    from minilib.claims.chapter import find_chapter  # the chapters themselves call launch()
+
     try:
-        build = find_training(options.paper)
-        out, own = writable_folder(options.out), _own_parameters(build, options.parameters)
-        accelerator = processes(options.cpu, options.tracker, out)
-        training = build(check_profile(options.profile), options.seed, accelerator.device, **own)
-    except ValueError as error:
+        chapter = find_chapter(options.paper)
+        run = parameters.check(
+            profile=options.profile, seed=options.seed, out=options.out, **dict(options.parameters)
+        )
+        accelerator = processes(options.cpu, options.tracker, run.out)
+        training = chapter.training(replace(run, device=accelerator.device))
+    except (ValueError, FileNotFoundError) as error:
         print(f"minilib.train: {error}", file=sys.stderr)
         return 2
     changes = {name: getattr(options, name) for name in ("steps", "precision", "accumulate")}
@@ -189,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(describe(training, accelerator), flush=True)
     if options.tracker:
         accelerator.init_trackers("curves")
-    history = training.fit(out, progress=options.paper if sys.stderr.isatty() else None, accelerator=accelerator)
+    history = training.fit(run.out, progress=options.paper if sys.stderr.isatty() else None, accelerator=accelerator)
     accelerator.end_training()
     if accelerator.is_main_process:
         print(_last(history), flush=True)
@@ -210,18 +179,6 @@ def describe(training: Training, accelerator: Accelerator) -> str:
 def _last(history: History) -> str:
     numbers = history.rows[-1] if history.rows else {}
     return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-
-
-def _own_parameters(build: Callable[..., Training], given: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    known = {
-        name: parameter.default
-        for name, parameter in inspect.signature(build).parameters.items()
-        if name not in ("profile", "seed", "device")
-    }
-    for name, _ in given:
-        if name not in known:
-            raise ValueError(f"this training has no parameter {name!r}: there are {', '.join(known) or 'none'}")
-    return {name: typed(name, text, known[name]) for name, text in given}
 
 
 def end_with_the_launcher() -> None:
@@ -259,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint and metrics, seen by all hosts")
     parser.add_argument(
         "-p", dest="parameters", action="append", type=_pair, default=[], metavar="NAME=VALUE",
-        help="a parameter of the recipe, for example -p data=FOLDER; repeatable",
+        help=f"a parameter of the notebook, {' or '.join(OWN)}, for example -p data=FOLDER; repeatable",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, help="fewer or more steps than the profile's, to try something")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default: the recipe's")
@@ -271,7 +228,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE")
+    if not equals or name.strip() not in OWN:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {' or '.join(f'{own}=VALUE' for own in OWN)}")
     return name.strip(), value
-

@@ -132,7 +132,7 @@ def test_parameters_are_literals(path: Path) -> None:
         target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
         assert isinstance(target, ast.Name)
         values[target.id] = ast.literal_eval(statement.value)
-    wanted = dict(profile=str, seed=int, device=str, out=str)
+    wanted = dict(profile=str, seed=int, device=str, out=str, data=str, devices=int)
     assert {name: type(values.get(name)) for name in wanted} == wanted
     assert (values["profile"], values["device"]) == ("quick", "auto"), "stored is what anybody can repeat"
 
@@ -156,3 +156,33 @@ def test_answers_are_folded(path: Path) -> None:
     folded = re.findall(r":class: [^\n]*\bdropdown\b|^:{3,}\{dropdown\}|<details", prose, flags=re.MULTILINE)
     hidden = [cell for cell in code(path) if tags(cell) & {"hide-cell", "hide-input"}]
     assert folded or hidden
+
+
+@every
+def test_cells_are_short_enough_to_be_read(path: Path) -> None:
+    for number, cell in enumerate(code(path), 1):
+        lines = cell.source.count("\n") + 1
+        assert lines <= 30, f"code cell {number} has {lines} lines: move what is not the point into the library"
+
+
+def definitions(path: Path) -> set[str]:
+    """Names of the functions and classes that a notebook defines."""
+    nodes = [node for cell in code(path) for node in ast.walk(ast.parse(cell.source))]
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def test_no_helper_is_defined_in_two_notebooks() -> None:
+    seen: dict[str, str] = {}
+    for path in NOTEBOOKS:
+        for name in definitions(path):
+            assert name not in seen, f"{name} is defined in {seen[name]} and in {path.name}"
+            seen[name] = path.name
+
+
+@every_chapter
+def test_the_chapter_is_opened_with_all_its_parameters(path: Path) -> None:
+    parameters = next(cell for cell in code(path) if "parameters" in tags(cell))
+    names = {node.id for node in ast.walk(ast.parse(parameters.source)) if isinstance(node, ast.Name)}
+    calls = [node for cell in code(path) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+    (opened,) = [call for call in calls if ast.unparse(call.func) == "chapter.open"]
+    assert {word.arg: ast.unparse(word.value) for word in opened.keywords} == {name: name for name in names}

@@ -13,14 +13,13 @@ GOOD = {"profile": "quick", "seed": 0, "device": "cpu"}
 
 def test_good_parameters_are_resolved(tmp_path):
     threads = torch.get_num_threads()
-    run = parameters.check(**GOOD, out=str(tmp_path / "a" / "b"), steps=30, name="dog")
+    run = parameters.check(**GOOD, out=str(tmp_path / "a" / "b"), weights="mini-rn")
     assert run.device == torch.device("cpu")
     assert run.out == (tmp_path / "a" / "b").resolve() and run.out.is_dir()
     assert list(run.out.iterdir()) == [], "the writability check left something behind"
-    assert run.own == {"steps": 30, "name": "dog"}
+    assert (run.data, run.weights, run.devices) == (None, "mini-rn", 1)
     assert torch.get_num_threads() == threads
-    with pytest.raises(TypeError):
-        run.own["steps"] = 3
+    assert not run.photos
 
 
 def test_numpy_seed_is_a_plain_int(tmp_path):
@@ -45,11 +44,11 @@ def test_auto_is_a_device_of_this_machine():
         ({"device": "cuda:99"}, ["'cuda:99'", "CUDA device(s)"]),
         ({"device": "meta"}, ["'meta'", "auto"]),
         ({"device": 0}, ["device=0", "auto"]),
-        ({"lr": "1e-4"}, ["lr='1e-4'", "number", "0.0001"]),
-        ({"steps": "300"}, ["steps='300'", "number"]),
-        ({"lr": float("nan")}, ["lr=nan", "finite"]),
-        ({"ema": "True"}, ["ema='True'", "without quotes"]),
-        ({"data": "none"}, ["data='none'", "without quotes"]),
+        ({"data": "none"}, ["data='none'", "data = ''"]),
+        ({"data": 3}, ["data=3", "int", "text"]),
+        ({"weights": None}, ["weights=None", "NoneType"]),
+        ({"devices": 0}, ["devices=0", "1 or more"]),
+        ({"devices": "2"}, ["devices='2'", "whole number"]),
     ],
 )
 def test_bad_parameters_are_named(tmp_path, change, words):
@@ -82,3 +81,23 @@ def test_relative_out_does_not_follow_the_working_directory(tmp_path, monkeypatc
     monkeypatch.setenv("MINILIB_OUT_ROOT", str(tmp_path / "elsewhere"))
     assert parameters.writable_folder("runs/x") == (tmp_path / "elsewhere" / "runs" / "x").resolve()
     assert parameters.writable_folder(tmp_path / "y") == (tmp_path / "y").resolve(), "an absolute one stays"
+
+
+def test_relative_data_and_weights_do_not_follow_the_working_directory(tmp_path, monkeypatch):
+    root = tmp_path / "repository"
+    (root / "data" / "camvid").mkdir(parents=True)
+    (root / "weights.pth").write_bytes(b"")
+    monkeypatch.setattr(parameters, "repository", lambda: root)
+    monkeypatch.chdir(tmp_path)
+    run = parameters.check(**GOOD, out=tmp_path / "out", data="data/camvid", weights="weights.pth")
+    assert run.data == (root / "data" / "camvid").resolve()
+    assert run.weights_file == root / "weights.pth"
+
+
+def test_data_and_weights_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data='nowhere'"):
+        parameters.check(**GOOD, out=tmp_path, data="nowhere")
+    with pytest.raises(FileNotFoundError, match="weights='nowhere.pth'"):
+        _ = parameters.check(**GOOD, out=tmp_path, weights="nowhere.pth").weights_file
+    with pytest.raises(ValueError, match="weights=''"):
+        _ = parameters.check(**GOOD, out=tmp_path).weights_file

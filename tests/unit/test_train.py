@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch import nn
 
+from minilib import parameters
 from minilib.batch import Batch
-from minilib.recipes.clip import chapter as clip_chapter
 from minilib.recipes.clip import recipe as clip
+from minilib.recipes.clip.chapter import CHAPTER
 from minilib.recipes.clip.experiments import Lab
 from minilib.training import CHECKPOINT, METRICS
 from minilib.training import launch as train
@@ -140,18 +141,12 @@ def test_parts_of_scene_pairs_are_the_rows_of_the_whole() -> None:
 # --- The command and the notebook's call ---------------------------------------------------------------------
 
 
-def test_every_recipe_that_trains_keeps_the_convention() -> None:
-    assert train.find_training("clip") is clip_chapter.main_training
-    with pytest.raises(ValueError, match="no recipe of 'clap' offers main_training.*clip"):
-        train.find_training("clap")
-
-
 def test_the_command_writes_what_a_notebook_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["clip", "--profile", "quick", "--seed", "1", "--steps", "2", "--out", str(tmp_path), "--cpu"]
     assert train.main([*command, "--tracker", "tensorboard"]) == 0
     assert "1 process on cpu, 2 steps" in capsys.readouterr().out
     assert list((tmp_path / "curves").rglob("events.out.tfevents.*")), "no curves for TensorBoard"
-    task = clip_chapter.main_training("quick", 1)
+    task = CHAPTER.training(parameters.check(profile="quick", seed=1, out=tmp_path, device="cpu"))
     task = replace(task, config=replace(task.config, steps=2), batches=None)  # finished: no batch is asked for
     history = task.fit(tmp_path, progress=None)
     assert history.rows[-1]["step"] == 2 and "top1" in history.rows[-1]
@@ -159,34 +154,40 @@ def test_the_command_writes_what_a_notebook_reads(tmp_path: Path, capsys: pytest
 
 def test_the_command_refuses_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong, words in (
-        (["clap"], "no recipe of 'clap'"),
-        (["clip", "-p", "dta=x"], "no parameter 'dta': there are data"),
-        (["clip", "--profile", "paper"], "profile='paper' trains nothing here"),
-        (["clip", "--profile", "photos"], "needs data="),
+        (["clap"], "paper='clap' has no chapter: expected one of clip"),
+        (["clip", "--profile", "paper"], "profile='paper' is not run here"),
+        (["clip", "--profile", "photos"], "needs data"),
+        (["clip", "--profile", "photos", "-p", "data=nowhere"], "data='nowhere'"),
     ):
         assert train.main([*wrong, "--out", str(tmp_path), "--cpu"]) == 2
         assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        train.main(["clip", "-p", "dta=x", "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "'dta=x': expected data=VALUE or weights=VALUE" in capsys.readouterr().err
+
+
+def checked(out: Path, devices: int) -> parameters.Parameters:
+    return parameters.check(profile="quick", seed=0, device="cpu", out=out, devices=devices)
 
 
 def test_a_notebook_starts_two_processes_and_reads_their_results(tmp_path: Path) -> None:
-    how = dict(profile="quick", seed=0, out=tmp_path, devices=2, device="cpu")
-    train.launch("clip", **how, options=["--steps", "2"])
+    train.launch("clip", checked(tmp_path, 2), tmp_path, ["--steps", "2"])
     assert rows(tmp_path)[-1]["step"] == 2
     assert "2 processes on cpu" in (tmp_path / train.LOG).read_text()
 
 
 def test_a_launch_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    how = dict(profile="quick", seed=0, out=tmp_path, device="cpu")
-    with pytest.raises(ValueError, match="no recipe of 'clap'"):
-        train.launch("clap", **how, devices=2)
+    with pytest.raises(RuntimeError, match="(?s)training clap on 2 processes failed.*'clap' has no chapter"):
+        train.launch("clap", checked(tmp_path, 2), tmp_path)
     with pytest.raises(ValueError, match="devices=1: expected two or more"):
-        train.launch("clip", **how, devices=1)
+        train.launch("clip", checked(tmp_path, 1), tmp_path)
     fails = tmp_path / "python"
     fails.write_text("#!/bin/sh\necho the disk is on fire >&2\nexit 3\n")
     fails.chmod(0o755)
     monkeypatch.setattr(train.sys, "executable", str(fails))
     with pytest.raises(RuntimeError, match="(?s)training clip on 2 processes failed.*the disk is on fire"):
-        train.launch("clip", **how, devices=2)
+        train.launch("clip", checked(tmp_path, 2), tmp_path)
 
 
 def test_what_batch_normalisation_does_is_said() -> None:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from minilib.batch import Batch
+from minilib.claims.chapter import Chapter
 from minilib.datasets import CAPTION_TEMPLATES, load_photos
 from minilib.metrics import accuracy
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, ViTConfig
-from minilib.parameters import repository
+from minilib.parameters import Parameters
 from minilib.recipes.clip import recipe
 from minilib.recipes.clip.experiments import Lab, class_scores, shot_pool
 from minilib.scenes import SceneConfig, names
@@ -89,6 +90,13 @@ class Study:
     """The training of the model that is examined."""
 
 
+def study(run: Parameters, values: Values) -> Study:
+    """Return the data of a run: EmojiScenes, or photographs in folders."""
+    if run.photos:
+        return photos_study(values, run.data, run.seed, run.device)
+    return scenes_study(values, run.seed, run.device)
+
+
 def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu") -> Study:
     """Return EmojiScenes as a study: all names of the vocabulary, single-object test scenes, no colour tints."""
     training = values.main or recipe.MINI["mini-vit"]
@@ -106,22 +114,15 @@ def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu") 
 
 
 def photos_study(
-    values: Values, root: str | Path, seed: int, device: torch.device | str = "cpu", fraction: float = 1.0
+    values: Values, root: Path, seed: int, device: torch.device | str = "cpu", fraction: float = 1.0
 ) -> Study:
     """Return a folder per class (or a zip of it) as a study; captions are templates filled with class names.
 
     ``fraction`` keeps only that share of the training photographs.
 
     Raises:
-        ValueError: no folder given, or the folder is not a data set (see ``minilib.datasets``).
+        ValueError: the folder is not a data set (see ``minilib.datasets``).
     """
-    if not str(root).strip():
-        raise ValueError(
-            "profile='photos' needs data='FOLDER', a folder with train/<class>/ and test/<class>/ "
-            "(python data_scripts/get_cifar10.py makes one)"
-        )
-    # A relative path is meant from the repository's root: a notebook's kernel starts in another folder.
-    root = (repository() or Path.cwd()) / Path(root).expanduser()
     training = values.main
     train, test = load_photos(root, size=training.model.image_size, device=device, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -149,23 +150,18 @@ def _reading(config: CLIPConfig, class_list: tuple[str, ...]) -> CLIPConfig:
     return replace(config, vocabulary=vocabulary, text=text)
 
 
-def main_training(profile: str, seed: int, device: torch.device | str = "cpu", *, data: str = "") -> Training:
-    """Return the chapter's main training for ``minilib.train``; at ``quick``, which loads its model, the live one.
-
-    Raises:
-        ValueError: the profile trains nothing here, or ``photos`` without ``data``.
-    """
-    if profile not in PROFILES:
-        raise ValueError(f"profile={profile!r} trains nothing here: expected one of {', '.join(PROFILES)}")
-    values = PROFILES[profile]
-    if profile == "quick":
-        values = replace(values, main=values.lab.pretraining())
-    if profile == "photos":
-        return study_training(photos_study(values, data, seed, device), seed, device)
-    study = scenes_study(values, seed, device)
-    if profile == "quick":
-        study = replace(study, names=values.lab.names, test=values.lab.test(seed=seed).to(device))
-    return study_training(study, seed, device)
+def main_training(run: Parameters, values: Values, study: Study) -> Training:
+    """Return the pre-training of the model that is examined; at ``quick``, which loads it, the live one."""
+    if values.main is None:
+        lab = values.lab
+        study = replace(
+            study,
+            names=lab.names,
+            test=lab.test(seed=run.seed).to(run.device),
+            pairs=recipe.scene_pairs(lab.pretraining(), run.seed, run.device),
+            training=lab.pretraining(),
+        )
+    return study_training(study, run.seed, run.device)
 
 
 def study_training(study: Study, seed: int, device: torch.device | str) -> Training:
@@ -212,3 +208,19 @@ def gap(model: CLIP, batch: Batch) -> dict[str, Tensor]:
     cosine = image @ text.T
     own = torch.eye(len(batch), dtype=torch.bool, device=cosine.device)
     return {"matched": cosine[own], "unmatched": cosine[~own], "image": image, "text": text}
+
+
+CHAPTER = Chapter(
+    "clip",
+    PROFILES,
+    study,
+    main_training,
+    needs={
+        "photos": {
+            "data": "a folder with train/<class>/ and test/<class>/, or a zip of it "
+            "(python data_scripts/get_cifar10.py makes one)"
+        }
+    },
+    missing={"paper": "it needs ImageNet and OpenAI's weights, see 'At paper scale' in the chapter"},
+)
+open = CHAPTER.open
