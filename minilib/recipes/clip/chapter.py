@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minilib.batch import Batch
-from minilib.claims.chapter import Chapter
+from minilib.claims.chapter import Chapter, Run
 from minilib.datasets import CAPTION_TEMPLATES, load_photos
 from minilib.metrics import accuracy
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, ViTConfig
@@ -20,7 +20,6 @@ from minilib.recipes.clip.experiments import Lab, class_scores, shot_pool
 from minilib.scenes import SceneConfig, names
 from minilib.tokenizer import Tokenizer, vocabulary_of
 from minilib.training import TrainConfig, Training
-from minilib.weights import load_clip
 
 
 @dataclass(frozen=True)
@@ -181,19 +180,41 @@ def study_training(study: Study, seed: int, device: torch.device | str) -> Train
     )
 
 
-def main_model(
-    study: Study, values: Values, seed: int, device: torch.device | str, out: Path
-) -> tuple[CLIP, list[dict]]:
-    """Return the model to be examined, and the metrics of its training: loaded at ``quick``, else trained here.
+def few_shot_test(study: Study, values: Values, run: Parameters) -> tuple[tuple[str, ...], Batch]:
+    """Return names and test images of the few-shot comparison; on scenes, of fewer classes."""
+    if run.photos:
+        return study.names, study.test
+    size = study.training.model.image_size
+    lab = replace(values.lab, classes=values.few_shot_classes, image_size=size)
+    return lab.names, lab.test(seed=run.seed)
 
-    A training that was interrupted goes on where it stopped (its checkpoint is in ``out``), and one that
-    ``minilib.train.launch`` has finished on several devices is only loaded.
-    """
-    if values.main is None:
-        return load_clip("mini-vit", device=device), []
-    training = study_training(study, seed, device)
-    history = training.fit(out / "main", progress="CLIP")
-    return training.model, history.rows
+
+def starved_photos(run: Run[Values, Study], top1: float) -> dict[str, float]:
+    """Train on an eighth of the photographs, for as many steps; return its top-1 beside ``top1`` on all."""
+    few = photos_study(run.values, run.data, run.seed, run.device, fraction=1 / 8)
+    training = study_training(few, run.seed, run.device)
+    training.fit(run.out / "eighth", progress="an eighth of the photographs")
+    weights = recipe.classifier(training.model, few.names, few.templates)
+    scores = recipe.embed_images(training.model, run.study.test.image) @ weights
+    fewer = accuracy(scores, run.study.test.label)
+    return {"an eighth of the photographs": fewer, "all photographs": top1}
+
+
+def photo_rows(
+    zero_shot: Sequence[float],
+    ladders: Sequence[Mapping[str, float]],
+    probes: Sequence[Mapping[str, Sequence[float]]],
+) -> dict[str, list[float]]:
+    """Return the rows of the table of photographs, over seeds, from the committed results of that profile."""
+    if not ladders:
+        return {}
+    rows = {"zero-shot, ensemble of all templates": list(zero_shot)}
+    for key in ladders[0]:
+        if "{" in key or key == "bare word":
+            rows[f"zero-shot, {key}"] = [ladder[key] for ladder in ladders]
+    for i, count in enumerate(probes[0]["shots"]):
+        rows[f"linear probe, {count} per class"] = [probe["probe"][i] for probe in probes]
+    return rows
 
 
 def floor_of_loss(captions: list[str]) -> float:
@@ -207,7 +228,7 @@ def gap(model: CLIP, batch: Batch) -> dict[str, Tensor]:
     image, text = recipe.embed_images(model, batch.image), recipe.embed_texts(model, batch.caption)
     cosine = image @ text.T
     own = torch.eye(len(batch), dtype=torch.bool, device=cosine.device)
-    return {"matched": cosine[own], "unmatched": cosine[~own], "image": image, "text": text}
+    return {"image": image, "text": text, "matched": cosine[own], "unmatched": cosine[~own]}
 
 
 CHAPTER = Chapter(

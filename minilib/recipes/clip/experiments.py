@@ -29,11 +29,22 @@ from minilib.recipes.clip.recipe import (
     contrastive_loss,
     embed_images,
     embed_texts,
+    normalise,
     scene_pairs,
     single_objects,
     text_config,
 )
-from minilib.scenes import TINTS, CaptionConfig, EmojiScenes, SceneConfig, find, held_out_tint, names, noun_phrase
+from minilib.scenes import (
+    BACKGROUNDS,
+    TINTS,
+    CaptionConfig,
+    EmojiScenes,
+    SceneConfig,
+    find,
+    held_out_tint,
+    names,
+    noun_phrase,
+)
 from minilib.scenes import polysemous as polysemous_words
 from minilib.training import History, TrainConfig, fit
 
@@ -118,6 +129,16 @@ def train_clip(
     return model, history
 
 
+def live_training(lab: Lab, seed: int, device: torch.device | str = "cpu") -> tuple[CLIP, History]:
+    """Pre-train the lab's CLIP with a progress bar; zero-shot ``top1`` is logged along the way."""
+    test = lab.test(seed=seed).to(device)
+
+    def watch(model: CLIP) -> dict[str, float]:
+        return {"top1": accuracy(class_scores(model, lab.names, test.image), test.label)}
+
+    return train_clip(lab.pretraining(), seed, device, watch, progress="live CLIP")
+
+
 class ImageClassifier(nn.Module):
     """The image tower of a CLIP with a linear head, for every method that has no text tower."""
 
@@ -165,6 +186,25 @@ def train_classifier(
 def class_scores(model: CLIP, class_list: Sequence[str], image: Tensor) -> Tensor:
     """Score images (N, 3, H, W) against class names in the first template, (N, K)."""
     return embed_images(model, image.to(model.device)) @ classifier(model, class_list)
+
+
+@torch.no_grad()
+def nearest_words(model: CLIP, batch: Batch) -> tuple[list[list[str]], list[Tensor]]:
+    """Return per scene of a batch its words, objects and background, and the nearest word of every patch.
+
+    Returns:
+        the words of each scene, and maps (h, w) of positions among them.
+    """
+    places = model.encode_patches(normalise(model, batch.image), normalize=True)
+    words, maps = [], []
+    for present, mask, place in zip(batch.present, batch.mask, places, strict=True):
+        objects = [names()[i] for i in present.nonzero()[:, 0].tolist()]
+        stuff = list(BACKGROUNDS)[int(mask.max()) - len(names())]
+        background = embed_texts(model, [BACKGROUNDS[stuff]]).T
+        query = torch.cat([classifier(model, objects), background], dim=1)
+        words.append([*objects, stuff])
+        maps.append(torch.einsum("ehw,ek->khw", place, query).argmax(0))
+    return words, maps
 
 
 # --- C1: contrast against prediction ---------------------------------------------------------------------------------
@@ -581,6 +621,17 @@ def tie_accuracy(scores: Tensor, label: Tensor, tolerance: float = 1e-5) -> floa
 
 
 # --- Data efficiency -------------------------------------------------------------------------------------------------
+
+
+def distinct_pairs(lab: Lab, many: bool) -> tuple[int | None, ...]:
+    """Return the numbers of distinct pairs to compare, in whole batches; None stands for ever new ones.
+
+    ``many`` adds a sixty-fourth of all pairs to an eighth of them.
+    """
+    size = lab.pretraining().batch_size
+    total = lab.steps * size
+    shares = (64, 8) if many else (8,)
+    return (*(total // share // size * size for share in shares), None)
 
 
 def data_efficiency(
