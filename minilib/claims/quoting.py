@@ -3,17 +3,19 @@
 In the README, a page of the book or a markdown cell of a notebook a number is between two comments, which
 readers do not see::
 
-    reaches <!-- result clip.zero_shot_top1 full -->84.2 % (72.1 to 96.3, 3 seeds)<!-- /result --> zero-shot
+    reaches <!-- result clip.zero_shot_top1 full -->84.2 %
+    (72.1 to 96.3, 3 seeds)<!-- /result --> zero-shot
 
 ``python -m minilib scoreboard --write`` fills in what the records say, and a test fails where the text says
 something else or the record is missing. The comment holds a name, the profile, and optionally a style:
 
-=========================  ========================================================================
-``clip.zero_shot_top1``    a named result; ``clip.few_shot/probe/0`` goes into a dict or a list
-``clip.C1:difference``     of a claim treatment, control, difference, verdict or seeds
-``mean``                   style: the mean alone, without its interval
-``number``                 style: not times 100 (claims know their own unit)
-=========================  ========================================================================
+=======================  ==============================================================
+``clip.zero_shot_top1``  a named result; ``clip.few_shot/probe/0`` goes into a dict or a
+                         list
+``clip.C1:difference``   of a claim treatment, control, difference, verdict or seeds
+``mean``                 style: the mean alone, without its interval
+``number``               style: not times 100 (claims know their own unit)
+=======================  ==============================================================
 """
 
 from __future__ import annotations
