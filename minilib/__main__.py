@@ -14,21 +14,22 @@ from minilib.reproduce.batch import FolderInUse
 from minilib.reproduce.commands import add_commands, runs_folder
 
 _EXAMPLES = """examples:
-  python -m minilib reproduce --chapters clip                         quick profile, seed 0, about a minute
-  python -m minilib plan --profile full --seeds 0..2 --jobs 2         what would run, and what it would cost
+  python -m minilib reproduce --chapters clip    quick profile, seed 0, about a minute
+  python -m minilib plan --profile full --jobs 2    what would run, and at what cost
   python -m minilib reproduce --chapters clip --profile full --seeds 0..2 --device cuda
   python -m minilib reproduce --chapters clip --profile photos -p data=~/photos
-  python -m minilib reproduce --profile full --seeds 0..4 --executor slurm --time-limit 2h --slurm partition=gpu
+  python -m minilib reproduce --profile full --seeds 0..4 --executor slurm \\
+      --time-limit 2h --slurm partition=gpu
   python -m minilib status
-  python -m minilib collect                                           runs/ -> book/results/
-  python -m minilib scoreboard --write                                what pages and notebooks quote from the records
+  python -m minilib collect                 runs/ -> book/results/
+  python -m minilib scoreboard --write      what pages and notebooks quote from records
 
 exit status:
   0  all is well: every run is done or was up to date
   1  some run failed (the others were made), or something is stale
   2  wrong use, or nothing could be started
   3  another runner works in the same folder
-  130  stopped by Ctrl-C or SIGTERM; the same command goes on
+  130  stopped by Ctrl-C or SIGTERM; the same command continues
 """
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Annotation = TypeVar("Annotation")
 
 
 class Phrase(NamedTuple):
@@ -61,7 +63,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on ``device``."""
-        moved = {}
+        moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
@@ -69,3 +71,20 @@ class Batch:
             elif isinstance(value, list) and value and isinstance(value[0], Tensor):
                 moved[field.name] = [tensor.to(device) for tensor in value]
         return replace(self, **moved)
+
+
+def required(annotation: Annotation | None, name: str) -> Annotation:
+    """Return an annotation that the caller cannot do without.
+
+    Args:
+        annotation: a field of a batch, such as ``batch.mask``.
+        name: the field's name, for the message.
+
+    Raises:
+        ValueError: the batch does not have it.
+    """
+    if annotation is None:
+        raise ValueError(
+            f"the batch has no {name}: make it with a task, or from a data set, that has"
+        )
+    return annotation

@@ -1,4 +1,4 @@
-"""Files that are always whole: written beside their place and moved there."""
+"""Files that are never half-written: a temporary file beside each, moved into place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that a reader finds the old file or the new one, never a part."""
+    """Write ``text`` to ``path`` so that a reader finds the old file or the new one, never part of one."""
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
     ) as file:
@@ -27,5 +27,5 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def to_json(data: Any) -> str:
-    """Return JSON text that diffs well: one key a line, no NaN."""
+    """Return JSON text that diffs well: one key per line, no NaN."""
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""Notebooks as files: find a chapter, read its parameters, tell what changed, store outputs."""
+"""Notebooks as files: find a chapter, read its parameters, detect changes, store outputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def notebooks_folder() -> Path:
     root = repository()
     if root is None:
         raise FileNotFoundError(
-            "the notebooks lie in the repository, not in the installed package: clone it and run there"
+            "the notebooks are in the repository, not in the installed package: clone it and run there"
         )
     return root / "notebooks"
 
@@ -50,7 +50,7 @@ def read_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
     """Return names and defaults from the cell tagged ``parameters``.
 
     The injected values come right after that cell, so it may hold nothing but ``name = literal``: anything
-    derived there would keep the defaults' value.
+    derived there would keep the value of the defaults.
 
     Raises:
         ValueError: no such cell, several, or a line in it that is not a literal assignment.
@@ -64,6 +64,8 @@ def read_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
         try:
             if not isinstance(node, (ast.Assign, ast.AnnAssign)) or len(targets) != 1:
                 raise ValueError
+            if node.value is None:  # a bare annotation, ``name: int``
+                raise ValueError
             found[targets[0].id] = ast.literal_eval(node.value)
         except (AttributeError, ValueError):
             line = ast.unparse(node)
@@ -72,7 +74,7 @@ def read_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_parameters(given: Iterable[str], defaults: Mapping[str, Any]) -> None:
-    """Raise ValueError naming the nearest names if ``given`` has a parameter that the notebook has not.
+    """Raise ValueError naming the nearest names if ``given`` has a parameter that the notebook does not have.
 
     Papermill itself only warns, and runs with the default.
     """
@@ -86,7 +88,7 @@ def typed(name: str, text: str, default: Any) -> Any:
     """Return a command line's text as a value of the type of the notebook's default.
 
     Raises:
-        ValueError: the text is no value of that type.
+        ValueError: the text is not a value of that type.
     """
     kind = type(default)
     try:
@@ -105,7 +107,7 @@ def typed(name: str, text: str, default: Any) -> Any:
         return value
     except (ValueError, KeyError):
         example = repr(default)
-        raise ValueError(f"{name}={text!r} is no {kind.__name__}: expected something like {example}") from None
+        raise ValueError(f"{name}={text!r} is not of type {kind.__name__}: expected something like {example}") from None
 
 
 def code_digests(notebook: Mapping[str, Any]) -> list[str]:
@@ -121,7 +123,7 @@ def publish(executed: Path, notebook: Path) -> None:
     """Store the outputs of an executed run in ``notebook``, whose prose stays as it is.
 
     The cell of injected parameters, papermill's marks and what went to stderr are left out, executions are
-    numbered from 1, and the words of each figure go where the book's builder looks for alt text.
+    numbered from 1, and each figure's description goes where the book's builder looks for alt text.
 
     Raises:
         ValueError: the code has changed since the run.
@@ -150,11 +152,11 @@ def publish(executed: Path, notebook: Path) -> None:
 
 
 def add_alt_texts(notebook: Mapping[str, Any]) -> None:
-    """Copy each figure's words into its cell's metadata, in place: there myst-nb looks for alt text.
+    """Copy each figure's description into its cell's metadata, where myst-nb looks for alt text.
 
-    myst-nb has one alt text a cell: a cell with several figures gets their words joined.
+    The notebook is changed in place. myst-nb has one alt text per cell: several figures' texts are joined.
     """
-    from minilib.display import ALT_PREFIX  # here, because it brings matplotlib along
+    from minilib.display import ALT_PREFIX  # imported here, since it imports matplotlib
 
     for cell in notebook["cells"]:
         texts = ["".join(out["data"].get("text/plain", "")) for out in cell.get("outputs", []) if "data" in out]

@@ -1,6 +1,6 @@
 """Forest plots of claims as HTML: our differences with their intervals above the paper's own.
 
-Positions are percentages and sizes pixels, so that a plot is as wide as the page leaves it and its text stays
+Positions are percentages and sizes pixels, so that a plot is as wide as the page allows and its text stays
 readable on a phone; colours are the page's, light or dark (``book/_static/claims.css``).
 """
 
@@ -27,12 +27,12 @@ class Axis:
     high: float
 
     def at(self, value: float) -> float:
-        """Return where ``value`` lies, in percent of the width; what is outside lies at the edge."""
+        """Return where ``value`` lies, in percent of the width; what is outside is put at the edge."""
         share = (value - self.low) / (self.high - self.low)
         return round(100 * min(max(share, 0.0), 1.0), 2)
 
     def ticks(self) -> list[float]:
-        """Return three to seven round values within."""
+        """Return three to seven round values inside the axis."""
         step = _round_step((self.high - self.low) / 6)
         first = math.ceil(self.low / step)
         return [round(step * k, 12) for k in range(first, math.floor(self.high / step) + 1)]
@@ -41,7 +41,7 @@ class Axis:
 def axis_for(claim: Claim, rows: Sequence[Row]) -> Axis:
     """Return an axis that shows every measured difference, the paper's, zero and the margins.
 
-    Intervals stretch it to twice that at most; a longer one is drawn to the edge, with an arrow.
+    Intervals stretch it to at most twice that; a longer one is drawn to the edge, with an arrow.
     """
     values = [0.0, *claim.differences.values()]
     ends: list[float] = []
@@ -83,10 +83,11 @@ def badge(verdict: Verdict) -> str:
 def _ours(row: Row, axis: Axis) -> str:
     verdict, test = row.verdict, row.claim.test(row.profile)
     marks = [_claimed_side(test, axis), _zero(axis)]
-    low, high, kind = verdict.low, verdict.high, "seeds"
-    if low is None and verdict.items is not None:
-        (low, high), kind = verdict.items, "items"
-    if low is not None:
+    interval, kind = verdict.interval, "seeds"
+    if interval is None:
+        interval, kind = verdict.items, "items"
+    if interval is not None:
+        low, high = interval
         left, right = axis.at(low), axis.at(high)
         marks.append(f'<line class="interval {kind}" x1="{left}%" x2="{right}%" y1="11" y2="11"/>')
         marks += [_arrow(0, "‹")] if low < axis.low else []
@@ -95,7 +96,8 @@ def _ours(row: Row, axis: Axis) -> str:
         marks += [
             f'<line class="seed" x1="{axis.at(d)}%" x2="{axis.at(d)}%" y1="4" y2="18"/>' for d in verdict.differences
         ]
-    marks.append(f'<circle class="ours" cx="{axis.at(verdict.mean)}%" cy="11" r="5"/>')
+    if verdict.mean is not None:
+        marks.append(f'<circle class="ours" cx="{axis.at(verdict.mean)}%" cy="11" r="5"/>')
     seeds = f"{verdict.n} seed{'s' * (verdict.n > 1)}"
     said = f"{row.profile}, {seeds}: {difference_text(row)}, {verdict.text}"
     return _line(row.profile, seeds, marks, said, difference_text(row), badge(verdict))

@@ -31,6 +31,11 @@ class Estimate:
     high: float | None
     n: int
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """(low, high), or None for one seed."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -64,20 +69,25 @@ class Verdict:
     """With one seed, the bootstrap interval of the difference over test items."""
 
     @property
+    def interval(self) -> tuple[float, float] | None:
+        """The interval (low, high) over seeds, or None where there is none."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
     def text(self) -> str:
         """The verdict in words, for example "indicative (agrees)"."""
         return self.kind if self.agrees is None else f"{self.kind} ({'agrees' if self.agrees else 'disagrees'})"
 
     @property
     def icon(self) -> str:
-        """A sign whose shape, not colour, tells the kind."""
+        """A sign whose shape, not colour, shows the kind."""
         return ICONS[self.kind]
 
     def __str__(self) -> str:
         return f"{self.icon} {self.text}"
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+def t_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Return the Student-t confidence interval of the mean of two or more independent values.
 
     Raises:
@@ -97,10 +107,10 @@ def bootstrap_interval(
     level: float = 0.95,
     statistic: Callable[[np.ndarray], float] | None = None,
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a statistic of the test items of one checkpoint.
+    """Return the percentile bootstrap interval of a statistic over one checkpoint's test items.
 
     For the difference between two methods on the same items pass the per-item differences, so that the
-    pairing counts. This is spread over test items; it says nothing about training again with another seed.
+    pairing counts. This is spread over test items; it says nothing about the spread over seeds.
 
     Args:
         per_item: (N,) numbers or booleans, a tensor, an array or a list; with ``statistic`` (N, ...), for example
@@ -108,8 +118,8 @@ def bootstrap_interval(
         seed: seed of the resampling.
         resamples: number of resamples.
         level: confidence level.
-        statistic: from resampled items (N, ...) to the number, for what is no mean over items: the difference of
-            two mean IoUs, an RMSE. Default: the mean.
+        statistic: maps resampled items (N, ...) to a number, where that is not a mean over items: the
+            difference of two mean IoUs, an RMSE. Default: the mean.
 
     Raises:
         ValueError: no items, more than one dimension without a ``statistic``, or a value that is not finite.
@@ -135,12 +145,14 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def seed_bootstrap_interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+def seed_bootstrap_interval(
+    differences: Sequence[float] | np.ndarray, level: float = 0.95
+) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean over seeds.
 
     Up to six seeds all resamples are counted, so nothing is drawn. It assumes no normal distribution, but
     with few seeds it is far too narrow (95 % asked for, about 75 % kept with three): verdicts use
-    :func:`t_interval`, and this stands beside it.
+    :func:`t_interval`, and this is shown beside it.
 
     Raises:
         ValueError: fewer than two values.
@@ -162,7 +174,7 @@ def seed_bootstrap_interval(differences: Sequence[float], level: float = 0.95) -
     return float(means[low]), float(means[high])
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     """Return mean, interval (None for one value) and number of ``values``."""
     low, high = t_interval(values) if len(values) > 1 else (None, None)
     return Estimate(float(np.mean(values)), low, high, len(values))
@@ -175,8 +187,8 @@ def judge(claim: Claim, measurements: Sequence[Measurement], profile: str | None
     interval must lie on the claimed side of the margin (reproduced) or on the other side (not reproduced);
     a margin inside the interval is inconclusive. Fewer seeds than the ledger asks for are indicative only.
     If a further control speaks against the claim, the test does not show what it should, and "reproduced"
-    becomes inconclusive. Where the ledger's rule is no longer the one that the measurements were made under, the
-    outcome is indicative only: a rule that was changed after the run decides nothing.
+    becomes inconclusive. Where the ledger's rule has changed since the measurements were made, the outcome is
+    indicative only: a rule that was changed after the run decides nothing.
 
     Args:
         claim: the claim.
@@ -184,7 +196,7 @@ def judge(claim: Claim, measurements: Sequence[Measurement], profile: str | None
         profile: needed only where there are no measurements.
 
     Raises:
-        ValueError: measurements of another claim, of several profiles, or twice of one seed.
+        ValueError: measurements of another claim, of several profiles, or two of one seed.
     """
     if any(m.claim != claim.id for m in measurements):
         raise ValueError(f"measurements of {sorted({m.claim for m in measurements})} given for claim {claim.id}")

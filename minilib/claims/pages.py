@@ -28,7 +28,7 @@ from minilib.parameters import PROFILES
 
 
 def write_pages(folder: Path, results_dir: str | os.PathLike[str]) -> list[Path]:
-    """Write the overview's parts and a MyST page a chapter; files that say the same already are left alone."""
+    """Write the overview's parts and one MyST page per chapter; files that are up to date are left alone."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = collect(results_dir)
     wanted = overview(rows)
@@ -59,7 +59,7 @@ def overview(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def chapter_page(chapter: str, rows: Sequence[Row]) -> str:
-    """Return one chapter's page in MyST: for every claim the plot of ours and the paper's, and all that went in."""
+    """Return one chapter's page in MyST: per claim a plot of our numbers and the paper's, and all data behind it."""
     done = Counter(row.verdict.text for row in rows if row.verdict.n)
     counted = ", ".join(f"{count} {text}" for text, count in done.items()) or "nothing recorded yet"
     title = chapter_title(chapter)
@@ -71,14 +71,14 @@ def chapter_page(chapter: str, rows: Sequence[Row]) -> str:
 
 
 def summary(results_dir: str | os.PathLike[str]) -> str:
-    """Return a table in CSV with one row for each claim and profile that was run: n, interval, verdict, cost."""
+    """Return a table in CSV with one row per claim and profile that was run: n, interval, verdict, cost."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = "claim profile verdict seeds treatment control difference low high bootstrap_low bootstrap_high items_low"
     writer.writerow([*head.split(), "items_high", "unit", "seconds_a_seed", "peak_memory_bytes", "device", "reason"])
     for row in collect(results_dir):
         verdict = row.verdict
-        if not verdict.n:
+        if verdict.treatment is None or verdict.control is None:  # not run
             continue
         numbers = [verdict.treatment.mean, verdict.control.mean, verdict.mean, verdict.low, verdict.high]
         numbers += [*(verdict.resampled or (None, None)), *(verdict.items or (None, None))]
@@ -214,7 +214,7 @@ _KEY = (
 
 
 def anchor(claim: Claim) -> str:
-    """Return the name of a claim's place on its page: "claim-clip-c1"."""
+    """Return the anchor of a claim on its page: "claim-clip-c1"."""
     return "claim-" + claim.id.replace(".", "-").replace("_", "-").lower()
 
 
@@ -236,7 +236,7 @@ def _section(claim: Claim, rows: Sequence[Row]) -> str:
 
 
 def _how(rows: Sequence[Row]) -> str:
-    """Return the folded part: the test in words, its rule, and all numbers, a column for each profile."""
+    """Return the folded part: the test in words, its rule, and all numbers, one column per profile."""
     said: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         test = row.claim.tests[row.profile]
@@ -280,7 +280,7 @@ def _cells(row: Row) -> dict[str, str]:
         "control": f"{format_estimate(verdict.control, unit)} <small>{html.escape(test.control)}</small>",
         "further controls": further or "–",
         "difference": number_text(verdict.mean, unit, sign=True),
-        "95 %, t over seeds": interval_text(None if verdict.low is None else (verdict.low, verdict.high), unit),
+        "95 %, t over seeds": interval_text(verdict.interval, unit),
         "95 %, bootstrap over seeds": interval_text(verdict.resampled, unit),
         "95 %, bootstrap over test items": interval_text(verdict.items, unit),
         "cost of a seed": html.escape(", ".join(filter(None, [_time(row), _memory(row), _device(row)])) or "–"),

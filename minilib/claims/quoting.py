@@ -1,19 +1,21 @@
 """Numbers in prose that come from the records: written by the machine, checked by a test, never typed.
 
-In the README, a page of the book or a markdown cell of a notebook a number stands between two comments, which no
-reader sees::
+In the README, a page of the book or a markdown cell of a notebook a number is between two comments, which
+readers do not see::
 
-    reaches <!-- result clip.zero_shot_top1 full -->84.2 % (72.1 to 96.3, 3 seeds)<!-- /result --> zero-shot
+    reaches <!-- result clip.zero_shot_top1 full -->84.2 %
+    (72.1 to 96.3, 3 seeds)<!-- /result --> zero-shot
 
 ``python -m minilib scoreboard --write`` fills in what the records say, and a test fails where the text says
 something else or the record is missing. The comment holds a name, the profile, and optionally a style:
 
-=========================  ========================================================================
-``clip.zero_shot_top1``    a named result; ``clip.few_shot/probe/0`` goes into a dict or a list
-``clip.C1:difference``     of a claim treatment, control, difference, verdict or seeds
-``mean``                   style: the mean alone, without its interval
-``number``                 style: not times 100 (claims know their own unit)
-=========================  ========================================================================
+=======================  ==============================================================
+``clip.zero_shot_top1``  a named result; ``clip.few_shot/probe/0`` goes into a dict or a
+                         list
+``clip.C1:difference``   of a claim treatment, control, difference, verdict or seeds
+``mean``                 style: the mean alone, without its interval
+``number``               style: not times 100 (claims know their own unit)
+=======================  ==============================================================
 """
 
 from __future__ import annotations
@@ -77,10 +79,10 @@ def fill(text: str, results_dir: str | os.PathLike[str], name: str = "the text")
     """Return ``text`` with a fresh scoreboard and fresh numbers between its markers.
 
     ``<!-- scoreboard:start -->`` and ``<!-- scoreboard:end -->`` enclose the scoreboard; for single numbers see
-    this module's page.
+    this module's docstring.
 
     Raises:
-        ValueError: the text has no markers, one that is not complete, or a number without a record.
+        ValueError: the text has no markers, an incomplete one, or a number without a record.
     """
     if not is_marked(text):
         raise ValueError(
@@ -91,7 +93,7 @@ def fill(text: str, results_dir: str | os.PathLike[str], name: str = "the text")
     loose = _LOOSE.search(_MARK.sub("", text))
     if loose:
         raise ValueError(
-            f"{name}: {loose[0]} is not complete: write <!-- result NAME PROFILE -->, the number, <!-- /result -->"
+            f"{name}: {loose[0]} is incomplete: write <!-- result NAME PROFILE -->, the number, <!-- /result -->"
         )
 
     def fresh(mark: re.Match[str]) -> str:
@@ -115,7 +117,7 @@ def fill_file(path: Path, results_dir: str | os.PathLike[str], write: bool = Tru
         ValueError: see :func:`fill`.
     """
     if path.suffix == ".ipynb":
-        import nbformat  # here, because it is slow to import and seldom needed
+        import nbformat  # imported here: it is slow to import and rarely needed
 
         notebook, stale = nbformat.read(path, as_version=4), False
         for number, cell in enumerate(notebook.cells):
@@ -140,7 +142,7 @@ def marked_files() -> list[Path]:
     """
     root = repository()
     if root is None:
-        raise FileNotFoundError("the pages lie in the repository, not in the installed package")
+        raise FileNotFoundError("the pages are in the repository, not in the installed package")
     pages = [root / "README.md", *sorted((root / "book").glob("*.md")), *sorted((root / "notebooks").glob("*.ipynb"))]
     return [page for page in pages if is_marked(page.read_text(encoding="utf-8"))]
 
@@ -192,5 +194,5 @@ def _inside(value: Any, path: list[str], name: str) -> float:
         except (KeyError, IndexError, ValueError, TypeError) as error:
             raise ValueError(f"{name!r}: the record has nothing at {key!r}") from error
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name!r} is no single number in the record: go on with /KEY or /INDEX")
+        raise ValueError(f"{name!r} is not a single number in the record: append /KEY or /INDEX")
     return float(value)

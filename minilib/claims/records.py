@@ -20,14 +20,13 @@ from minilib.files import to_json, write_atomically
 from minilib.parameters import check_profile
 
 _LEDGER = resources.files("minilib") / "ledger"
-# The book's order; a paper that is not among them comes last.
+# The book's order; any other paper comes last.
 _ORDER = "clip lseg groupvit vild glip denseclip clims detclipv3 countx vlcounter".split()
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the treatment is expected to be beside a control: greater, smaller or equal, and by which
-    margin."""
+    """How the treatment should compare with a control: greater, smaller or equal, by which margin."""
 
     direction: str
     margin: float
@@ -53,7 +52,7 @@ class Test:
 
     @property
     def rule(self) -> dict[str, Any]:
-        """All that decides a verdict, as data: a measurement keeps it, so that a later change is noticed."""
+        """All that decides a verdict, as data: measurements keep it, so that later changes are noticed."""
         sides = {name: [control.direction, control.margin] for name, control in self.controls.items()}
         return {"direction": self.direction, "margin": self.margin, "min_seeds": self.min_seeds, "controls": sides}
 
@@ -72,7 +71,7 @@ class Claim:
     numbers: str
     """What the paper measured, in words."""
     differences: Mapping[str, float]
-    """The paper's own differences treatment - control in the claim's unit, by what they are of; may be empty."""
+    """The paper's own differences treatment - control in the claim's unit, by what is compared; may be empty."""
     unit: str
     """ "percent" (measured as a fraction, shown times 100) or "number"."""
     tests: Mapping[str, Test | str]
@@ -107,7 +106,7 @@ class Measurement:
     """95 % bootstrap interval of treatment - control over the test items of this one checkpoint."""
     details: Mapping[str, Any] = field(default_factory=dict)
     rule: Mapping[str, Any] | None = None
-    """The rule of judgement as it was when this was measured; None in records older than that."""
+    """The rule as it was when this was measured; None in old records that do not hold it."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def parse(text: str, source: str = "ledger") -> dict[str, Claim]:
     """Return the claims in a ledger's YAML text.
 
     Raises:
-        ValueError: the text breaks ``ledger/schema.json``, repeats an id, or has an id of another paper.
+        ValueError: the text does not match ``ledger/schema.json``, repeats an id, or has another paper's id.
     """
     data = yaml.safe_load(text)
     schema = json.loads((_LEDGER / "schema.json").read_text(encoding="utf-8"))
@@ -233,6 +232,9 @@ def record(
     """
     test = find(claim_id).test(profile)
     given = dict(controls or {})
+    if interval is not None:
+        low, high = (_finite(end, f"{claim_id}: interval") for end in interval)
+        interval = (low, high)
     if set(given) != set(test.controls):
         expected = ", ".join(map(repr, test.controls)) or "none"
         raise ValueError(f"{claim_id} at profile {profile!r}: controls are {expected}, got {list(given) or 'none'}")
@@ -246,7 +248,7 @@ def record(
         control=_finite(control, f"{claim_id}: control"),
         n=int(n),
         controls={name: _finite(value, f"{claim_id}: control {name!r}") for name, value in given.items()},
-        interval=None if interval is None else tuple(_finite(v, f"{claim_id}: interval") for v in interval),
+        interval=interval,
         details=_json(dict(details or {}), f"{claim_id}: details"),
         rule=test.rule,
     )
@@ -306,7 +308,7 @@ def _records(chapter: str, profile: str, run: dict[str, Any]) -> Records:
 def _update(name: str, profile: str, seed: int, out: str | os.PathLike[str], kind: str, entry: Any) -> None:
     path = Path(out) / "result.json"
     head = {"chapter": name.partition(".")[0], "profile": check_profile(profile), "seed": int(seed)}
-    data = {**head, "claims": {}, "results": {}}
+    data: dict[str, Any] = {**head, "claims": {}, "results": {}}
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
         if {key: old.get(key) for key in head} == head:

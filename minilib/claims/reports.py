@@ -37,7 +37,7 @@ from minilib.claims.records import (
 )
 from minilib.parameters import PROFILES, repository
 
-# What a committed record keeps of run.json: nothing that names folders of the machine.
+# What a committed record keeps of run.json: nothing that names the machine's folders.
 _ENVIRONMENT = (
     "started",
     "wall_seconds",
@@ -72,7 +72,7 @@ def results_folder() -> Path:
     """Return the repository's folder of committed records; FileNotFoundError for an installed wheel."""
     root = repository()
     if root is None:
-        raise FileNotFoundError("the committed records lie in the repository (book/results), not in the package")
+        raise FileNotFoundError("the committed records are in the repository (book/results), not in the package")
     return root / "book" / "results"
 
 
@@ -98,7 +98,7 @@ def find_records(sources: Sources) -> list[Records]:
 
 
 def _with_environment(records: Records, file: Path) -> Records:
-    """Add to one run's records how it was made, from the ``run.json`` beside them."""
+    """Add the facts about a run, from the ``run.json`` beside its records."""
     path = file.with_name("run.json")
     if file.name != "result.json" or not path.is_file():
         return records
@@ -114,7 +114,7 @@ def collect(sources: Sources, profiles: Sequence[str] = PROFILES, chapters: Sequ
     Args:
         sources: files or folders, see :func:`find_records`.
         profiles: the profiles to judge, in this order.
-        chapters: the chapters to judge; by default all that have a ledger.
+        chapters: the chapters to judge; default: all that have a ledger.
 
     Raises:
         ValueError: a file is not a record, or it holds a claim that the ledger does not know.
@@ -142,7 +142,7 @@ def merge(runs: Sources, results: str | os.PathLike[str], profiles: Sequence[str
     """Merge per-seed records under ``runs`` into ``results/<chapter>.<profile>.json``; return the files
     written.
 
-    A seed that is there already is replaced, other seeds stay.
+    A seed that is already there is replaced, other seeds stay.
     """
     folder = Path(results)
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,8 +153,11 @@ def merge(runs: Sources, results: str | os.PathLike[str], profiles: Sequence[str
     for path, fresh in groups.items():
         seeds = {records.seed: records for records in (read_records(path) if path.exists() else [])}
         seeds |= {records.seed: records for records in fresh}
-        data = {"chapter": fresh[0].chapter, "profile": fresh[0].profile}
-        data["runs"] = [seeds[seed].to_data() for seed in sorted(seeds)]
+        data = {
+            "chapter": fresh[0].chapter,
+            "profile": fresh[0].profile,
+            "runs": [seeds[seed].to_data() for seed in sorted(seeds)],
+        }
         write_atomically(path, to_json(data))
     return sorted(groups)
 
@@ -164,7 +167,9 @@ def format_estimate(value: Estimate | None, unit: str, seeds: bool = False) -> s
     if value is None:
         return "–"
     text = number_text(value.mean, unit) + (" %" if unit == "percent" else "")
-    inside = [] if value.low is None else [f"{number_text(value.low, unit)} to {number_text(value.high, unit)}"]
+    inside = []
+    if value.interval is not None:
+        inside.append(" to ".join(number_text(end, unit) for end in value.interval))
     if seeds:
         inside.append(f"{value.n} seed{'s' if value.n > 1 else ''}")
     return text + (f" ({', '.join(inside)})" if inside else "")
@@ -181,8 +186,8 @@ def difference_text(row: Row) -> str:
     if verdict.mean is None:
         return "–"
     text = number_text(verdict.mean, unit, sign=True)
-    if verdict.low is not None:
-        return f"{text} ({interval_text((verdict.low, verdict.high), unit)})"
+    if verdict.interval is not None:
+        return f"{text} ({interval_text(verdict.interval, unit)})"
     if verdict.items is not None:
         return f"{text} ({interval_text(verdict.items, unit)} over test items)"
     return text
@@ -244,7 +249,7 @@ _EDGE = {
 
 
 def _html_rows(rows: Sequence[Row]) -> str:
-    """Return one claim's rows, one per profile; its title and the paper's numbers stand once beside them."""
+    """Return one claim's rows, one per profile; its title and the paper's numbers appear once, beside them."""
     claim, span = rows[0].claim, f'<td rowspan="{len(rows)}" style="{_CELL}">'
     first = f"{span}<b>{html.escape(claim.title)}</b><br><small>{html.escape(claim.id)}</small></td>"
     last = f"{span}{html.escape(claim.numbers)}<br><small>{html.escape(claim.where)}</small></td>"
@@ -309,8 +314,10 @@ def chapter_title(chapter: str) -> str:
     return next(iter(load(chapter).values())).method
 
 
-def number_text(value: float, unit: str, sign: bool = False) -> str:
-    """Return a number as it is shown: percent with one decimal, others with three digits."""
+def number_text(value: float | None, unit: str, sign: bool = False) -> str:
+    """Return a number as it is shown: percent with one decimal, others with three digits; a dash for None."""
+    if value is None:
+        return "–"
     scaled = 100 * value if unit == "percent" else value
     text = f"{scaled:.1f}" if unit == "percent" else f"{scaled:.3g}"
     if float(text) == 0:

@@ -1,4 +1,4 @@
-"""BCCD: 364 micrographs of blood with a box around every cell; here, a set to count on.
+"""BCCD: 364 micrographs of blood with a box around every cell, used here for counting.
 
 As published: ``Annotations/<name>.xml`` (PASCAL VOC), ``JPEGImages/<name>.jpg`` (640 x 480) and the split lists
 ``ImageSets/Main/{train,val,test,trainval}.txt`` (205, 87, 72 and 292 images). ``data_scripts/get_bccd.py`` fetches it.
@@ -24,7 +24,7 @@ SPLITS = ("train", "val", "test")
 LABELS = ("RBC", "WBC", "Platelets")
 """The classes as the annotations spell them."""
 NAMES = ("red blood cells", "white blood cells", "platelets")
-"""The same classes as people write them."""
+"""The same classes in plain English."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Bccd:
         return (boxes[:, :2] + boxes[:, 2:]) / 2
 
     def batch(self, indices: Sequence[int], asked: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """Return the images ``indices``, each with the question for the class ``asked`` of the same place.
+        """Return the images ``indices``, each asked for the class at the same position in ``asked``.
 
-        ``label`` is that class, ``caption`` its name, ``points`` its cells' centres; ``boxes`` and ``classes`` are
-        those of all cells.
+        ``label`` is that class, ``caption`` its name, ``points`` its cells' centres; ``boxes`` and ``classes``
+        cover all cells.
         """
         pairs = list(zip(indices, asked, strict=True))
         return Batch(
@@ -75,7 +75,7 @@ class Bccd:
 def load_bccd(folder: str | Path, split: str, size: tuple[int, int] | None = None) -> Bccd:
     """Read one split of the published layout.
 
-    Two of the published boxes have no area; they are somebody's count of a cell, so they stay, as points.
+    Two of the published boxes have no area. Each still marks a cell that was counted, so they are kept.
 
     Args:
         folder: holds ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``, or a folder ``BCCD`` that does.
@@ -83,8 +83,8 @@ def load_bccd(folder: str | Path, split: str, size: tuple[int, int] | None = Non
         size: (height, width) to resize to (bicubic, antialiased; boxes follow); None = as published.
 
     Raises:
-        ValueError: unknown split, a size that is not two positive numbers, an annotation that cannot be read, a class
-            or a box that does not belong, or images of different sizes where none is asked for.
+        ValueError: unknown split, a size that is not two positive numbers, an annotation that cannot be read, an
+            unknown class, a box outside its image, or images of different sizes without ``size``.
         FileNotFoundError: the folder is not BCCD, or a file that the list names is missing.
     """
     if split not in SPLITS:
@@ -101,8 +101,9 @@ def load_bccd(folder: str | Path, split: str, size: tuple[int, int] | None = Non
         )
     files = tuple(listing.read_text(encoding="utf-8").split())
     if not files:
-        raise ValueError(f"{listing} is empty: expected one file name a line")
-    images, boxes, classes = [], [], []
+        raise ValueError(f"{listing} is empty: expected one file name per line")
+    images: list[Tensor] = []
+    boxes, classes = [], []
     for name in files:
         annotation = root / "Annotations" / f"{name}.xml"
         cells, labels = read_annotation(annotation)
@@ -128,7 +129,7 @@ def read_annotation(path: Path) -> tuple[Tensor, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not XML, lacks a field, or names a class that BCCD has not.
+        ValueError: it is not XML, lacks a field, or names a class that BCCD does not have.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -139,7 +140,7 @@ def read_annotation(path: Path) -> tuple[Tensor, Tensor]:
                 raise ValueError(f"class {label!r}, expected one of {', '.join(LABELS)}")
             corners = [float(item.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
             if corners[2] < corners[0] or corners[3] < corners[1]:
-                raise ValueError(f"a box {corners} whose right or lower end lies before its left or upper one")
+                raise ValueError(f"a box {corners} whose right or lower edge comes before its left or upper one")
             cells.append(corners)
             labels.append(LABELS.index(label))
     except (ElementTree.ParseError, ValueError) as error:

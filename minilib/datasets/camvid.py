@@ -41,7 +41,7 @@ VOID = 255
 
 @dataclass(frozen=True)
 class CamVid:
-    """The frames of one split, decoded; about 15 kB a frame at 96 x 72 pixels."""
+    """The frames of one split, decoded; about 15 kB per frame at 96 x 72 pixels."""
 
     names: tuple[str, ...]
     """The 11 classes, in the order of the mask's values."""
@@ -67,15 +67,15 @@ def load_camvid(folder: str | Path, split: str, size: tuple[int, int] | None = N
     """Read one split of CamVid.
 
     Args:
-        folder: with ``train``, ``trainannot`` and so on below it.
+        folder: holds ``train``, ``trainannot`` and so on.
         split: ``"train"`` (367 frames), ``"val"`` (101) or ``"test"`` (233).
         size: (rows, columns) to resize to, photographs with antialiasing and masks by the nearest pixel;
             published as 360 x 480.
 
     Raises:
         FileNotFoundError: the folder, or the split in it, is not there.
-        ValueError: an unknown split, a frame without mask, a file that is no image, frames of several sizes
-            without ``size``, or a mask with a value beyond the classes.
+        ValueError: an unknown split, a frame without a mask, a file that is not an image, frames of several sizes
+            without ``size``, or a mask with a value that is not a class.
     """
     folder = Path(folder).expanduser()
     if split not in SPLITS:
@@ -83,7 +83,7 @@ def load_camvid(folder: str | Path, split: str, size: tuple[int, int] | None = N
     frames, masks = _list(folder, split), _list(folder, f"{split}annot")
     if alone := sorted(frames.keys() ^ masks.keys()):
         where = split if alone[0] in frames else f"{split}annot"
-        raise ValueError(f"{folder}: {alone[0]} is only in {where}; expected a frame and a mask of each name")
+        raise ValueError(f"{folder}: {alone[0]} is only in {where}; expected a frame and a mask for each name")
     names = sorted(frames)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         pairs = list(pool.map(lambda name: _decode(frames[name], masks[name], size), names))
@@ -107,8 +107,8 @@ def _list(folder: Path, name: str) -> dict[str, Path]:
 def _decode(frame: Path, mask: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
     """Return pixels (3, h, w) and classes (h, w), uint8."""
     try:
-        with Image.open(frame) as opened, Image.open(mask) as classes:
-            photograph, classes = to_rgb(opened), classes.copy()
+        with Image.open(frame) as opened, Image.open(mask) as opened_mask:
+            photograph, classes = to_rgb(opened), opened_mask.copy()
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{frame} or its mask {mask} cannot be read ({error}); fetch it again") from error
     if classes.mode not in ("L", "P"):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from minilib.datasets.tree import Tree
 
-CACHE_VERSION = 1  # raise when the same files would decode to other pixels
+CACHE_VERSION = 1  # raise when the same files would decode to different pixels
 CHUNK = 1024  # photographs decoded before they are written
 
 
@@ -34,7 +34,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range; save it with 8 or 16 bits a channel")
+        raise ValueError("floating-point pixels have no defined range; save it with 8 or 16 bits per channel")
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.float64) / 257  # 65535 / 257 = 255
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
@@ -108,7 +108,7 @@ def _decode_chunks(
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
-    workers = min(16, os.cpu_count() or 1)  # Pillow lets go of Python's lock while it decodes
+    workers = min(16, os.cpu_count() or 1)  # Pillow releases the GIL while it decodes
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(
@@ -131,7 +131,7 @@ def _decode_chunks(
 
 def _unreadable(tree: Tree, path: str, reason: str) -> ValueError:
     return ValueError(
-        f"cannot read the photograph {tree.root}/{path} ({reason}); expected a whole image file: "
+        f"cannot read the photograph {tree.root}/{path} ({reason}); expected a complete image file: "
         f"replace or delete it, or pass skip_unreadable=True to leave such files out"
     )
 
@@ -158,7 +158,7 @@ def _read_entry(entry: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[s
 def _write_entry(
     entry: Path, chunks: Iterator[np.ndarray], shape: tuple[int, ...], skipped: dict[str, str]
 ) -> None:
-    """Write a cache entry beside its place, then rename it, so that it is whole or absent."""
+    """Write a cache entry under a temporary name, then rename it: it is complete or absent."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=entry.parent, prefix="unfinished-", ignore_cleanup_errors=True
@@ -169,7 +169,7 @@ def _write_entry(
         with open(partial / "pixels.npy", "wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for pixels in chunks:
-                file.write(pixels)
+                file.write(pixels.data)
         (partial / "index.json").write_text(json.dumps({"skipped": skipped}), "utf-8")
         if entry.exists() and _read_entry(entry, shape) is None:
             shutil.rmtree(entry)

@@ -1,4 +1,4 @@
-"""Points into density maps that sum to the number of points, for data sets that mark objects by dots."""
+"""Density maps that sum to the number of points, for data sets that mark objects with dots."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def dot_map(points: Tensor, shape: tuple[int, int], *, merge: bool = False, clam
     Args:
         points: (n, 2), n may be 0.
         shape: (H, W).
-        merge: set the pixel to 1 however many points share it, as the authors of CounTX do (the sum is then too small).
-        clamp: move points outside onto the border instead, likewise.
+        merge: set the pixel to 1 however many points share it, as CounTX's authors do (the sum is then too small).
+        clamp: move points outside onto the border instead, as they also do.
 
     Raises:
         ValueError: points of another shape, or not finite.
@@ -47,7 +47,7 @@ def dot_map(points: Tensor, shape: tuple[int, int], *, merge: bool = False, clam
 
 
 def smooth(dots: Tensor, sigma: float, truncate: float = 4.0) -> Tensor:
-    """Blur dot maps (..., H, W) by a Gaussian of ``sigma`` pixels without losing anything over the edge.
+    """Blur dot maps (..., H, W) by a Gaussian of ``sigma`` pixels without losing anything at the edge.
 
     What would leave the image is mirrored back into it, as ``scipy.ndimage.gaussian_filter`` does by default: the sum
     stays the number of dots.
@@ -71,7 +71,7 @@ def _blur_matrix(length: int, sigma: float, truncate: float) -> Tensor:
     offset = torch.arange(-radius, radius + 1)
     bell = torch.exp(-0.5 * (offset.double() / sigma) ** 2)
     bell /= bell.sum()
-    target = torch.arange(length)[:, None] + offset  # (length, 2 * radius + 1), beyond the edges too
+    target = torch.arange(length)[:, None] + offset  # (length, 2 * radius + 1), including beyond the edges
     period = target.remainder(2 * length)
     mirrored = torch.where(period < length, period, 2 * length - 1 - period)
     matrix = torch.zeros(length, length, dtype=torch.float64)

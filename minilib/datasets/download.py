@@ -17,7 +17,7 @@ TIMEOUT = 30  # seconds without an answer before giving up
 
 
 class Refused(Exception):
-    """What stopped the work, with what to do about it."""
+    """The work cannot go on; the message says why and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,21 @@ class Published:
     folder: str
     """Name of the resulting folder, below the one that the user chooses."""
     url: str
-    """Where the archive lies."""
+    """Where the archive is."""
     archive: str
     """The archive's file name."""
     md5: str | None
     """The archive's checksum; None where the host packs it anew on request, so that ``lay_out`` must check."""
     bytes_needed: int
-    """Free disk space that the work takes."""
+    """Free disk space that is needed."""
     photographs: str
     """Pattern of the photographs below a split's folder."""
     lay_out: Callable[[Path, Path], dict[str, int]]
-    """``(archive, new folder) -> photographs per split``; raises Refused for anything but the expected."""
+    """``(archive, new folder) -> photographs per split``; raises Refused for an unexpected archive."""
 
 
 def fetch(data: Published, url: str, md5: str | None, folder: Path) -> Path:
-    """Download the archive into ``folder``, unless it lies there whole already, and check its MD5 if known.
+    """Download the archive into ``folder``, unless it is there and complete, and check its MD5 if known.
 
     Raises:
         Refused: there is no connection, or the file is not the expected one.
@@ -56,7 +56,7 @@ def fetch(data: Published, url: str, md5: str | None, folder: Path) -> Path:
             f"could not download {url} ({error}); check the connection and run again, or download the file "
             f"elsewhere and pass it with --archive FILE"
         ) from error
-    except ValueError as error:  # what pooch raises for another hash and for an address it cannot read
+    except ValueError as error:  # pooch: a wrong hash, or an address it cannot read
         raise Refused(f"the download of {url} was not kept: {error}; run again, or try a mirror with --url") from error
 
 
@@ -95,21 +95,21 @@ def get(data: Published, out: Path, url: str, md5: str | None, archive: Path | N
     """Put the data set into ``out/<data.folder>`` and return that folder; do nothing if it is there.
 
     Args:
-        data: what is wanted.
+        data: the data set.
         out: folder for data sets.
         url: where to fetch the archive.
         md5: its expected checksum, if known.
         archive: a file to use instead of downloading.
 
     Raises:
-        Refused: something stands in the way; the folder is then as it was.
+        Refused: it cannot be done; the folder is then unchanged.
     """
     folder, work = out / data.folder, out / f".{data.folder}-unfinished"
     if is_finished(data, folder):
         print(f"{folder} is complete already; nothing to do")
         return folder
     work.mkdir(parents=True, exist_ok=True)
-    for leftover in work.iterdir():  # of a run that was killed; a whole archive is kept, and checked again
+    for leftover in work.iterdir():  # from a killed run; a complete archive is kept and checked again
         if leftover.is_dir():
             shutil.rmtree(leftover)
         elif leftover.name != data.archive:
@@ -151,6 +151,6 @@ def run(data: Published, description: str, arguments: Sequence[str] | None, defa
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     return 0

@@ -6,13 +6,13 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
 from minilib.datasets.augment import shift_and_mirror
 from minilib.datasets.decode import load_pixels
 from minilib.datasets.tree import TEST_FOLDERS, TRAIN_FOLDERS, list_photographs, open_tree, split_folders
@@ -37,7 +37,7 @@ class PhotoFolder:
     Everything is decoded once, to squares of ``size`` pixels, and kept in a cache folder outside ``root``
     (``$MINILIB_CACHE`` or the platform's), so that the next start takes a moment. A batch is a pure function
     of (seed, start, n): position p of the endless stream is in epoch p // N, and every epoch is one shuffle
-    of all N photographs, so training resumes exactly and batches of another size walk the same stream.
+    of all N photographs, so training resumes exactly and batches of another size go through the same stream.
 
     Attributes:
         names: class names, ``names[label]``: the folder names with spaces for underscores.
@@ -66,7 +66,7 @@ class PhotoFolder:
             split: the split's folder, such as ``"train"``; None where there is only a folder per class.
             size: side of the square images, in pixels.
             device: where batches live.
-            names: plain English for folder names that are not (``{"n02084071": "dog"}``).
+            names: plain English for folder names that are not in it (``{"n02084071": "dog"}``).
             templates: captions with ``{}`` for the class name.
             skip_unreadable: leave out files that cannot be read, instead of stopping.
             cache: folder for the decoded pixels.
@@ -74,7 +74,7 @@ class PhotoFolder:
 
         Raises:
             FileNotFoundError: nothing is at ``root``.
-            ValueError: the layout is not as described, a photograph is unreadable, or a value is impossible.
+            ValueError: the layout is not as described, a photograph is unreadable, or a value is out of range.
         """
         if size < 1:
             raise ValueError(f"size={size}: expected the side of the images in pixels, 1 or more")
@@ -138,11 +138,12 @@ class PhotoFolder:
                 f"n={n}, start={start}, seed={seed}: expected n of 1 or more and the others not negative"
             )
         draw = self._draw(n, start, seed)
-        batch = self.take(draw.index)
+        batch = self.take(draw.photograph)
         if augment:
             batch.image = shift_and_mirror(batch.image, draw.shift, draw.mirror)
         if task == "pairs":
-            chosen = zip(draw.template.tolist(), batch.label.tolist(), strict=True)
+            labels = required(batch.label, "label").tolist()
+            chosen = zip(draw.template.tolist(), labels, strict=True)
             batch.caption = [
                 self.templates[template].replace("{}", self.names[label]) for template, label in chosen
             ]
@@ -210,9 +211,13 @@ def load_photos(
     *,
     holdout: float = 0.2,
     seed: int = 0,
-    **options: Any,
+    names: Mapping[str, str] | None = None,
+    templates: Sequence[str] = CAPTION_TEMPLATES,
+    skip_unreadable: bool = False,
+    cache: str | Path | None = None,
+    progress: bool = True,
 ) -> tuple[PhotoFolder, PhotoFolder]:
-    """Return the train and test photographs under ``root``, whichever way they are laid out.
+    """Return the train and test photographs under ``root``, however they are laid out.
 
     Folders such as ``train`` and ``test`` are used if they are there (``val`` where there is no ``test``);
     otherwise the fraction ``holdout`` of each class, drawn by ``seed``, becomes the test set.
@@ -223,7 +228,11 @@ def load_photos(
         device: where batches live.
         holdout: fraction of each class held out where there is no test folder.
         seed: which photographs are held out.
-        **options: the keyword options of ``PhotoFolder``.
+        names: as for ``PhotoFolder``, like all that follow.
+        templates: captions with ``{}`` for the class name.
+        skip_unreadable: leave out files that cannot be read, instead of stopping.
+        cache: folder for the decoded pixels.
+        progress: show a progress bar while decoding.
 
     Raises:
         FileNotFoundError: nothing is at ``root``.
@@ -234,12 +243,22 @@ def load_photos(
     test = next((found[name] for name in TEST_FOLDERS if name in found), None)
     if test and not train:
         raise ValueError(f"{root} has {test} but no train folder: expected {root}/train/<class>/ beside it")
-    photos = PhotoFolder(root, train, size, device, **options)
-    return (
-        (photos, PhotoFolder(root, test, size, device, **options))
-        if test
-        else split_holdout(photos, holdout, seed)
-    )
+
+    def opened(split: str | None) -> PhotoFolder:
+        return PhotoFolder(
+            root,
+            split,
+            size,
+            device,
+            names=names,
+            templates=templates,
+            skip_unreadable=skip_unreadable,
+            cache=cache,
+            progress=progress,
+        )
+
+    photos = opened(train)
+    return (photos, opened(test)) if test else split_holdout(photos, holdout, seed)
 
 
 def split_holdout(
@@ -263,7 +282,7 @@ def split_holdout(
 class _Draw(NamedTuple):
     """What chance decides, for each of n positions of the stream."""
 
-    index: Tensor  # (n,) which photograph
+    photograph: Tensor  # (n,) place among ``paths``
     template: Tensor  # (n,) which caption template
     shift: Tensor  # (n, 2) place of the crop, pixels down and right
     mirror: Tensor  # (n,) bool
@@ -274,7 +293,7 @@ def _draw_epoch(count: int, templates: int, reach: int, seed: int, epoch: int) -
     """Draw one epoch on the CPU, the same for every device."""
     generator = _generator(seed, epoch)
     return _Draw(
-        index=torch.randperm(count, generator=generator),
+        photograph=torch.randperm(count, generator=generator),
         template=torch.randint(templates, (count,), generator=generator),
         shift=torch.randint(-reach, reach + 1, (count, 2), generator=generator),
         mirror=torch.rand(count, generator=generator) < 0.5,
@@ -291,7 +310,7 @@ def _class_names(folders: Sequence[str], names: Mapping[str, str]) -> tuple[str,
     """Turn folder names into class names: as given, else spaces for underscores."""
     if unknown := sorted(set(names) - set(folders)):
         raise ValueError(
-            f"names has {unknown[0]!r}, which is no class folder; the folders are {', '.join(folders)}"
+            f"names has {unknown[0]!r}, which is not a class folder; the folders are {', '.join(folders)}"
         )
     given = tuple(names.get(folder, folder.replace("_", " ").strip()) for folder in folders)
     for folder, name in zip(folders, given, strict=True):

@@ -6,7 +6,7 @@ A folder holds
 - ``ImageClasses_FSC147.txt``: file, tab, class name; 11 of its files are in no split,
 - ``annotation_FSC147_384.json``: by file, ``points`` [[x, y], ...] in the resized image and three example boxes,
 - ``images_384_VarV2/<file>``: the photographs, resized to 384 rows,
-- optionally ``FSC-147-D.json``: CounTX's descriptions,
+- optionally ``FSC-147-D.json``: the descriptions of CounTX,
 - optionally ``gt_density_map_adaptive_384_VarV2/<number>.npy``: density maps; without them they are made of the points.
 """
 
@@ -41,7 +41,7 @@ TEXTS = ("class", "description")
 
 @dataclass(frozen=True)
 class FSC147Lists:
-    """What the text files say; no photograph is needed for it."""
+    """What the text files say; it needs no photographs."""
 
     files: Mapping[str, tuple[str, ...]]
     """File names by split, in the published order."""
@@ -61,7 +61,7 @@ def read_lists(folder: str | Path) -> FSC147Lists:
     Raises:
         FileNotFoundError: the split or the class file is missing.
         ValueError: a file cannot be read, is in two splits, has no class, or is described for another split; a class
-            is in two splits (they are disjoint: what is tested was never counted).
+            is in two splits (splits share no class: what is tested was never seen in training).
     """
     folder = Path(folder).expanduser()
     splits = _read_json(folder / SPLIT_FILE)
@@ -100,7 +100,7 @@ def read_lists(folder: str | Path) -> FSC147Lists:
                 raise ValueError(f"{DESCRIPTION_FILE}: {name} has no text_description")
             if entry.get("data_split") != where.get(name):
                 said, true = entry.get("data_split"), where.get(name)
-                raise ValueError(f"{DESCRIPTION_FILE}: {name} is said to be in {said!r}, it is in {true!r}")
+                raise ValueError(f"{DESCRIPTION_FILE}: {name} is described as in {said!r}, but it is in {true!r}")
             described[name] = text
     return FSC147Lists(files, class_of, described)
 
@@ -170,7 +170,8 @@ class FSC147:
     def item(self, index: int, device: torch.device | str = "cpu") -> Batch:
         """Return photograph ``index`` as a batch of one (widths differ) with caption, points and density."""
         image = self.image(index)
-        density = self.density(index, tuple(image.shape[-2:]))
+        height, width = image.shape[-2:]
+        density = self.density(index, (height, width))
         batch = Batch(image[None].float() / 255, [self.texts[index]], density=density[None, None])
         batch.points = [self.points(index)]
         return batch.to(device)
@@ -226,7 +227,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(_read(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not whole ({error}); fetch it again") from error
+        raise ValueError(f"{path} is incomplete ({error}); fetch it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}: expected one object with file names")
     return content

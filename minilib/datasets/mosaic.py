@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def blend_mosaic(tiles: Tensor, dots: Tensor, blend: int) -> tuple[Tensor, Tensor]:
-    """Put four tiles together to one image, softening the seams; dot maps are cut, not blended, so counts stay whole.
+    """Join four tiles into one image with soft seams; dot maps are cut, not blended, so counts stay exact.
 
-    Tiles 0 and 1 are stacked to the left half, 2 and 3 to the right half. Of each tile the central part is used; its
+    Tiles 0 and 1, one above the other, make the left half, 2 and 3 the right. Each tile's centre is used; its
     margin of ``blend`` pixels fades into the neighbour: at distance i from a seam, own * (i + b) / 2b + the other's
     margin * (b - i) / 2b.
 
@@ -28,7 +28,7 @@ def blend_mosaic(tiles: Tensor, dots: Tensor, blend: int) -> tuple[Tensor, Tenso
     if len(tiles) != 4 or len(dots) != 4 or not 1 <= blend <= tiles.shape[-1] // 4:
         raise ValueError(f"{len(tiles)} tiles, {len(dots)} maps, blend={blend}: expected 4, 4 and 1 ... L / 4")
     left, right = (_joined_down(tiles[i], tiles[i + 1], blend) for i in (0, 2))
-    # The columns are joined like the rows, once x and y have changed places.
+    # The columns are joined like the rows, with x and y swapped.
     image = _joined_down(left.mT, right.mT, blend).mT
     centre = dots[:, blend:-blend, blend:-blend]
     joined = rearrange(centre, "(right down) h w -> (down h) (right w)", right=2)
@@ -40,8 +40,8 @@ def _joined_down(upper: Tensor, lower: Tensor, blend: int) -> Tensor:
     near = torch.arange(blend, device=upper.device, dtype=upper.dtype)[:, None]
     own, other = (near + blend) / (2 * blend), (blend - near) / (2 * blend)
     top, bottom = upper[:, blend:-blend].clone(), lower[:, blend:-blend].clone()
-    # i = 0 is the pixel next to the seam. The neighbour is read one pixel nearer to its centre than where it would go
-    # on (authors' code), so that at the seam itself both sides mix the same two rows.
+    # i = 0 is the pixel next to the seam. The neighbour is read one pixel nearer to its centre than a
+    # continuation would be (authors' code), so that at the seam itself both sides mix the same two rows.
     bottom[:, :blend] = lower[:, blend : 2 * blend] * own + upper[:, -blend - 1 : -1] * other
     top[:, -blend:] = (upper[:, -2 * blend : -blend].flip(1) * own + lower[:, 1 : blend + 1].flip(1) * other).flip(1)
     return torch.cat([top, bottom], dim=1)

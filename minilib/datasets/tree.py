@@ -39,7 +39,7 @@ class FolderTree:
 
 
 class ZipTree:
-    """The photographs in a zip file, read in place; one folder around everything is looked through."""
+    """The photographs in a zip file, read in place; a single folder around everything is skipped."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -47,7 +47,7 @@ class ZipTree:
             self._zip = zipfile.ZipFile(root)
         except zipfile.BadZipFile as error:
             raise ValueError(
-                f"{root} is not a whole zip file ({error}); copy or download it again"
+                f"{root} is not a complete zip file ({error}); copy or download it again"
             ) from error
         entries = [info for info in self._zip.infolist() if all(map(_visible, info.filename.split("/")))]
         files = [info for info in entries if not info.is_dir() and _is_image(info.filename)]
@@ -135,7 +135,7 @@ def list_photographs(tree: Tree, split: str | None) -> Listing:
         )
     if len(classes) == 1:
         raise ValueError(
-            f"{where} has only the class {classes[0]!r}: telling classes apart takes at least two folders"
+            f"{where} has only the class {classes[0]!r}: classification needs at least two class folders"
         )
     if empty := [name for name in classes if not photographs[name]]:
         raise ValueError(
@@ -195,7 +195,7 @@ def _wrapper(folders: set[str]) -> str:
 
 
 def _visible(name: str) -> bool:
-    """Return whether a name is the user's, not a system's litter."""
+    """Return whether a name is the user's, not one that the operating system left."""
     return not name.startswith(".") and name != "__MACOSX"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,7 +40,6 @@ def curve_with_band(
         raise ValueError(f"ys of shape {values.shape}: expected (seeds, {positions.size}) to go with x")
     ax = new_axes() if ax is None else ax
     index = sum(line.get_gid() == "mean" for line in ax.lines) % len(PALETTE)
-    look = {"color": PALETTE[index], "linestyle": DASHES[index]}
     if len(values) > 1:
         for row in values:
             ax.plot(positions, row, color=PALETTE[index], linestyle="-", linewidth=0.6, alpha=0.5)
@@ -51,7 +51,8 @@ def curve_with_band(
         label=label,
         gid="mean",
         marker=MARKERS[index] if marker else None,
-        **look,
+        color=PALETTE[index],
+        linestyle=DASHES[index],
     )
     ax.legend()
     return ax
@@ -127,14 +128,14 @@ def paper_vs_ours(
     if not rows:
         raise ValueError("rows is empty: expected at least one comparison")
     ax = new_axes(height=0.9 + 0.38 * len(rows)) if ax is None else ax
-    paper = {
+    paper: dict[str, Any] = {
         "marker": "D",
         "markerfacecolor": "none",
         "markeredgecolor": VERMILION,
         "markeredgewidth": 1.6,
         "zorder": 4,
     }
-    ours = {"marker": "o", "color": BLUE}
+    ours: dict[str, Any] = {"marker": "o", "color": BLUE}
     for position, (name, (number, seeds)) in enumerate(rows.items()):
         values = to_array(seeds, name)
         if number is not None:

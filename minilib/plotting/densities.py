@@ -22,9 +22,9 @@ def draw_density(
     Args:
         ax: where to draw.
         image: values in [0, 1].
-        density: objects per pixel; what is negative is not drawn.
+        density: objects per pixel; negative values are not drawn.
         points: (n, 2) true centres, x y in pixels of the picture, drawn as small crosses.
-        peak: density drawn solid; by default the map's largest, so that maps of equal ``peak`` can be compared.
+        peak: density that is drawn opaque; default: the map's maximum. Equal peaks make maps comparable.
         title: above the picture.
     """
     grey = image_array(image).mean(axis=-1, keepdims=True)
@@ -51,7 +51,7 @@ def density_row(
     points: Sequence[Tensor] | None = None,
     fig: Figure | None = None,
 ) -> Figure:
-    """Draw a picture and, beside it, one density over it for each of ``titles``; all on one scale of colour."""
+    """Draw a picture and, beside it, each density over it under its title, all on one colour scale."""
     columns = 1 + len(densities)
     lines = 1 + max(title.count("\n") for title in titles)
     fig = fig or Figure(figsize=(WIDTH, WIDTH / columns + 0.08 + 0.17 * lines))

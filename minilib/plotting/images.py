@@ -30,7 +30,7 @@ def image_grid(
         width: inches.
 
     Raises:
-        ValueError: no image, an image of another shape or range, or not one title per image.
+        ValueError: no image, an image of the wrong shape or range, or not one title per image.
     """
     arrays = [image_array(image) for image in images]
     if not arrays or columns < 1:
@@ -70,7 +70,7 @@ def similarity_matrix(
         title: of the figure.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: shapes that do not match.
     """
     values = to_array(matrix, "matrix")
     if values.ndim != 2 or 0 in values.shape:
@@ -90,8 +90,9 @@ def similarity_matrix(
     ax.set_yticks(range(m), rows)
     ax.tick_params(length=0)
     for column, row in enumerate(values.argmax(axis=1)):
-        frame = {"fill": False, "edgecolor": VERMILION, "linewidth": 2}
-        ax.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, **frame))
+        corner = (column - 0.47, row - 0.47)
+        frame = Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=VERMILION, linewidth=2)
+        ax.add_patch(frame)
     if max(n, m) <= 10:
         middle = (values.min() + values.max()) / 2
         for (column, row), value in np.ndenumerate(values):
@@ -110,8 +111,8 @@ def image_array(image: Tensor) -> np.ndarray:
     """Return an image (3, H, W) in [0, 1] as an array (H, W, 3).
 
     Raises:
-        ValueError: another shape, values that are not finite or out of range (normalised pixels, for
-        example).
+        ValueError: another shape, or values that are not finite or are out of range (normalised
+            pixels, for example).
     """
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image of shape {tuple(image.shape)}: expected (3, H, W)")

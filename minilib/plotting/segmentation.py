@@ -1,4 +1,4 @@
-"""Label maps: what a segmenter says of each pixel, in colours that keep their word from picture to picture."""
+"""Label maps: a segmenter's word for each pixel, in one colour per word across pictures."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch import Tensor
 from minilib.plotting.images import image_array
 
 REST = "#d9d9d4"
-"""Colour of "other", "others" and "background": what no word was found for."""
+"""Colour of "other", "others" and "background": pixels that no word fits."""
 
 
 def word_colours(words: Sequence[str]) -> list[str]:
-    """Return a colour for each word; the first twenty differ, and "other" is grey."""
-    palette = mpl.colormaps["tab20"].colors
-    palette = [*palette[0::2], *palette[1::2]]
+    """Return a colour per word; the first twenty differ, and "other" is grey."""
+    # tab20 is ten pairs of a strong and a pale colour: the strong ones first.
+    order = [*range(0, 20, 2), *range(1, 20, 2)]
+    palette = [mpl.colors.to_hex(mpl.colormaps["tab20"](i)) for i in order]
     rest = ("other", "others", "background")
-    return [REST if word in rest else mpl.colors.to_hex(palette[i % 20]) for i, word in enumerate(words)]
+    return [REST if word in rest else palette[i % 20] for i, word in enumerate(words)]
 
 
 def label_map(
@@ -33,16 +34,16 @@ def label_map(
     least: float = 0.01,
     colours: Sequence[str] | None = None,
 ) -> Axes:
-    """Draw a map of labels with the words that take up at least the share ``least`` of it below.
+    """Draw a map of labels, with a legend below of the words that cover at least ``least`` of it.
 
     Args:
         ax: where to draw.
-        labels: (H, W) place of each pixel's word in ``words``, or 255 for none (white).
+        labels: (H, W) index of each pixel's word in ``words``, or 255 for none (white).
         words: in the order of the labels.
-        image: (3, H, W) in [0, 1], to shine through.
+        image: (3, H, W) in [0, 1], to show through.
         columns: of the legend.
-        least: smallest share of the pixels for a word to be named.
-        colours: one for each word, to keep them between lists of words; by default those of ``word_colours``.
+        least: smallest fraction of the pixels for a word to be in the legend.
+        colours: one per word, to keep them between lists of words; default: those of ``word_colours``.
     """
     places, hexes = labels.cpu().numpy(), list(colours or word_colours(words))
     rgb = np.array([mpl.colors.to_rgb(colour) for colour in hexes])

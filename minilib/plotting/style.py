@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import matplotlib as mpl
 import numpy as np
 import torch
@@ -9,6 +11,9 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType  # since matplotlib 3.11
 
 WIDTH = 7.0
 """Width of a figure in inches: the text width of the book."""
@@ -22,7 +27,7 @@ INK, PANEL, GRID = "#1a1a1a", "#f6f6f3", "#d5d5d0"
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 
-RC = {
+RC: dict[RcKeyType, Any] = {
     # A light panel of its own keeps dark ink legible on a dark page.
     "figure.facecolor": PANEL,
     "axes.facecolor": PANEL,

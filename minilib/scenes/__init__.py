@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from minilib.batch import Batch, ConceptName
+from minilib.batch import Batch, ConceptName, required
 from minilib.scenes.atlas import load_atlas
 from minilib.scenes.backgrounds import BACKGROUNDS
 from minilib.scenes.captions import CaptionConfig, noun_phrase, write_captions
@@ -74,8 +75,8 @@ class EmojiScenes:
         self.captions = captions or CaptionConfig()
         self.device = torch.device(device)
 
-    def but(self, **changes: object) -> EmojiScenes:
-        """Return the same data set with some values of its SceneConfig changed."""
+    def but(self, **changes: Any) -> EmojiScenes:
+        """Return the same data set with some values of its SceneConfig changed, by name."""
         return EmojiScenes(replace(self.config, **changes), self.captions, self.device)
 
     def layout(self, task: str, n: int, split: str = "train", seed: int = 0, start: int = 0) -> tuple[Layout, Stream]:
@@ -99,8 +100,8 @@ class EmojiScenes:
                 ``hierarchy`` (boxes and three-level names).
             n: number of scenes.
             split: ``train``, ``val`` or ``test``; they never share a scene.
-            seed: another data set of the same kind.
-            start: first index.
+            seed: which data set of this kind.
+            start: index of the first scene.
 
         Returns:
             A Batch with image and caption, and the task's annotations. H, W = config.shape.
@@ -136,12 +137,14 @@ class EmojiScenes:
         number = (layout.concept >= 0).sum(axis=1).tolist()
         concept = torch.from_numpy(layout.concept).to(self.device)[drawn.owner, drawn.slot]
 
-        batch.boxes, batch.classes = list(drawn.boxes.split(number)), list(concept.split(number))
+        batch.boxes = list(required(drawn.boxes, "boxes").split(number))
+        batch.classes = list(concept.split(number))
         if task == "hierarchy":
             three = [ConceptName(noun_phrase(c.index), c.category, c.group) for c in VOCABULARY]
             batch.concepts = [[three[i] for i in classes.tolist()] for classes in batch.classes]
         if task == "count":
-            counted = [classes == batch.label[b] for b, classes in enumerate(batch.classes)]
+            asked = required(batch.label, "label")
+            counted = [classes == asked[b] for b, classes in enumerate(batch.classes)]
             batch.points = [
                 (boxes[keep, :2] + boxes[keep, 2:]) / 2 for boxes, keep in zip(batch.boxes, counted, strict=True)
             ]

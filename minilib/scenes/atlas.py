@@ -26,27 +26,27 @@ STYLES = ("noto", "openmoji", "twemoji")
 CELL = 64
 """Side of a sprite in pixels."""
 COLUMNS = 16
-"""Sprites in a row of a sheet; class ``i`` stands in row ``i // 16``, column ``i % 16``."""
+"""Sprites in a row of a sheet; class ``i`` is in row ``i // 16``, column ``i % 16``."""
 
 
 def codepoint_hash() -> str:
-    """SHA-256 of the vocabulary's codepoints in order: ties a sheet to the vocabulary it was drawn for."""
+    """Return the SHA-256 of the codepoints in order: it ties a sheet to its vocabulary."""
     return hashlib.sha256(" ".join(concept.codepoint for concept in VOCABULARY).encode()).hexdigest()
 
 
 @cache
 def load_atlas(style: str) -> Tensor:
-    """All sprites of one drawing style.
+    """Return all sprites of one drawing style.
 
     Args:
         style: "noto", "openmoji" or "twemoji".
 
     Returns:
         uint8 (K, 4, 64, 64), straight (not premultiplied) RGBA, in label order. Transparent pixels are black,
-        so multiply the colours by alpha before interpolating. All callers share the tensor: do not write.
+        so multiply the colours by alpha before interpolating. All callers share the tensor: do not write to it.
 
     Raises:
-        ValueError: the style is unknown, or the sheets were drawn for another vocabulary or are damaged.
+        ValueError: the style is unknown, or the sheets were drawn for a different vocabulary or are damaged.
     """
     if style not in STYLES:
         raise ValueError(f"unknown drawing style {style!r}; expected one of {', '.join(STYLES)}")
@@ -54,7 +54,7 @@ def load_atlas(style: str) -> Tensor:
     record = json.loads(assets.joinpath("atlas.json").read_text(encoding="utf-8"))["sheets"][style]
     if record["codepoints_sha256"] != codepoint_hash():
         raise ValueError(
-            f"assets/{style}.webp was drawn for another vocabulary.tsv than this one; "
+            f"assets/{style}.webp was drawn for a different vocabulary.tsv; "
             "rebuild it with: python data_scripts/build_atlas.py"
         )
     data = assets.joinpath(f"{style}.webp").read_bytes()

@@ -1,7 +1,7 @@
 """Stuff: procedural backgrounds with names.
 
 A bank of textures, twice the scene's side, is painted once per size from a fixed seed; every scene cuts its
-own window out of it. The bank is data, like the atlas: it never depends on a scene's seed.
+own window out of it. The bank is data, like the atlas: it does not depend on a scene's seed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BACKGROUNDS = {
     "stone floor": "on a stone floor",
     "forest": "in the forest",
 }
-"""Background name -> how a caption says that something stands there."""
+"""Background name -> the phrase with which a caption places something there."""
 
 VARIANTS = 3
 """Independent textures per background."""
@@ -80,7 +80,7 @@ def cut_out(table: Tensor, background: Tensor, surface: Tensor) -> Tensor:
     # A view of all windows, so that a window is copied row by row and not pixel by pixel.
     windows = table.unfold(4, height, 1).unfold(5, width, 1)
     window = windows[mirrored.long(), background, variant, :, top, left]
-    # "plain" may have any colour; the others keep theirs, under another light.
+    # "plain" may have any colour; the others keep theirs, under varying light.
     spread = torch.where(background == 0, 0.55, 0.12)[:, None]
     light = 1 + 0.2 * (surface[:, 4:5] - 0.6) - spread * surface[:, 5:8]
     return (window.float() * rearrange(light / 255, "b c -> b c 1 1")).clamp_(0, 1)
@@ -97,7 +97,7 @@ class _Brush:
         self.x = (torch.arange(width) / unit)[None].expand(height, width)
 
     def noise(self, cells_y: float, cells_x: float | None = None) -> Tensor:
-        """Smooth noise in [0, 1] with so many cells per scene side, (H, W)."""
+        """Smooth noise in [0, 1], (H, W), with the given number of cells per scene side."""
         height, width = self.size
         rows = max(2, round(cells_y * height / self.unit))
         columns = max(2, round((cells_y if cells_x is None else cells_x) * width / self.unit))
@@ -110,7 +110,7 @@ class _Brush:
         return a + (b - a) * amount
 
     def over(self, base: Tensor, colour: tuple[float, ...], where: Tensor) -> Tensor:
-        """Paint ``colour`` over ``base`` where ``where`` (H, W) in [0, 1] says so."""
+        """Paint ``colour`` over ``base`` with the opacity ``where`` (H, W) in [0, 1]."""
         return base + (torch.tensor(colour)[:, None, None] - base) * where
 
     def cell_values(self, rows: Tensor, columns: Tensor) -> Tensor:

@@ -46,13 +46,13 @@ class CaptionConfig:
     opening: float = 0.8
     """Begin with one of OPENINGS rather than with the first noun."""
     background: float = 0.4
-    """Say where the objects stand."""
+    """Say where the objects are."""
     tint: float = 0.8
     """Say the colour of a tinted object."""
     count: float = 0.5
-    """Say the exact number of several like objects; otherwise "some"."""
+    """Say the exact number of several objects of one class; otherwise "some"."""
     relation: float = 0.3
-    """Say how two single objects stand to each other; otherwise join them by "and"."""
+    """Say how two single objects are placed; otherwise join them with "and"."""
     disambiguate: float = 0.5
     """Use the unambiguous name of a polysemous concept, "computer mouse"; otherwise the word, "mouse"."""
     kind: float = 0.15
@@ -62,7 +62,7 @@ class CaptionConfig:
     missing: float = 0.0
     """Leave an object's phrase out."""
     wrong: float = 0.0
-    """Name an object by another, random name."""
+    """Call an object by a random wrong name."""
     irrelevant: float = 0.0
     """Add words that have nothing to do with the picture."""
 
@@ -81,7 +81,7 @@ def number_word(n: int) -> str:
 
 
 def noun_phrase(concept: int, tint: int = -1, n: int = 1, exact: bool = True, word: bool = False) -> str:
-    """Return how to say ``n`` objects of a vocabulary class: "a red dog", "three red dogs", "some dogs".
+    """Return the phrase for ``n`` objects of a class: "a red dog", "three red dogs", "some dogs".
 
     Args:
         concept: vocabulary index.
@@ -111,7 +111,7 @@ def pluralise(word: str) -> str:
 
 
 def relation(first: np.ndarray, second: np.ndarray) -> str:
-    """Return how the object at ``first`` (x, y) stands to the one at ``second``."""
+    """Return where the object at ``first`` (x, y) is relative to the one at ``second``."""
     dx, dy = second - first
     if abs(dx) >= abs(dy):
         return "to the left of" if dx > 0 else "to the right of"
@@ -135,21 +135,21 @@ def write_captions(layout: Layout, config: CaptionConfig, stream: Stream) -> lis
 
 
 def _first(members: list[int]) -> int:
-    """Return the slot whose random numbers decide how a group of objects is said."""
+    """Return the slot whose random numbers decide how a group of objects is named."""
     return members[0] if members else 0
 
 
 def _write(layout: Layout, config: CaptionConfig, b: int, dice: dict, once: dict) -> Caption:
-    """Write the caption of scene ``b`` from the random numbers that are its own."""
-    counting = layout.target is not None
+    """Write the caption of scene ``b`` from its own random numbers."""
+    target = None if layout.target is None else int(layout.target[b])
     groups: dict[tuple[int, int], list[int]] = {}  # objects of one class and colour are one phrase
     for slot, concept in enumerate(layout.concept[b]):
-        if concept >= 0 and (not counting or concept == layout.target[b]):
-            # Whatever their colour, they are counted together.
-            tint = -1 if counting else int(layout.tint[b, slot])
+        if concept >= 0 and (target is None or concept == target):
+            # Objects are counted together whatever their colour.
+            tint = int(layout.tint[b, slot]) if target is None else -1
             groups.setdefault((int(concept), tint), []).append(slot)
-    if counting and not groups:
-        groups[int(layout.target[b]), -1] = []  # "no dogs"
+    if target is not None and not groups:
+        groups[target, -1] = []  # "no dogs"
     every = list(groups.items())
     said = [group for group in every if dice["missing"][_first(group[1])] >= config.missing] or every[:1]
 

@@ -1,6 +1,6 @@
 """Layouts to pixels: batched compositing of sprites, with exact masks and boxes.
 
-Objects of like size are drawn together, with ``grid_sample`` from a mip level that fits their size, into
+Objects of similar size are drawn together, with ``grid_sample`` from a mip level that fits their size, into
 windows that just hold them; then the windows are pasted slot by slot. There is no Python loop over images or
 objects, and no image depends on the others of its batch.
 """
@@ -27,14 +27,17 @@ MIP_LEVELS = 4
 
 @dataclass
 class Rendering:
-    """B images and, where asked, what is where. N objects in the whole batch, by image, then by slot."""
+    """B images and, where asked for, masks and boxes of the N objects in the whole batch.
+
+    Objects are ordered by image, then by slot.
+    """
 
     image: Tensor
     """(B, 3, H, W) float in [0, 1]."""
     mask: Tensor | None
     """(B, H, W) int64: vocabulary index, or len(VOCABULARY) + background index."""
     boxes: Tensor | None
-    """(N, 4) float x1 y1 x2 y2 in pixels: the whole drawing, also where another object hides a part of it."""
+    """(N, 4) float x1 y1 x2 y2 in pixels: the whole drawing, including what another object hides."""
     owner: Tensor
     """(N,) int64 image of each object."""
     slot: Tensor
@@ -96,7 +99,7 @@ def render(
     extent = None
     if boxes:
         drawn = torch.cat([objects.square[:0], *extents])
-        # A drawing so small that no pixel is half covered still stands somewhere.
+        # A drawing so small that it covers half of no pixel still gets a box.
         drawn = torch.where((drawn[:, 2:] > drawn[:, :2]).all(1, keepdim=True), drawn, objects.square)
         extent = torch.empty_like(drawn)
         extent[objects.rank] = drawn
@@ -120,7 +123,7 @@ class _Group:
 class _Objects:
     """The N objects of a batch as flat tensors, sorted by group, then by slot.
 
-    Grouping happens in numpy, where the layout is: nothing has to be asked of the device.
+    Grouping happens in numpy, where the layout is: nothing is copied back from the device.
     """
 
     rank: Tensor
@@ -139,7 +142,7 @@ class _Objects:
     styles: tuple[str, ...]
     groups: list[_Group]
     pasting_order: list[tuple[int, slice]]
-    """(group, members) by rising slot: in each an image owns one object at most."""
+    """(group, members) in order of slot; in each, an image owns at most one object."""
 
     @classmethod
     def of(cls, layout: Layout, shape: tuple[int, int], device: torch.device) -> _Objects:
@@ -152,7 +155,8 @@ class _Objects:
         used = np.unique(layout.style)
         sprite = np.searchsorted(used, layout.style)[owner] * len(VOCABULARY) + concept
 
-        groups, group_of = [], np.empty(len(owner), dtype=np.int64)
+        groups: list[_Group] = []
+        group_of = np.empty(len(owner), dtype=np.int64)
         for members in _runs(level, size):
             first = members.start
             tinted = torch.from_numpy(np.flatnonzero(tint[members] >= 0)).to(device)
@@ -200,7 +204,7 @@ def _placement(
 def _levels_and_sizes(side: np.ndarray, angle: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the mip level and the side of the window, both (N,) int64, of drawings of ``side`` pixels.
 
-    A window has room for the rotated drawing and for rounding; four sizes an octave keep the groups few.
+    A window has room for the rotated drawing and for rounding; four sizes an octave keep the number of groups small.
     """
     level = np.clip(np.floor(np.log2(64 / side)), 0, MIP_LEVELS - 1)
     needed = np.ceil(side * (np.abs(np.cos(angle)) + np.abs(np.sin(angle)))) + 2
@@ -243,7 +247,7 @@ def _tinted(drawing: Tensor, tint: Tensor) -> Tensor:
 
 
 def _boxes(solid: Tensor, corner: Tensor) -> Tensor:
-    """Return the boxes (n, 4) of the solid pixels (n, h, w) of windows at ``corner`` (n, 2), maybe empty."""
+    """Return the boxes (n, 4) of the solid pixels (n, h, w) of windows at ``corner`` (n, 2); a box may be empty."""
     edges = []
     for axis in (1, 2):  # columns give x, rows give y
         line = solid.any(dim=axis)

@@ -1,7 +1,7 @@
-"""What stands where: scene layouts drawn from a counter-based random stream.
+"""What goes where: scene layouts drawn from a counter-based random stream.
 
 Nothing is drawn from global state. Every number of scene ``index`` is a hash of (seed, split, index,
-purpose), so that scene 17 is the same whether it is drawn alone, in a batch or after a resume, and splits can
+purpose), so scene 17 is the same whether it is drawn alone, in a batch or after a resume, and splits can
 never share scenes.
 """
 
@@ -17,7 +17,7 @@ from minilib.scenes.backgrounds import BACKGROUNDS
 from minilib.scenes.vocabulary import VOCABULARY, find
 
 VERSION = 1
-"""Raised whenever the same (seed, split, index) would give another scene."""
+"""Raised whenever the same (seed, split, index) would give a different scene."""
 
 SPLITS = ("train", "val", "test")
 TASKS = ("pairs", "classify", "segment", "detect", "count", "multilabel", "hierarchy")
@@ -48,13 +48,13 @@ class SceneConfig:
     backgrounds: tuple[str, ...] | None = None
     """Names of the backgrounds that may occur; None = all."""
     objects: tuple[int, int] = (1, 4)
-    """Least and largest number of objects (tasks but ``classify``, always 1, and ``count``)."""
+    """Smallest and largest number of objects (not for ``classify``, always 1, or ``count``)."""
     count: tuple[int, int] = (1, 60)
-    """Least and largest number of counted objects of task ``count``."""
+    """Smallest and largest number of counted objects in a ``count`` scene."""
     distractors: tuple[int, int] = (0, 6)
-    """Least and largest number of objects of other classes in a ``count`` scene."""
+    """Smallest and largest number of objects of other classes in a ``count`` scene."""
     scale: tuple[float, float] = (0.6, 1.0)
-    """Object side relative to the grid cell it stands in (the whole image for a single object)."""
+    """Object side relative to its grid cell (the whole image for a single object)."""
     jitter: float = 0.8
     """0 = centred in its cell, 1 = anywhere in it; above 1 neighbours start to occlude each other."""
     rotation: float = 15.0
@@ -81,7 +81,7 @@ class SceneConfig:
         """
         height, width = self.shape
         if min(height, width) < 16:
-            raise ValueError(f"size={self.size!r}: a scene needs at least 16 pixels a side")
+            raise ValueError(f"size={self.size!r}: a scene needs at least 16 pixels per side")
         for field, allowed in (("styles", STYLES), ("backgrounds", tuple(BACKGROUNDS))):
             chosen = getattr(self, field)
             if chosen is not None and (not chosen or set(chosen) - set(allowed)):
@@ -93,10 +93,10 @@ class SceneConfig:
         for field, least in (("objects", 1), ("count", 0), ("distractors", 0)):
             low, high = getattr(self, field)
             if not least <= low <= high:
-                raise ValueError(f"{field}={(low, high)}: expected {least} <= least <= largest")
+                raise ValueError(f"{field}={(low, high)}: expected {least} <= smallest <= largest")
         low, high = self.scale
         if not 0 < low <= high:
-            raise ValueError(f"scale={self.scale}: expected 0 < least <= largest")
+            raise ValueError(f"scale={self.scale}: expected 0 < smallest <= largest")
         if self.jitter < 0 or self.rotation < 0:
             raise ValueError(f"jitter={self.jitter}, rotation={self.rotation}: expected 0 or more")
         if self.combinations not in ("all", "seen", "unseen"):
@@ -175,7 +175,7 @@ class Stream:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function on uint64; overflow is meant."""
+    """SplitMix64's output function on uint64; overflow is intended."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -265,10 +265,10 @@ def _concepts(
 
 
 def _places(config: SceneConfig, stream: Stream, number: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
-    """Put each object into its own cell of a grid with up to half as many cells again; return centres, sides.
+    """Give each object its own cell of a grid that has up to half as many cells again.
 
     Returns:
-        (B, S, 2) and (B, S) float, in pixels.
+        centres (B, S, 2) and sides (B, S), float, in pixels.
     """
     height, width = config.shape
     wanted = np.where(number > 1, np.ceil(number * stream.between("cells wanted", 1.0, 1.5)), number)
@@ -277,7 +277,7 @@ def _places(config: SceneConfig, stream: Stream, number: np.ndarray, slots: int)
     cell = np.stack([width / columns, height / rows], axis=-1)  # (B, 2)
     side = stream.between("side", *config.scale, slots) * cell.min(axis=-1, keepdims=True)
 
-    # A random order of the cells, the cells that do not exist last.
+    # A random order of the cells, with those that do not exist last.
     grid = int((columns * rows).max())
     lottery = stream.uniform("cells", max(grid, slots))
     lottery[np.arange(lottery.shape[1])[None] >= (columns * rows)[:, None]] = 2.0

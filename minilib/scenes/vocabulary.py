@@ -8,10 +8,10 @@ reads them. Each class has
 * a ``word`` that it may share with another class: "mouse" for "house mouse" and for "computer mouse". This is
   the polysemy of CLIP's section 3.1.4, where "crane" is a bird and a machine;
 * a frequency band as in LVIS, and the base / novel split that ViLD makes of it: rare classes are novel;
-* one of four folds, dealt out over category and frequency, as in PASCAL-5i;
-* a habitat: the background on which it usually stands (a train on a railway).
+* one of four folds, balanced over category and frequency, as in PASCAL-5i;
+* a habitat: the background where it is usually found (a train on a railway).
 
-240 classes and 14 backgrounds leave the label value 255 free, which marks pixels to ignore.
+240 classes and 14 backgrounds leave the label 255 free to mark pixels to ignore.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Concept:
     fold: int
     """0..3, the fold that holds the class out (PASCAL-5i)."""
     habitat: str | None
-    """Name of the background on which it usually stands; None where no background is natural."""
+    """Name of the background where it is usually found; None where none is natural."""
 
 
 def _load() -> tuple[Concept, ...]:
@@ -78,12 +78,12 @@ _BY_NAME = {concept.name: concept for concept in VOCABULARY}
 
 
 def names() -> list[str]:
-    """The 240 class names, in label order."""
+    """Return the 240 class names, in label order."""
     return [concept.name for concept in VOCABULARY]
 
 
 def polysemous() -> dict[str, tuple[Concept, ...]]:
-    """Words that name two classes, with those classes: "mouse" -> (house mouse, computer mouse)."""
+    """Return the words that name two classes, with those classes: "mouse" -> (house mouse, computer mouse)."""
     by_word: dict[str, tuple[Concept, ...]] = {}
     for concept in VOCABULARY:
         by_word[concept.word] = (*by_word.get(concept.word, ()), concept)
@@ -91,7 +91,7 @@ def polysemous() -> dict[str, tuple[Concept, ...]]:
 
 
 def find(name: str) -> Concept:
-    """The class called ``name``.
+    """Return the class called ``name``.
 
     Raises:
         KeyError: there is no such class; the message gives the nearest names.
@@ -114,14 +114,14 @@ _LETTERS_WITH_VOWEL_SOUND = "aefhilmnorsx"
 
 
 def article(noun_phrase: str) -> str:
-    """The indefinite article by the sound with which a phrase starts: an hour, a unicorn, an x-ray.
+    """Return the indefinite article for the sound a phrase starts with: an hour, a unicorn, an x-ray.
 
     Raises:
         ValueError: the phrase is empty.
     """
     phrase = noun_phrase.strip().lower()
     if not phrase:
-        raise ValueError("article() needs a noun phrase such as 'unicorn'; got an empty text")
+        raise ValueError("article() needs a noun phrase such as 'unicorn'; got an empty string")
     first = phrase.replace("-", " ").split()[0]
     if len(first) == 1:  # a letter said by its name: x-ray, t-shirt
         return "an" if first in _LETTERS_WITH_VOWEL_SOUND else "a"

@@ -1,4 +1,4 @@
-"""The files of one training: metrics as JSON lines and the last checkpoint, both always whole."""
+"""The files of one training run: metrics as JSON lines and the last checkpoint, never half-written."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PARTS = {"step", "seconds", "config", "model", "optimizer", "rng"}
 
 
 class Journal:
-    """What a training writes down and goes on from; only the main process writes.
+    """What a training run writes, and resumes from; only the main process writes.
 
     Args:
-        out: the folder, None = nothing is kept on disk.
-        config: the training's values; a checkpoint of others is refused.
-        main: is this the process that writes?
+        out: the folder; None = nothing is kept on disk.
+        config: the run's values; a checkpoint with other values is refused.
+        main: whether this process writes.
 
     Raises:
         OSError: ``out`` cannot be written.
@@ -44,7 +44,7 @@ class Journal:
                 ) from error
 
     def restore(self, load: Callable[[dict[str, Any]], None], device: torch.device) -> tuple[int, float]:
-        """Hand the last checkpoint to ``load``, if there is one, and return the step to go on from and the seconds.
+        """Pass the last checkpoint, if there is one, to ``load``; return the steps and seconds done so far.
 
         Raises:
             ValueError: the checkpoint cannot be read, or belongs to other values.
@@ -57,21 +57,21 @@ class Journal:
         try:
             saved = torch.load(path, map_location=device, weights_only=True)
             of_this_kind = saved.keys() >= _PARTS
-        except Exception as error:  # what torch.load raises on a damaged file depends on where it is damaged
-            raise ValueError(f"{path} cannot be read ({error}); delete it to start anew") from error
+        except Exception as error:  # what torch.load raises depends on where the file is damaged
+            raise ValueError(f"{path} cannot be read ({error}); delete it to start again") from error
         if not of_this_kind:
             raise ValueError(f"{path} is not a checkpoint of this training loop; choose another folder")
         if saved["config"] != self.config:
             changed = sorted(k for k in self.config if saved["config"].get(k) != self.config[k])
             raise ValueError(
-                f"{path} belongs to a training with another configuration (changed: {', '.join(changed)}); "
-                "choose another folder, or delete this file to start anew"
+                f"{path} belongs to a training run with another configuration (changed: {', '.join(changed)}); "
+                "choose another folder, or delete this file to start again"
             )
         load(saved)
         self.last_checkpoint = f"step {saved['step']} in {path}"
         if self.main:
             lines = (self.out / METRICS).read_text().splitlines() if (self.out / METRICS).exists() else []
-            # A kill can leave lines after the checkpoint, the last one cut short: they will be measured again.
+            # A killed run can leave lines after the checkpoint, the last one cut short: those steps run again.
             self.rows = [row for row in map(_parse, lines) if row is not None and row["step"] <= saved["step"]]
             _write(self.out / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         return saved["step"], saved["seconds"]

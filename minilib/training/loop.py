@@ -1,6 +1,6 @@
 """The one training loop: any device, one process or many, metrics on disk, atomic checkpoints, exact resume.
 
-:func:`fit` trains; a :class:`Training` is all that it needs, put together by a recipe, so that
+:func:`fit` trains; a :class:`Training` holds all that it needs, as a recipe assembles it, so that
 ``python -m minilib.train`` can run on several devices what a notebook runs on one.
 """
 
@@ -50,11 +50,11 @@ class TrainConfig:
     lr: float = 1e-3
     """Peak learning rate."""
     lr_factors: tuple[tuple[str, float], ...] = ()
-    """Parts that learn at another rate: (start of the parameters' names, factor of ``lr``), the first match holds."""
+    """Per-parameter learning-rate multipliers: (name prefix, multiplier); first match wins."""
     warmup: int = 50
     """Steps of linear warm-up."""
     final_lr: float = 0.0
-    """Learning rate at the end of the cosine, as a share of ``lr``."""
+    """Learning rate at the end of the cosine, as a fraction of ``lr``."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices and kernels; gains, biases and scalars get none."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -62,21 +62,22 @@ class TrainConfig:
     eps: float = 1e-6
     """Adam's denominator constant."""
     clip_norm: float | None = 1.0
-    """Largest global gradient norm, None = do not clip."""
+    """Largest global gradient norm; None = do not clip."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights, which then replaces the weights at the end."""
     precision: str = "auto"
-    """``fp32``, ``bf16`` or ``fp16`` (autocast; fp16 with a scaled loss), or ``auto``: bf16 on GPUs that have it."""
+    """``fp32``, ``bf16`` or ``fp16`` (autocast; fp16 with loss scaling), or ``auto``:
+    bf16 on GPUs that have it, otherwise fp32."""
     accumulate: int = 1
-    """Parts of a batch, one after another in memory; a loss that compares rows then compares within a part."""
+    """Parts into which a batch is cut to save memory; a loss that compares rows compares them within a part."""
     seed: int = 0
-    """Seeds what the model itself draws (dropout); data is seeded by the caller."""
+    """Seed of the model's own randomness (dropout); the caller seeds the data."""
     log_every: int = 10
     """Steps between two lines of metrics."""
     evaluate_every: int = 0
-    """Steps between two evaluations, 0 = only after the last step."""
+    """Steps between two evaluations; 0 = only after the last step."""
     checkpoint_every: int = 200
-    """Steps between two checkpoints where there is a folder for them."""
+    """Steps between two checkpoints, if ``out`` is given."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -92,7 +93,7 @@ class TrainConfig:
 
 @dataclass
 class History:
-    """What was measured while training: one dict a logged step, evaluations among them."""
+    """What was measured while training: one dict per logged step, evaluations included."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
@@ -112,7 +113,7 @@ class History:
 
 @dataclass(frozen=True)
 class Training:
-    """A training as a recipe puts it together; see :func:`fit` for the parts."""
+    """A training run as a recipe assembles it; see :func:`fit` for the parts."""
 
     model: nn.Module
     """On the device to train on."""
@@ -128,7 +129,7 @@ class Training:
         progress: str | None = "training",
         accelerator: Accelerator | None = None,
     ) -> History:
-        """Train the model, or go on, or only load what was trained before in ``out``; see :func:`fit`."""
+        """Train the model, or resume, or just load the finished training in ``out``; see :func:`fit`."""
         return fit(
             self.model, self.loss, self.batches, self.config, out=out, after_step=self.after_step,
             evaluate=self.evaluate, progress=progress, accelerator=accelerator,
@@ -136,7 +137,7 @@ class Training:
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss became infinite or not a number; the message says where and what to go back to."""
+    """The loss became infinite or not a number; the message says at which step and names the last good checkpoint."""
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -150,7 +151,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Build AdamW; parameters with fewer than two axes (gains, biases, logit scale) are not decayed.
 
-    Each group holds its ``lr_factor``; what learns at ``config.lr`` itself comes first.
+    Each group holds its ``lr_factor``; parameters that learn at ``config.lr`` itself come first.
     """
     parts: dict[float, list[nn.Parameter]] = {1.0: []}
     for name, parameter in model.named_parameters():
@@ -181,15 +182,15 @@ def fit(
 ) -> History:
     """Train ``model`` in place, on this process or on all processes of ``accelerator``.
 
-    Where ``out`` holds the checkpoint of an earlier, interrupted call with the same ``config``, training goes
-    on from there and, on CPU, ends with the very weights of an undisturbed run: the checkpoint holds model,
-    optimiser, average and random state, and ``batches`` is asked by step.
+    Where ``out`` holds the checkpoint of an earlier, interrupted call with the same ``config``, training resumes
+    there and, on CPU, ends with exactly the weights of an uninterrupted run: the checkpoint holds model,
+    optimiser, average and random state, and ``batches`` is called with the step.
 
     Several processes share every batch: each works on its part of the rows, gradients and logged values are
     averaged, and a loss that compares rows with each other gathers them (:mod:`minilib.layers.contrastive`), so
-    that the training is the one of a single process. Exceptions: dropout draws differ between processes, and
-    batch normalisation, which on GPUs takes its statistics over all processes (SyncBatchNorm) but on CPUs, where
-    PyTorch has no such thing, over each process's own rows; the first process's running statistics are kept.
+    that the training equals that of a single process. Exceptions: dropout draws differ between processes, and
+    batch normalisation, which takes its statistics over all processes on GPUs (SyncBatchNorm) but over each
+    process's own rows on CPUs, for which PyTorch has no such layer; the first process's running statistics are kept.
     All processes evaluate, and the first one's numbers count; only the first one writes.
 
     Args:
@@ -197,23 +198,23 @@ def fit(
         loss: ``(model, batch) -> {"loss": scalar, ...}``; the other scalars are logged too. The scalars are means
             over the batch's rows, or gather what they need from the other processes.
         batches: ``step -> batch``, a pure function of the step (this is what makes resume exact). Where it also
-            has ``part(step, index, parts)``, a process makes only its own rows; else it cuts them out of the whole.
+            has ``part(step, index, parts)``, a process makes only its own rows; otherwise it cuts them out.
         config: see :class:`TrainConfig`.
         out: folder for ``metrics.jsonl`` and ``last.pt``, which all processes can read; None keeps everything in
-            memory.
+            memory only.
         after_step: called after every optimiser step, for example to clamp CLIP's logit scale.
         evaluate: ``model -> {name: value}``, called in eval mode without gradients.
-        progress: title of the progress bar, None = no bar.
+        progress: title of the progress bar; None = no bar.
         accelerator: the processes to train on, and where metrics are tracked; None = this process alone.
 
     Returns:
-        what was logged; complete on the first process only.
+        What was logged; complete on the first process only.
 
     Raises:
         NonFiniteLoss: with the step and the last good checkpoint.
         ValueError: ``out`` holds a checkpoint of another configuration, one that cannot be read, or not the same
             one for all processes; or a batch cannot be cut into equal parts.
-        OSError: ``out`` cannot be written; nothing was trained yet.
+        OSError: ``out`` cannot be written; nothing has been trained yet.
     """
     device = next(model.parameters()).device
     team = Team(accelerator)
@@ -307,7 +308,7 @@ def _load(saved: dict[str, Any], parts: dict[str, Any], device: torch.device, co
         torch.set_rng_state(mine["cpu"].cpu())
         if device.type == "cuda" and mine["cuda"] is not None:
             torch.cuda.set_rng_state(mine["cuda"].cpu(), device)
-    else:  # another number of processes: nothing to go on with exactly, so draw anew
+    else:  # another number of processes: an exact resume is impossible, so seed afresh
         torch.manual_seed(config.seed + _RANK_STRIDE * team.rank + saved["step"])
 
 

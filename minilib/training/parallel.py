@@ -1,4 +1,4 @@
-"""Several processes that train one model together: their shares of a batch, their averages, their tracker."""
+"""Several processes that train one model together: their shares of a batch, averages and trackers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def cut(batch: Any, index: int, parts: int) -> Any:
     """Return the ``index``-th of ``parts`` equal runs of rows of a batch.
 
     A dataclass, tuple or dict is cut field by field, a tensor or list along its first axis; None, numbers and text
-    are the same for all.
+    are passed on unchanged.
 
     Raises:
         ValueError: the rows do not divide into equal parts.
     """
-    if is_dataclass(batch):
+    if is_dataclass(batch) and not isinstance(batch, type):
         return replace(batch, **{f.name: cut(getattr(batch, f.name), index, parts) for f in fields(batch)})
     if isinstance(batch, tuple):
         pieces = [cut(item, index, parts) for item in batch]
@@ -64,7 +64,7 @@ class _LossOf(nn.Module):
 
 
 class Team:
-    """The processes that train together; without an accelerator just this one."""
+    """The processes that train together; without an accelerator, just this one."""
 
     def __init__(self, accelerator: Accelerator | None) -> None:
         self.accelerator = accelerator
@@ -74,7 +74,7 @@ class Team:
 
     def share(self, model: nn.Module, loss: Loss) -> Loss:
         """Return ``loss`` such that its gradients are averaged over the processes."""
-        if self.size == 1:
+        if self.accelerator is None or self.size == 1:
             return loss
         if next(model.parameters()).device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -82,12 +82,14 @@ class Team:
         return lambda _, batch: self.wrapped(batch)
 
     def reduces_gradients(self, last: bool) -> AbstractContextManager[Any]:
-        """Let the gradients of all but the last part of a batch wait for the last one's exchange."""
-        return nullcontext() if self.size == 1 or last else self.accelerator.no_sync(self.wrapped)
+        """Exchange gradients only with the last part of a batch; the other parts' accumulate until then."""
+        if self.accelerator is None or self.size == 1 or last:
+            return nullcontext()
+        return self.accelerator.no_sync(self.wrapped)
 
     def mean(self, scalars: list[Tensor]) -> list[float]:
         """Return each scalar's mean over the processes."""
-        if self.size == 1:
+        if self.accelerator is None or self.size == 1:
             return [scalar.item() for scalar in scalars]
         joined = torch.stack([scalar.detach().float() for scalar in scalars])
         return self.accelerator.reduce(joined, "mean").tolist()
@@ -97,24 +99,24 @@ class Team:
         return [mine] if self.size == 1 else _gather_object(mine)
 
     def check_start(self, first: int) -> None:
-        """Make sure that all processes found the same checkpoint."""
+        """Raise ValueError unless all processes found the same checkpoint."""
         starts = self.gather({"step": first})
         if any(start["step"] != first for start in starts):
             steps = ", ".join(str(start["step"]) for start in starts)
             raise ValueError(f"the processes would start at steps {steps}: out must be a folder that all of them share")
 
     def track(self, row: dict[str, float], step: int) -> None:
-        """Hand a line of metrics to the trackers that the accelerator was given, if any."""
+        """Pass a line of metrics to the accelerator's trackers, if it has any."""
         if self.accelerator is not None:
             self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=step)
 
     def wait(self) -> None:
         """Wait until all processes are here."""
-        if self.size > 1:
+        if self.accelerator is not None and self.size > 1:
             self.accelerator.wait_for_everyone()
 
 
 def _gather_object(mine: Any) -> list[Any]:
-    from accelerate.utils import gather_object  # only where several processes train: it takes a second to import
+    from accelerate.utils import gather_object  # imported here: it takes a second and only several processes need it
 
     return gather_object([mine])

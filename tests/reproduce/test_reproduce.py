@@ -193,7 +193,7 @@ def test_failed_rerun_takes_the_old_result_away(chapters, runs):
     ("arguments", "words"),
     [
         (["-p", "step=3"], "no parameter 'step': did you mean steps"),
-        (["-p", "steps=1e3"], "steps='1e3' is no int"),
+        (["-p", "steps=1e3"], "steps='1e3' is not of type int"),
         (["-p", "seed=3"], "--seeds"),
         (["--chapters", "clap"], "unknown chapter 'clap': the chapters are tiny"),
         (["--device", "gpu"], "device='gpu' is unknown"),

@@ -135,7 +135,7 @@ def assets_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_sheet_for_another_vocabulary_is_refused(assets_copy: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(atlas, "VOCABULARY", VOCABULARY[::-1])
-    with pytest.raises(ValueError, match="another vocabulary.*build_atlas.py"):
+    with pytest.raises(ValueError, match="different vocabulary.*build_atlas.py"):
         load_atlas("noto")
 
 

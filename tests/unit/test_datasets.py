@@ -91,7 +91,7 @@ def test_nested_folders_count_to_their_class_and_litter_to_none(tmp_path: Path) 
 def test_names_may_be_given(tmp_path: Path) -> None:
     tree(tmp_path, {"n01": 1, "n02": 1})
     assert photos(tmp_path, names={"n01": "tench"}).names == ("tench", "n02")
-    with pytest.raises(ValueError, match="'n03', which is no class folder; the folders are n01, n02"):
+    with pytest.raises(ValueError, match="'n03', which is not a class folder; the folders are n01, n02"):
         photos(tmp_path, names={"n03": "shark"})
 
 
@@ -120,7 +120,7 @@ def test_errors_of_layout_name_the_folder_and_the_mend(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.tar is a file: .*unpack it first"):
         photos(tmp_path / "data.tar")
     (tmp_path / "broken.zip").write_bytes(b"PK\3\4 and no more")
-    with pytest.raises(ValueError, match=r"broken\.zip is not a whole zip file"):
+    with pytest.raises(ValueError, match=r"broken\.zip is not a complete zip file"):
         photos(tmp_path / "broken.zip")
     write(tmp_path / "flat" / "photo.png")
     with pytest.raises(

@@ -26,7 +26,7 @@ def test_show_holds_the_very_source_and_where_it_is():
     assert "**`Batch`** in `minilib/batch.py`" in shown and "**`Batch.to`** in `minilib/batch.py`" in shown
     assert fence_of(shown) == inspect.getsource(Batch).strip()
     method = fence_of(display.show(Batch.to).data)
-    assert method.startswith("def to(self") and "\n    moved = {}" in method, "a method is dedented"
+    assert method.startswith("def to(self") and "\n    moved: dict" in method, "a method is dedented"
 
 
 def test_show_sees_through_wrappers():

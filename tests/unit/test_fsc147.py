@@ -147,7 +147,7 @@ def test_missing_files_are_named(miniature: Path) -> None:
         ("Train_Test_Val_FSC_147.json", lambda c: c["val"].append("77.jpg"), "77.jpg of split val has no line"),
         ("Train_Test_Val_FSC_147.json", lambda c: c.pop("val"), "no list 'val'"),
         ("Train_Test_Val_FSC_147.json", lambda c: c["val_coco"].append("2.jpg"), "2.jpg is in val_coco but not in val"),
-        ("FSC-147-D.json", lambda c: c["7.jpg"].update(data_split="test"), "said to be in 'test'"),
+        ("FSC-147-D.json", lambda c: c["7.jpg"].update(data_split="test"), "described as in 'test'"),
         ("FSC-147-D.json", lambda c: c["7.jpg"].update(text_description=" "), "7.jpg has no text_description"),
         ("annotation_FSC147_384.json", lambda c: c["7.jpg"].pop("points"), "no list of points"),
         ("annotation_FSC147_384.json", lambda c: c.pop("7.jpg"), "no list of points"),
@@ -175,7 +175,7 @@ def test_a_line_without_tab_is_named(miniature: Path) -> None:
 
 def test_half_a_file_is_named(miniature: Path) -> None:
     (miniature / "annotation_FSC147_384.json").write_text('{"7.jpg": {"points": [[1')
-    with pytest.raises(ValueError, match="is not whole"):
+    with pytest.raises(ValueError, match="is incomplete"):
         load_fsc147(miniature, "train")
 
 

@@ -309,7 +309,7 @@ def test_objects_get_cells_of_their_own_unless_jitter_mixes_them():
         ({"backgrounds": ("moon",)}, "night sky"),
         ({"classes": ()}, "at least one class name"),
         ({"objects": (0, 2)}, "objects=(0, 2)"),
-        ({"objects": (3, 2)}, "1 <= least <= largest"),
+        ({"objects": (3, 2)}, "1 <= smallest <= largest"),
         ({"count": (-1, 2)}, "count=(-1, 2)"),
         ({"distractors": (2, 1)}, "distractors=(2, 1)"),
         ({"scale": (0.0, 1.0)}, "scale=(0.0, 1.0)"),
