@@ -18,10 +18,7 @@ from minilib.models.denseclip.model import (
     score_map,
     segmentation_loss,
 )
-from minilib.models.denseclip.official import (
-    parameter_groups,
-    poly_learning_rate,
-)
+from minilib.models.denseclip.official import RESNET_HEADS
 
 __all__ = [
     "Attention",
@@ -31,13 +28,12 @@ __all__ = [
     "DenseCLIP",
     "DenseCLIPConfig",
     "GUIDANCE",
+    "RESNET_HEADS",
     "Segmentation",
     "TextGuided",
     "check_names",
     "class_tokens",
     "denseclip_loss",
-    "parameter_groups",
-    "poly_learning_rate",
     "score_map",
     "segmentation_loss",
 ]

@@ -20,8 +20,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from minilib.layers.fpn import FeaturePyramid
 from minilib.models.clip import CLIP
-from minilib.models.denseclip.backbones import AnyBackbone
-from minilib.models.denseclip.model import DenseCLIPConfig, TextGuided
+from minilib.models.denseclip.backbones import DenseTower
+from minilib.models.denseclip.config import DenseCLIPConfig
+from minilib.models.denseclip.model import TextGuided
 
 
 def box_targets(
@@ -91,7 +92,11 @@ class GuidedPyramid(TextGuided):
     """
 
     def __init__(
-        self, config: DenseCLIPConfig, names: Sequence[str], first: int = 1, backbone: AnyBackbone | None = None
+        self,
+        config: DenseCLIPConfig,
+        names: Sequence[str],
+        first: int = 1,
+        backbone: DenseTower | None = None,
     ) -> None:
         super().__init__(config, names, backbone)
         self.first, self.out_channels = first, config.channels
@@ -165,10 +170,14 @@ class DenseCLIPDetector(nn.Module):
 
     @classmethod
     def from_clip(
-        cls, clip: CLIP, names: Sequence[str], anchor_sizes: Sequence[tuple[int, ...]], **changes: object
+        cls,
+        clip: CLIP,
+        names: Sequence[str],
+        anchor_sizes: Sequence[tuple[int, ...]],
+        config: DenseCLIPConfig | None = None,
     ) -> DenseCLIPDetector:
-        """Build a detector that starts from a CLIP's weights; ``changes`` are values of DenseCLIPConfig."""
-        pyramid = GuidedPyramid(DenseCLIPConfig(clip.config, **changes), names)
+        """Build a detector that starts from a CLIP's weights; ``config`` is made for ``clip.config``."""
+        pyramid = GuidedPyramid(config or DenseCLIPConfig(clip.config), names)
         pyramid.load_clip(clip)
         return cls(pyramid, anchor_sizes)
 

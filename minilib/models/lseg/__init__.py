@@ -10,13 +10,11 @@ from minilib.models.lseg.model import (
     ACTIVATIONS,
     LabelBlock,
     LSeg,
+    LSegOutput,
     embed_labels,
     pixel_cross_entropy,
 )
-from minilib.models.lseg.official import (
-    objectinfo_words,
-    text_tower,
-)
+from minilib.models.lseg.official import text_tower
 
 __all__ = [
     "ACTIVATIONS",
@@ -24,10 +22,10 @@ __all__ = [
     "LSeg",
     "LSegConfig",
     "LabelBlock",
+    "LSegOutput",
     "ResNetBackbone",
     "ViTBackbone",
     "embed_labels",
-    "objectinfo_words",
     "pixel_cross_entropy",
     "text_tower",
 ]
