@@ -11,7 +11,8 @@ from minilib.models.denseclip import ContextDecoder, DenseCLIP, denseclip_loss, 
 from minilib.models.denseclip.backbones import DenseAttentionPool, DenseResNet, DenseViT
 from minilib.models.denseclip.config import DenseCLIPConfig
 from minilib.models.denseclip.detection import box_score_loss, box_targets
-from minilib.models.denseclip.official import RESNET_HEADS, parameter_groups, poly_learning_rate
+from minilib.models.denseclip.official import RESNET_HEADS
+from minilib.models.denseclip.optimisation import parameter_groups, poly_learning_rate
 from minilib.models.denseclip.protocol import sliding_logits
 
 PAPER = "denseclip"
@@ -89,14 +90,14 @@ def build(case) -> DenseCLIP:
     config = case.info["config"]
     backbone, text, decoder = config["backbone"], config["text_encoder"], config["context_decoder"]
     vit = backbone["type"] == "CLIPVisionTransformer"
-    changes = {"taps": tuple(backbone["out_indices"]), "vision_heads": backbone["heads"]} if vit else {}
     model = DenseCLIP.from_official(
         case.group("state"),
         case.tensors["in/tokens"],
         text_heads=text["transformer_heads"],
         decoder_heads=decoder["transformer_heads"],
         tau=config["tau"],
-        **changes,
+        taps=backbone["out_indices"] if vit else None,
+        vision_heads=backbone["heads"] if vit else None,
     )
     assert model.state_dict().keys() == case.group("state").keys()
     assert model.backbone.score_level == config["score_concat_index"]

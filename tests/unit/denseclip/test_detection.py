@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig
+from minilib.models.denseclip.config import DenseCLIPConfig
 from minilib.models.denseclip.detection import DenseCLIPDetector, box_score_loss, box_targets
 from minilib.tokenizer import Tokenizer, vocabulary_of
 
@@ -21,7 +22,8 @@ def make(**changes) -> DenseCLIPDetector:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         small = {"decoder_width": 16, "decoder_layers": 1, "channels": 16, "contexts": 3}
-        return DenseCLIPDetector.from_clip(CLIP(CONFIG), NAMES, ANCHORS, **(small | changes))
+        config = DenseCLIPConfig(CONFIG, **small | changes)
+        return DenseCLIPDetector.from_clip(CLIP(CONFIG), NAMES, ANCHORS, config)
 
 
 def images(count: int = 2) -> torch.Tensor:
