@@ -28,7 +28,7 @@ def unwrapped(content: Mapping[str, Any], *prefixes: str) -> dict[str, Tensor]:
         ValueError: there is not a single tensor in it.
     """
     inside: Any = content
-    for entry in ("state_dict", "model"):
+    for entry in ("model", "state_dict", "model"):  # however they are nested
         if isinstance(inside, Mapping) and isinstance(inside.get(entry), Mapping):
             inside = inside[entry]
     if not isinstance(inside, Mapping):
