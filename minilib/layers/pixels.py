@@ -1,4 +1,4 @@
-"""From images to pixels: the one place where what a model sees is made from what a person sees."""
+"""From images to pixels, what a person sees to what a model sees: here and only here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from torch import Tensor
 
 
 def standardise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return (image - mean) / std per RGB channel, of images (..., 3, H, W) in [0, 1]."""
+    """Return (image - mean) / std per RGB channel; images (..., 3, H, W) in [0, 1]."""
     centre, spread = (image.new_tensor(v)[:, None, None] for v in (mean, std))
     return (image - centre) / spread

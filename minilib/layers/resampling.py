@@ -71,7 +71,7 @@ def resize_grid_positions(
             )
         resized = cell_rows[..., : grid[0], : grid[1]]
     else:
-        # In float32: the antialiased kernel is not available in half precision everywhere.
+        # In float32: not every device has the antialiased kernel in half precision.
         resized = F.interpolate(
             cell_rows.float(),
             size=grid,

@@ -63,7 +63,7 @@ def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def numbered(state: Iterable[str], pattern: str) -> int:
     """Count the distinct values of the group of ``pattern`` at the names' start.
 
-    >>> numbered(["blocks.0.weight", "blocks.0.bias", "blocks.1.weight"], r"blocks\\.(\\d+)\\.")
+    >>> numbered(["blocks.0.weight", "blocks.0.bias", "blocks.1.bias"], r"blocks\\.(\\d)")
     2
     """
     return len({match[1] for key in state if (match := re.match(pattern, key))})
@@ -108,11 +108,10 @@ def load_strictly(model: Model, state: Mapping[str, Tensor], what: str) -> Model
         "of another shape": misshapen,
     }
     if any(faults.values()):
-        listed = [
-            f"{len(names)} {fault} ({', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)})"
-            for fault, names in faults.items()
-            if names
-        ]
+        listed = []
+        for fault, names in faults.items():
+            shown = ", ".join(names[:SHOWN] + ["..."] * (len(names) > SHOWN))
+            listed += [f"{len(names)} {fault} ({shown})"] if names else []
         raise ValueError(f"the weights do not fit {what}: {'; '.join(listed)}")
     model.load_state_dict(dict(state))
     return model

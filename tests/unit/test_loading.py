@@ -1,4 +1,4 @@
-"""Weights of other people: unwrapping, counting names, and refusing what does not fit."""
+"""Weights of other people: unwrapped, their names counted, refused if they do not fit."""
 
 from __future__ import annotations
 

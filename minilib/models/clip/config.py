@@ -23,8 +23,8 @@ class ViTConfig:
     stem: str = "patch"
     """How pixels become tokens: "patch", one convolution as released, or "conv", several small ones."""
     pool: str = "token"
-    """What stands for the image: the class "token" as released, or the "mean" of the patches, whose own
-    features then lie in the joint space, as dense prediction needs."""
+    """What represents the image: the class "token" as released, or the "mean" of the
+    patches, whose own features then lie in the joint space, as dense prediction needs."""
 
     def __post_init__(self) -> None:
         for name, known in (("stem", ("patch", "conv")), ("pool", ("token", "mean"))):
@@ -110,7 +110,7 @@ class CLIPConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CLIPConfig:
-        """Rebuild a configuration from ``dataclasses.asdict`` of it, also after a trip through JSON.
+        """Rebuild a configuration from its ``dataclasses.asdict``, also after JSON.
 
         Raises:
             ValueError: a text tower of an older minilib that is not a transformer.
@@ -123,11 +123,11 @@ class CLIPConfig:
 
         vision = build(ResNetConfig if "blocks" in values["vision"] else ViTConfig, values["vision"])
         text = dict(values["text"])
-        # Files written before chapter 1's controls left the method say which kind they are.
+        # Older files also say which kind of text tower theirs is.
         text.pop("lookup_size", None)
         if (kind := text.pop("kind", "transformer")) != "transformer":
             raise ValueError(
-                f"the text tower {kind!r} is a control of chapter 1, not a CLIP: train it again "
-                "with minilib.recipes.clip.controls"
+                f"the text tower {kind!r} is a control of chapter 1, not a CLIP: "
+                "train it again with minilib.recipes.clip.controls"
             )
         return build(cls, {**values, "vision": vision, "text": build(TextConfig, text)})

@@ -87,7 +87,9 @@ class VisionTransformer(nn.Module):
     def tokens(
         self, patches: Tensor, resampling: str = "bicubic", double_class: bool = False
     ) -> Tensor:
-        """Turn the patch map (B, W, h, w) into class token and patches with positions, (B, 1 + h * w, W).
+        """Turn the patch map (B, W, h, w) into tokens with positions, (B, 1 + h * w, W).
+
+        The class token comes first, then the patches in row order.
 
         Args:
             patches: from ``conv1``.
@@ -142,7 +144,7 @@ class TextTransformer(nn.Module):
         self.text_projection = nn.Parameter(scale * torch.randn(config.width, embed_dim))
 
     def _make_reader(self, config: TextConfig, quick_gelu: bool) -> None:
-        """Make what turns ids into one vector; chapter 1's controls have another one."""
+        """Make what turns ids into one vector; chapter 1's controls have another."""
         width, layers = config.width, config.layers
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
@@ -166,12 +168,12 @@ class TextTransformer(nn.Module):
         return self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
 
     def text_backbone(self, tokens: Tensor) -> Tensor:
-        """Return one vector per text before the projection, (B, W), from ids (B, L): the output at its end."""
+        """Return the output at each text's end, before the projection: ids (B, L) -> (B, W)."""
         tokens, end = self.trim(tokens)
         return self.ln_final(self.transformer(self.embed(tokens), causal=True, at=end))
 
     def trim(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ids (B, L') up to the last end of the batch, and the place of each text's end (B,).
+        """Return ids (B, L') up to the batch's last end, and where each text ends (B,).
 
         The end token has the highest id, so ``argmax`` finds it (the first one, where ids are padded with
         it). Attention is causal, so whatever follows the last end token of the batch can be dropped.
@@ -246,13 +248,14 @@ class CLIP(TextTransformer):
         text_heads: int | None = None,
         quick_gelu: bool = True,
     ) -> CLIP:
-        """Build a CLIP from weights in OpenAI's layout; the configuration is read off the shapes.
+        """Build a CLIP from weights in OpenAI's layout, inferring the configuration.
 
         Args:
-            state_dict: as released, or a whole training file; also in half precision, with a ``module.`` prefix
-                or with the three extra numbers that OpenAI's archives carry.
-            vision_heads: heads of the image tower, which cannot be inferred from shapes; by default one per 64
-                channels.
+            state_dict: as released, or a whole training file; also in half precision,
+                with a ``module.`` prefix or with the three extra numbers that OpenAI's
+                archives carry.
+            vision_heads: heads of the image tower, which cannot be inferred from
+                shapes; by default one per 64 channels.
             text_heads: likewise of the text tower.
             quick_gelu: which activation the weights were trained with.
 
@@ -301,7 +304,10 @@ class CLIP(TextTransformer):
         return self.standardise(image[..., top : top + size, left : left + size])
 
     def standardise(self, image: Tensor) -> Tensor:
-        """Make pixels from images (B, 3, R, R') in [0, 1] at their own size: larger ones give finer maps."""
+        """Make pixels from images (B, 3, R, R') in [0, 1] at their own size.
+
+        Larger images give finer maps.
+        """
         return standardise(image, self.config.image_mean, self.config.image_std)
 
     def tokenize(self, texts: str | Sequence[str], truncate: bool = False) -> Tensor:
@@ -346,7 +352,10 @@ class CLIP(TextTransformer):
         return F.normalize(features, dim=1) if normalize else features
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> CLIPOutput:
-        """Encode pairs of pixels (B, 3, R, R') and ids (B, L) for a loss: ``clip_loss(*model(pixels, tokens))``."""
+        """Encode pairs of pixels (B, 3, R, R') and ids (B, L) for a loss.
+
+        The losses take the fields in order: ``clip_loss(*model(pixels, tokens))``.
+        """
         return CLIPOutput(
             self.encode_image(pixels, normalize=True),
             self.encode_text(tokens, normalize=True),

@@ -61,7 +61,8 @@ def _side(positions: Tensor) -> int:
     side = math.isqrt(cells)
     if side * side != cells:
         raise ValueError(
-            f"{cells} grid positions do not form a square: the image size cannot be inferred from them"
+            f"{cells} grid positions do not form a square: the image size cannot be "
+            "inferred from them"
         )
     return side
 
@@ -72,7 +73,9 @@ def infer_config(
     text_heads: int | None = None,
     quick_gelu: bool = True,
 ) -> CLIPConfig:
-    """Infer the configuration from the shapes of weights in OpenAI's layout; one head per 64 channels by default.
+    """Infer the configuration from the shapes of weights in OpenAI's layout.
+
+    Shapes do not show the heads: by default there is one per 64 channels.
 
     Raises:
         ValueError: a part of a CLIP is missing.
@@ -112,7 +115,7 @@ def infer_config(
 
 
 def open_clip_config(module: nn.Module, state: Mapping[str, Tensor]) -> CLIPConfig:
-    """Read the configuration of an open_clip model whose converted weights are ``state``."""
+    """Read the configuration of an open_clip model; ``state``: its converted weights."""
     text = getattr(module, "text", module)
     visual = module.visual
     pooling = getattr(text, "pool_type", None) or getattr(module, "text_pool_type", "argmax")

@@ -31,8 +31,8 @@ KEPT_PIXELS = 0.8
 def sincos_positions(dim: int, grid: int) -> Tensor:
     """Return fixed position embeddings (grid * grid, dim), patches in row order.
 
-    The first half of the channels encodes the column, the second the row; each is [sin(p w_i), cos(p w_i)] with
-    w_i = 10000 ** (-4 i / dim), i = 0 ... dim / 4 - 1.
+    The first half of the channels encodes the column, the second the row; each is
+    [sin(p w_i), cos(p w_i)] with w_i = 10000 ** (-4 i / dim), i = 0 ... dim / 4 - 1.
     """
     frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
@@ -163,10 +163,12 @@ class CounTX(nn.Module):
     ) -> CounTX:
         """Build a CounTX from the authors' weights, in evaluation mode.
 
-        What cannot be inferred from shapes is passed in where it differs from the released model.
+        What cannot be inferred from shapes is passed in where it differs from the
+        released model.
 
         Args:
-            state_dict: the authors' file or its entry ``model``: 367 names in the released size.
+            state_dict: the authors' file or its entry ``model``: 367 names in the
+                released size.
             heads: heads of an interaction block.
             first_grid: side of the map that the decoder starts from.
             groups: groups of the decoder's normalisations.
@@ -257,8 +259,8 @@ class CounTX(nn.Module):
 
         Args:
             pixels: (B, 3, R, R) from ``preprocess``.
-            tokens: (B, L) from ``tokenize``; several sentences a row, (B, S, L), become several keys of the
-                cross-attention.
+            tokens: (B, L) from ``tokenize``; several sentences a row, (B, S, L), become
+                several keys of the cross-attention.
         """
         patches, text = self.encode_image(pixels), self.encode_text(tokens)
         interaction = self.interact(patches, text)
@@ -307,9 +309,9 @@ class CounTX(nn.Module):
         merge: str = "recursive",
         at_once: int = 8,
     ) -> float:
-        """Return how many objects of one image (3, H, W) the description means; not rounded, maybe below zero.
+        """Return how many objects of one image (3, H, W) the description means.
 
-        Arguments as in :meth:`density`.
+        Neither rounded nor kept from falling below zero. Arguments as in :meth:`density`.
         """
         return self.density(image, description, stride, merge, at_once).sum().item()
 

@@ -38,8 +38,8 @@ def infer_config(
     patches, side = state["fim_pos_embed"].shape[1], towers.image_size // towers.vision.reduction
     if math.isqrt(patches) != side:
         raise ValueError(
-            f"{patches} positions of the interaction module for {side} patches a side of the "
-            "image tower: the weights belong to two different models"
+            f"{patches} positions of the interaction module for {side} patches a side "
+            "of the image tower: the weights belong to two different models"
         )
     return CounTXConfig(
         clip=towers,

@@ -49,8 +49,9 @@ class DenseTower(Protocol):
 
 
 class DenseAttentionPool(AttentionPool2d):
-    """CLIP's attention pool, keeping every output token (equation 1): [z-bar, z] = MHSA([mean(x4), x4]).
+    """CLIP's attention pool, keeping every output token (equation 1).
 
+    [z-bar, z] = MHSA([mean(x4), x4]).
     CLIP lets the mean alone ask. The pool treats all tokens alike, so what the other cells would have been
     told lives roughly in the same space, though CLIP's loss never looked at it.
 
@@ -59,8 +60,8 @@ class DenseAttentionPool(AttentionPool2d):
         channels: channels C of the map.
         heads: attention heads; 32 in all released models.
         out_channels: joint dimension E.
-        crop_positions: crop the grid to smaller maps, as the authors' detection code does; otherwise it is
-            resized (bilinear), as in their segmentation code.
+        crop_positions: crop the grid to smaller maps, as the authors' detection code
+            does; otherwise it is resized (bilinear), as in their segmentation code.
     """
 
     def __init__(self, side: int, channels: int, heads: int, out_channels: int, crop_positions: bool = False) -> None:

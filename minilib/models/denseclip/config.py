@@ -88,7 +88,7 @@ def class_tokens(config: DenseCLIPConfig, names: Sequence[str] | Tensor) -> Tens
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError for a list of class names that cannot tell K classes apart."""
+    """Raise ValueError for class names that do not name K different classes."""
     if isinstance(names, str) or not len(names):
         raise ValueError(f"expected a list of at least one class name, got {names!r}")
     clean = [" ".join(name.lower().split()) for name in names]

@@ -176,7 +176,7 @@ class DenseCLIPDetector(nn.Module):
         anchor_sizes: Sequence[tuple[int, ...]],
         config: DenseCLIPConfig | None = None,
     ) -> DenseCLIPDetector:
-        """Build a detector that starts from a CLIP's weights; ``config`` is made for ``clip.config``."""
+        """Build a detector from a CLIP's weights; ``config`` is made for ``clip.config``."""
         pyramid = GuidedPyramid(config or DenseCLIPConfig(clip.config), names)
         pyramid.load_clip(clip)
         return cls(pyramid, anchor_sizes)

@@ -279,8 +279,8 @@ class Segmentation(NamedTuple):
 class DenseCLIP(TextGuided):
     """Semantic segmentation: text-guided maps, feature pyramid, Semantic FPN head (section 3.2, Figure 3).
 
-    The K classes are built in: the score map's channels are an input of the pyramid. This is not an
-    open-vocabulary model.
+    The K classes are built in: the score map's channels are an input of the pyramid.
+    This is not an open-vocabulary model.
     """
 
     def __init__(
@@ -326,12 +326,15 @@ class DenseCLIP(TextGuided):
     ) -> DenseCLIP:
         """Build a DenseCLIP from the authors' segmentation weights, in evaluation mode, with their quirks.
 
-        What cannot be inferred from shapes is passed in where it differs from the released models.
+        What cannot be inferred from shapes is passed in where it differs from the
+        released models.
 
         Args:
-            state_dict: a checkpoint or its ``state_dict``; its own text tower is used (it differs from CLIP's).
+            state_dict: a checkpoint or its ``state_dict``; its own text tower is used
+                (it differs from CLIP's).
             names: the K class names in the order of training (checkpoints do not hold them), or their tokens.
-            vision_heads: heads of the image tower; by default 32, of a ViT one per 64 channels.
+            vision_heads: heads of the image tower; by default 32, of a ViT one per 64
+                channels.
             text_heads: heads of the text tower; by default one per 64 channels.
             decoder_heads: heads of the context decoder.
             taps: the blocks of a ViT that make the pyramid, see ``DenseCLIPConfig``.
@@ -353,7 +356,9 @@ class DenseCLIP(TextGuided):
         )
         classes = len(state["decode_head.conv_seg.weight"])
         if len(names) != classes:
-            raise ValueError(f"{len(names)} names for weights that tell {classes} classes apart: pass all of them")
+            raise ValueError(
+                f"{len(names)} names for weights with {classes} classes: pass all of them"
+            )
         return load_strictly(cls(config, names), state, "a DenseCLIP").eval()
 
     def forward(self, pixels: Tensor) -> Segmentation:
@@ -399,7 +404,10 @@ def segmentation_loss(logits: Tensor, mask: Tensor, ignore: int = 255, over: str
     wrong = valid & ((mask < 0) | (mask >= logits.shape[1]))
     if wrong.any():
         values = mask[wrong].unique().tolist()
-        raise ValueError(f"mask values {values[:5]} are not classes: expected 0 to {logits.shape[1] - 1}, or {ignore}")
+        raise ValueError(
+            f"mask values {values[:5]} are not classes: expected 0 to "
+            f"{logits.shape[1] - 1}, or {ignore}"
+        )
     total = F.cross_entropy(logits, mask, ignore_index=ignore, reduction="sum")
     return total / (mask.numel() if over == "all" else valid.sum().clamp(min=1))
 

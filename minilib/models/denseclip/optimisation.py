@@ -1,4 +1,4 @@
-"""How DenseCLIP is optimised (section 4.1), as it was meant and as the authors' configuration works out."""
+"""DenseCLIP's optimisation (section 4.1), as meant and as the authors' code has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How DenseCLIP's segmentation is evaluated (section 4.1): by windows that slide over the image."""
+"""How DenseCLIP's segmentation is evaluated (section 4.1): by sliding windows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from minilib.models.denseclip.model import DenseCLIP
 def sliding_logits(model: DenseCLIP, pixels: Tensor, window: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """Return logits (B, K, R, R') averaged over windows, as the paper evaluates (512 with stride 341).
 
-    Windows at the border are moved inwards; images smaller than a window make one window.
-    Checked by parity with mmsegmentation, not run here.
+    Windows at the border are moved inwards; images smaller than a window make one
+    window. Checked by parity with mmsegmentation, not run here.
     """
     height, width = pixels.shape[-2:]
     total = pixels.new_zeros(len(pixels), model.classes, height, width)

@@ -71,7 +71,7 @@ class ViTMaps(nn.Module):
         return tapped
 
     def stages(self, pixels: Tensor) -> dict[str, list[Tensor]]:
-        """Return the four ``maps`` of images (B, 3, R, R') and the ``taps`` that they are made of."""
+        """Return the ``maps`` of images (B, 3, R, R') and the ``taps`` they are made of."""
         grid = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
         taps = self.taps(pixels)
         maps = [layer(tokens, grid) for layer, tokens in zip(self.reassemble, taps, strict=True)]
@@ -130,7 +130,7 @@ class CLIPMaps(ModifiedResNet):
         return self.stages(pixels)["maps"]
 
     def stages(self, pixels: Tensor) -> dict[str, Any]:
-        """Return the ``stem`` of images (B, 3, R, R') and the ``maps`` of the four stages."""
+        """Return ``stem`` and the ``maps`` of the four stages of images (B, 3, R, R')."""
         stages = super().stages(pixels)
         maps = [stages[f"layer{number}"] for number in (1, 2, 3, 4)]
         return {"stem": stages["stem"], "maps": maps}

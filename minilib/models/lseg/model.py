@@ -73,7 +73,7 @@ class LSegOutput(NamedTuple):
     """What :class:`LSeg` returns."""
 
     scores: Tensor
-    """(B, N, H, W), of every label at every pixel; their softmax over N is equation 2."""
+    """(B, N, H, W), of labels at pixels; their softmax over N is equation 2."""
     coarse: Tensor
     """(B, N, h, w), the same before they are enlarged, of the image after padding."""
 
@@ -109,12 +109,14 @@ class LSeg(nn.Module):
         activation: str = "lrelu",
         half_product: bool = True,
     ) -> LSeg:
-        """Build an LSeg from the authors' weights; the configuration is inferred from shapes where possible.
+        """Build an LSeg from the authors' weights, inferring what shapes show.
 
         Args:
-            state_dict: a released checkpoint or its ``state_dict``, with or without the prefix ``net.``; the
-                copy of CLIP in it is not read (see ``minilib.models.lseg.official.text_tower``).
-            heads: heads of a ViT, which cannot be inferred from shapes; by default one per 64 channels.
+            state_dict: a released checkpoint or its ``state_dict``, with or without the
+                prefix ``net.``; the copy of CLIP in it is not read (see
+                ``minilib.models.lseg.official.text_tower``).
+            heads: heads of a ViT, which cannot be inferred from shapes; by default one
+                per 64 channels.
             hooks: the blocks of a ViT that are tapped; by default the last of each quarter, as released.
             block: which kind of block the weights belong to, if they hold one: both kinds have the same.
             block_depth: number of its applications; their 0 means 1.
@@ -153,8 +155,8 @@ class LSeg(nn.Module):
     def correlate(self, embeddings: Tensor, text: Tensor) -> Tensor:
         """Return the word-pixel correlation F = <I, T> / t of unit vectors (section 4.1): (B, N, h, w).
 
-        ``forward`` computes the same scores without the embeddings, by ``correlate_path``,
-        unless it rounds them as the released models do.
+        ``forward`` computes the same scores without the embeddings, by
+        ``correlate_path``, unless it rounds them as the released models do.
 
         Args:
             embeddings: (B, C, h, w), of any length.
@@ -193,8 +195,8 @@ class LSeg(nn.Module):
     def forward(self, pixels: Tensor, text: Tensor) -> LSegOutput:
         """Score labels at pixels.
 
-        Images whose sides are not multiples of the backbone's stride are padded with the mean colour on the
-        right and below, and the scores cropped again.
+        Images whose sides are not multiples of the backbone's stride are padded with
+        the mean colour on the right and below, and the scores cropped again.
 
         Args:
             pixels: (B, 3, H, W) from ``preprocess``.
@@ -215,11 +217,12 @@ class LSeg(nn.Module):
         return LSegOutput(scores[..., :height, :width], coarse)
 
     def stages(self, pixels: Tensor, text: Tensor) -> dict[str, Any]:
-        """Return what lies on the way from pixels (B, 3, H, W) to scores, computed step by step.
+        """Return what lies on the way from pixels (B, 3, H, W) to scores, step by step.
 
         Returns:
-            ``taps`` (of a ViT) and ``maps`` of the backbone, ``paths`` of the decoder, ``embeddings``
-            (B, C, h, w), ``correlation`` and ``scores`` (B, N, h, w), the ``coarse`` ones of ``forward``.
+            ``taps`` (of a ViT) and ``maps`` of the backbone, ``paths`` of the decoder,
+            ``embeddings`` (B, C, h, w), ``correlation`` and ``scores`` (B, N, h, w),
+            the ``coarse`` ones of ``forward``.
         """
         self._check(text)
         stages = self.backbone.stages(self._padded(pixels))
@@ -255,7 +258,8 @@ def embed_labels(
 
     Args:
         clip: the CLIP whose text tower reads them.
-        labels: any words; "other" is one like any other, nothing else stands for "none of these".
+        labels: any words; "other" is one like any other, nothing else means "none of
+            these".
         template: sentence with ``{}`` for the label.
         allow_duplicates: of two equal labels the first wins every pixel, so they are refused unless that is
             wanted (the authors' ADE20K words have "screen" twice).

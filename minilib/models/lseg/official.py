@@ -71,13 +71,17 @@ def infer_config(
     activation: str,
     half_product: bool,
 ) -> LSegConfig:
-    """Infer the configuration from converted weights; what cannot be inferred from shapes is passed in.
+    """Infer the configuration from converted weights.
+
+    What cannot be inferred from shapes is passed in, see ``LSeg.from_official``.
 
     Raises:
         ValueError: there is neither a ViT nor a ResNet in the weights.
     """
     if "head.weight" not in state:
-        raise ValueError("these are not the weights of an LSeg: expected scratch.head1.weight among them")
+        raise ValueError(
+            "these are not the weights of an LSeg: 'scratch.head1.weight' is missing"
+        )
     if "backbone.patch_embed.weight" in state:
         backbone, mean, std = _vit(state, heads, hooks), (0.5,) * 3, (0.5,) * 3
     elif "backbone.conv1.weight" in state:

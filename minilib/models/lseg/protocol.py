@@ -1,4 +1,4 @@
-"""The evaluation of ADE20K's benchmark: its words, several scales, sliding windows, mirror images (Tables 4 to 6)."""
+"""ADE20K's words, and its evaluation by scales, windows and mirror images (Tables 4-6)."""
 
 from __future__ import annotations
 
@@ -41,17 +41,18 @@ def multi_scale_scores(
 ) -> Tensor:
     """Return scores summed over scales, without any softmax: (B, N, H, W); their argmax is the prediction.
 
-    At each scale the long side becomes ``base_size * scale`` (rounded up). What fits into one crop is padded
-    to it; larger images are covered by windows that overlap by a third, and where windows overlap the scores
-    are averaged. Each window's scores are added to those of its mirror image. Checked by
-    parity with the authors' code, not run here.
+    At each scale the long side becomes ``base_size * scale`` (rounded up). What fits
+    into one crop is padded to it; larger images are covered by windows that overlap by
+    a third, and where windows overlap the scores are averaged. Each window's scores are
+    added to those of its mirror image. Checked by parity with the authors' code, not
+    run here.
 
     Args:
         network: pixels (B, 3, crop_size, crop_size) to scores (B, N, crop_size, crop_size).
         image: (B, 3, H, W), normalised.
         base_size: long side at scale 1, in pixels.
         crop_size: side of the network's input, in pixels.
-        scales: factors of ``base_size``.
+        scales: multipliers of ``base_size``.
         flip: add the mirror image's scores.
         pad_value: what black is after normalisation.
     """

@@ -1,4 +1,4 @@
-"""What fixes the shape of a VLCounter, and the switches of its ablation: plain values, checked where they are made."""
+"""What fixes the shape of a VLCounter: plain values, checked where they are made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class VLCounterConfig:
     grid: tuple[int, int] = (24, 24)
     """Rows and columns of the similarity map that the affine map is stored for."""
     encoder: str = "spt"
-    """ "spt" prompts that know the text, "vpt" prompts that do not, "frozen" no prompts."""
+    """Prompts that know the text, "spt", that do not, "vpt", or none, "frozen"."""
     affine: bool = True
     """Transform the similarity map (LAT)."""
     skip: str = "gated"
@@ -24,11 +24,12 @@ class VLCounterConfig:
     prompts: int = 10
     """Prompt tokens M per layer."""
     prompted_layers: int | None = None
-    """Layers that get prompts of their own, from the first on; later ones keep what became of the last. By default
-    all layers of the tower."""
+    """Layers that get prompts of their own, from the first on; later ones keep what
+    became of the last. By default all layers of the tower."""
     taps: tuple[int, ...] | None = None
-    """Blocks whose outputs the skip connections take, counted from 0; the deepest enters first. By default the
-    three that end the third quarter of the tower: of 12 layers 6, 7 and 8, as released."""
+    """Blocks whose outputs the skip connections take, counted from 0; the deepest enters
+    first. By default the three that end the third quarter of the tower: of 12 layers
+    6, 7 and 8, as released."""
     channels: int = 64
     """Channels D of projections and decoder; a multiple of 8, the groups of its normalisation."""
     dropout: float = 0.1
@@ -50,11 +51,13 @@ class VLCounterConfig:
         layers, taps = self.clip.vision.layers, self.tapped_blocks
         if not 1 <= self.prompt_depth <= layers or self.prompts < 1:
             raise ValueError(
-                f"prompts={self.prompts} in {self.prompt_depth} layers of {layers}: expected 1 or more, in 1 to "
-                f"{layers} layers"
+                f"prompts={self.prompts} in {self.prompt_depth} layers of {layers}: "
+                f"expected 1 or more, in 1 to {layers} layers"
             )
         if not taps or sorted(set(taps)) != list(taps) or taps[-1] >= layers or taps[0] < 0:
-            raise ValueError(f"taps={taps}: expected rising block numbers from 0 to {layers - 1}")
+            raise ValueError(
+                f"taps={taps}: expected rising block numbers from 0 to {layers - 1}"
+            )
 
     @property
     def prompt_depth(self) -> int:

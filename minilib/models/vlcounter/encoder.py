@@ -1,6 +1,7 @@
-"""VLCounter's image encoder: CLIP's frozen tower with prompts that know what to count (SPT).
+"""VLCounter's encoder: CLIP's frozen tower, prompted with what to count (SPT).
 
-Shapes: B images of H x W pixels, h x w patches, L tokens, width C, joint dimension E, M prompts.
+Shapes: B images of H x W pixels, h x w patches, L tokens, width C, joint dimension E, M
+prompts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from minilib.models.clip import VisionTransformer
 
 
 class SemanticPrompts(nn.Module):
-    """Prompt tokens for every layer, shifted by what is to be counted (SPT).
+    """Prompt tokens for every layer, shifted by the name of what is counted (SPT).
 
     The paper adds the projected text to the prompts, P_l = [p_1 + T, ..., p_M + T]; the code first passes the prompts
     through a projection of their own. Both projections are shared by all layers.
@@ -56,9 +57,11 @@ def encode_image(
 ) -> tuple[list[Tensor], Tensor]:
     """Run the frozen image tower, with prompts where there are any (section on SPT).
 
-    Prompts stand between the class token and the patches; before each prompted layer, fresh ones replace those that
-    the layer before has changed. The stored positions are resized to the grid (bilinear). In the authors' prompted
-    encoders the class token gets its embedding twice, which is kept, since the released weights were trained so.
+    Prompts are placed between the class token and the patches; before each prompted
+    layer, fresh ones replace those that the layer before has changed. The stored
+    positions are resized to the grid (bilinear). In the authors' prompted encoders the
+    class token gets its embedding twice, which is kept, since the released weights were
+    trained so.
 
     Args:
         visual: CLIP's image tower.

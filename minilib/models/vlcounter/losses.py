@@ -1,4 +1,4 @@
-"""VLCounter's losses: the density's, and the rank-aware one of the similarity map, as coded and as written.
+"""VLCounter's losses: the density's, and the rank-aware one, as coded and as written.
 
 Shapes: B images of H x W pixels, h x w cells of the similarity map.
 """
@@ -19,7 +19,7 @@ THRESHOLDS = (1.0, 0.8, 0.6, 0.4)
 
 
 def count_loss(density: Tensor, target: Tensor) -> Tensor:
-    """L_count: mean squared error of density maps (B, 1, H, W), both 60 times objects per pixel."""
+    """L_count: mean squared error of densities (B, 1, H, W), 60 times objects per pixel."""
     return F.mse_loss(density, target)
 
 

@@ -197,10 +197,11 @@ class VLCounter(nn.Module):
 
         Args:
             state_dict: the released file's content, or its entry ``state_dict``.
-            vision_heads: heads of the image tower, which cannot be inferred from shapes; by default one per 64
-                channels.
+            vision_heads: heads of the image tower, which cannot be inferred from
+                shapes; by default one per 64 channels.
             text_heads: likewise of the text tower.
-            taps: the blocks whose outputs feed the skip connections, see ``VLCounterConfig``.
+            taps: the blocks whose outputs feed the skip connections, see
+                ``VLCounterConfig``.
 
         Returns:
             The model in evaluation mode.
@@ -221,7 +222,9 @@ class VLCounter(nn.Module):
         return self
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Make pixels from images (B, 3, H, W) in [0, 1]; nothing is resized, since size is what counting lives on.
+        """Make pixels from images (B, 3, H, W) in [0, 1].
+
+        Nothing is resized, since size is what counting lives on.
 
         Raises:
             ValueError: a side is not a whole number of patches.

@@ -25,7 +25,7 @@ HEAD_NAMES = (
 
 
 def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the weights of a released file, or of its entry ``state_dict``, under this package's names.
+    """Return the weights of a released file under this package's names.
 
     Raises:
         ValueError: an entry that every VLCounter has is missing.

@@ -1,4 +1,4 @@
-"""CLIPs whose text tower lacks what is tested: one without word order, one without composition."""
+"""CLIPs whose text tower lacks what is tested: word order, or composition."""
 
 from __future__ import annotations
 

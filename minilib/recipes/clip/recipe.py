@@ -128,7 +128,7 @@ MINI = {
 
 
 def build(config: CLIPConfig, seed: int, kind: type[CLIP] = CLIP) -> CLIP:
-    """Make a CLIP, or a control of ``kind``, whose initial weights depend on ``seed`` alone."""
+    """Make a CLIP, or a control, whose initial weights depend on ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kind(config)

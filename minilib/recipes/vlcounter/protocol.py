@@ -1,4 +1,4 @@
-"""VLCounter as its authors test it: released weights on FSC-147, and how their scripts for CARPK read counts off."""
+"""VLCounter as its authors test it: on FSC-147, and counts read off cells for CARPK."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def test_config_survives_json() -> None:
 
 
 def test_configurations_of_older_files_are_read() -> None:
-    """Checkpoints that ship were written when the controls were kinds of the text tower."""
+    """Checkpoints that ship still say which kind of text tower theirs is."""
     old = asdict(VIT)
     old["text"] |= {"kind": "transformer", "lookup_size": 65536}
     assert CLIPConfig.from_dict(old) == VIT

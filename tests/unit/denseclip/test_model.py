@@ -463,7 +463,7 @@ def test_weights_that_do_not_fit() -> None:
     tokens = torch.tensor([[38, 1, 39], [38, 2, 39]])
     config = replace(RESNET, text=replace(TEXT, vocab_size=40), vocabulary=None)
     state = DenseCLIP(DenseCLIPConfig(config, **SMALL), tokens).state_dict()
-    with pytest.raises(ValueError, match="1 names for weights that tell 2 classes"):
+    with pytest.raises(ValueError, match="1 names for weights with 2 classes"):
         DenseCLIP.from_official(state, tokens[:1], vision_heads=4, text_heads=2)
     with pytest.raises(ValueError, match="'contexts' is missing"):
         DenseCLIP.from_official({k: v for k, v in state.items() if k != "contexts"}, tokens)
