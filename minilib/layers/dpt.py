@@ -138,7 +138,7 @@ class DPTDecoder(nn.Module):
         return self.paths(maps)[0]
 
     def paths(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the output of each level, fine to coarse; the first is ``forward``'s."""
+        """Return each level's output, fine to coarse; the first is ``forward``'s."""
         levels = [conv(x) for conv, x in zip(self.level, maps, strict=True)]
         sizes = [None, *(tuple(level.shape[-2:]) for level in levels[:-1])]
         path = self.fuse[-1](levels[-1], size=sizes[-1])

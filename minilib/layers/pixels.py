@@ -1,4 +1,4 @@
-"""From images to pixels, what a person sees to what a model sees: here and only here."""
+"""From images in [0, 1] to the pixels that a model sees: here and only here."""
 
 from __future__ import annotations
 

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from minilib.layers.prompt import encode_prompted
+from minilib.layers.segmentation import pixel_cross_entropy
 from minilib.models.clip import CLIPConfig, ResNetConfig, TextConfig, TextTransformer, ViTConfig
-from minilib.models.denseclip import ContextDecoder, DenseCLIP, denseclip_loss, score_map, segmentation_loss
+from minilib.models.denseclip import ContextDecoder, DenseCLIP, denseclip_loss, score_map
 from minilib.models.denseclip.backbones import DenseAttentionPool, DenseResNet, DenseViT
 from minilib.models.denseclip.config import DenseCLIPConfig
 from minilib.models.denseclip.detection import box_score_loss, box_targets
@@ -181,9 +182,9 @@ def mmseg_ce(case) -> None:
     nothing = torch.full_like(label, ignore)
     case.compare_all(
         {
-            "loss": weight * segmentation_loss(logits, label, ignore, over="all"),
-            "mean_valid": weight * segmentation_loss(logits, label, ignore, over="valid"),
-            "loss_all_ignored": weight * segmentation_loss(logits, nothing, ignore, over="all"),
+            "loss": weight * pixel_cross_entropy(logits, label, ignore, over="all"),
+            "mean_valid": weight * pixel_cross_entropy(logits, label, ignore, over="valid"),
+            "loss_all_ignored": weight * pixel_cross_entropy(logits, nothing, ignore, over="all"),
             "acc": accuracy_over_all(logits, label),
         }
     )

@@ -24,7 +24,7 @@ class ViTConfig:
     """How pixels become tokens: "patch", one convolution as released, or "conv", several small ones."""
     pool: str = "token"
     """What represents the image: the class "token" as released, or the "mean" of the
-    patches, whose own features then lie in the joint space, as dense prediction needs."""
+    patches, whose features then lie in the joint space, as dense prediction needs."""
 
     def __post_init__(self) -> None:
         for name, known in (("stem", ("patch", "conv")), ("pool", ("token", "mean"))):

@@ -16,31 +16,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minilib.layers.contrastive import clip_loss, distill_loss, siglip_loss
 from minilib.layers.pixels import standardise
 from minilib.layers.resampling import resize_grid_positions, resize_images
 from minilib.layers.resnet import ModifiedResNet
 from minilib.layers.transformer import Transformer
-from minilib.models.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from minilib.models.clip.config import CLIPConfig, TextConfig, ViTConfig
 from minilib.models.clip.official import convert, infer_config, open_clip_config
 from minilib.models.loading import load_strictly
 from minilib.tokenizer import get_tokenizer
-
-__all__ = [
-    "CLIP",
-    "CLIPConfig",
-    "CLIPOutput",
-    "ResNetConfig",
-    "TextConfig",
-    "TextTransformer",
-    "ViTConfig",
-    "VisionTransformer",
-    "clip_loss",
-    "distill_loss",
-    "prompt_ensemble",
-    "siglip_loss",
-    "zero_shot_weights",
-]
 
 MAX_LOGIT_SCALE = 100.0
 """Section 2.5: the multiplier of the logits is kept from growing beyond this."""
@@ -87,7 +70,7 @@ class VisionTransformer(nn.Module):
     def tokens(
         self, patches: Tensor, resampling: str = "bicubic", double_class: bool = False
     ) -> Tensor:
-        """Turn the patch map (B, W, h, w) into tokens with positions, (B, 1 + h * w, W).
+        """Turn the patch map (B, W, h, w) into tokens with positions (B, 1 + h * w, W).
 
         The class token comes first, then the patches in row order.
 
@@ -168,7 +151,7 @@ class TextTransformer(nn.Module):
         return self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
 
     def text_backbone(self, tokens: Tensor) -> Tensor:
-        """Return the output at each text's end, before the projection: ids (B, L) -> (B, W)."""
+        """Return the output at each text's end, not projected: ids (B, L) -> (B, W)."""
         tokens, end = self.trim(tokens)
         return self.ln_final(self.transformer(self.embed(tokens), causal=True, at=end))
 

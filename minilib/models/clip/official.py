@@ -115,7 +115,7 @@ def infer_config(
 
 
 def open_clip_config(module: nn.Module, state: Mapping[str, Tensor]) -> CLIPConfig:
-    """Read the configuration of an open_clip model; ``state``: its converted weights."""
+    """Read the configuration of an open_clip model with the converted weights."""
     text = getattr(module, "text", module)
     visual = module.visual
     pooling = getattr(text, "pool_type", None) or getattr(module, "text_pool_type", "argmax")

@@ -3,11 +3,9 @@
 from minilib.models.countx.config import CounTXConfig
 from minilib.models.countx.model import (
     DENSITY_SCALE,
-    KEPT_PIXELS,
     CounTX,
     CounTXOutput,
     InteractionBlock,
-    PatchAttention,
     TextAttention,
     density_loss,
     random_pixel_mask,
@@ -20,8 +18,6 @@ __all__ = [
     "DENSITY_SCALE",
     "CounTXOutput",
     "InteractionBlock",
-    "KEPT_PIXELS",
-    "PatchAttention",
     "TextAttention",
     "density_loss",
     "random_pixel_mask",

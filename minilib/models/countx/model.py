@@ -137,15 +137,7 @@ class CounTX(nn.Module):
 
     @classmethod
     def from_clip(cls, clip: CLIP, config: CounTXConfig | None = None) -> CounTX:
-        """Put a fresh interaction module and decoder on a copy of ``clip``.
-
-        Args:
-            clip: the towers.
-            config: made for ``clip.config``; by default with the released decoder.
-
-        Raises:
-            ValueError: the config is made for other towers.
-        """
+        """Put a fresh head on a copy of ``clip``; ``config`` must fit its towers."""
         model = cls(config or CounTXConfig(clip=clip.config))
         load_strictly(model.clip_model, clip.state_dict(), "the config's CLIP")
         return model.to(clip.device)
@@ -180,12 +172,7 @@ class CounTX(nn.Module):
         """
         state = unwrapped(state_dict)
         config = infer_config(
-            state,
-            heads=heads,
-            first_grid=first_grid,
-            groups=groups,
-            vision_heads=vision_heads,
-            text_heads=text_heads,
+            state, heads, first_grid, groups, vision_heads, text_heads
         )
         return load_strictly(cls(config), state, "a CounTX").eval()
 
@@ -311,7 +298,8 @@ class CounTX(nn.Module):
     ) -> float:
         """Return how many objects of one image (3, H, W) the description means.
 
-        Neither rounded nor kept from falling below zero. Arguments as in :meth:`density`.
+        Neither rounded nor kept from falling below zero. Arguments as in
+        :meth:`density`.
         """
         return self.density(image, description, stride, merge, at_once).sum().item()
 

@@ -14,7 +14,6 @@ from minilib.models.loading import numbered, require, under
 
 def infer_config(
     state: Mapping[str, Tensor],
-    *,
     heads: int,
     first_grid: int,
     groups: int,

@@ -51,9 +51,9 @@ class DenseTower(Protocol):
 class DenseAttentionPool(AttentionPool2d):
     """CLIP's attention pool, keeping every output token (equation 1).
 
-    [z-bar, z] = MHSA([mean(x4), x4]).
-    CLIP lets the mean alone ask. The pool treats all tokens alike, so what the other cells would have been
-    told lives roughly in the same space, though CLIP's loss never looked at it.
+    [z-bar, z] = MHSA([mean(x4), x4]). CLIP lets the mean alone ask. The pool treats all
+    tokens alike, so what the other cells would have been told lives roughly in the same
+    space, though CLIP's loss never looked at it.
 
     Args:
         side: rows and columns of the position grid.

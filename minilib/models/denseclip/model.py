@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from minilib.layers.fpn import FeaturePyramid, SemanticHead
 from minilib.layers.pixels import standardise
 from minilib.layers.prompt import encode_prompted, learned_contexts
+from minilib.layers.segmentation import pixel_cross_entropy
 from minilib.models.clip import CLIP, TextTransformer
 from minilib.models.clip.config import ViTConfig
 from minilib.models.denseclip.backbones import DenseResNet, DenseTower, DenseViT, Encoded
@@ -297,16 +298,7 @@ class DenseCLIP(TextGuided):
     def from_clip(
         cls, clip: CLIP, names: Sequence[str], config: DenseCLIPConfig | None = None
     ) -> DenseCLIP:
-        """Build a DenseCLIP that starts from a CLIP's weights.
-
-        Args:
-            clip: the towers.
-            names: K class names.
-            config: made for ``clip.config``; by default the paper's.
-
-        Raises:
-            ValueError: the config is made for other towers, or the names do not fit.
-        """
+        """Build a DenseCLIP from a CLIP's weights; ``config`` must fit its towers."""
         model = cls(config or DenseCLIPConfig(clip.config), names)
         model.load_clip(clip)
         return model
@@ -346,18 +338,12 @@ class DenseCLIP(TextGuided):
         """
         state = unwrapped(state_dict)
         config = infer_config(
-            state,
-            vision_heads=vision_heads,
-            text_heads=text_heads,
-            decoder_heads=decoder_heads,
-            taps=taps,
-            tau=tau,
-            quick_gelu=quick_gelu,
+            state, vision_heads, text_heads, decoder_heads, taps, tau, quick_gelu
         )
         classes = len(state["decode_head.conv_seg.weight"])
         if len(names) != classes:
             raise ValueError(
-                f"{len(names)} names for weights with {classes} classes: pass all of them"
+                f"{len(names)} names for weights with {classes} classes: pass them all"
             )
         return load_strictly(cls(config, names), state, "a DenseCLIP").eval()
 
@@ -383,44 +369,16 @@ def _clip_backbone(config: DenseCLIPConfig) -> DenseResNet | DenseViT:
     return DenseViT(config.clip, taps, config.drop_path, config.double_class_embedding)
 
 
-def segmentation_loss(logits: Tensor, mask: Tensor, ignore: int = 255, over: str = "valid") -> Tensor:
-    """Cross-entropy of logits (B, K, R, R') with the classes (B, R, R') of the pixels.
-
-    Args:
-        logits: at the mask's size.
-        mask: int64 in 0 ... K - 1, or ``ignore``.
-        ignore: the value of pixels that do not count.
-        over: "valid" divides by the pixels that count; "all" by all pixels, as mmsegmentation 0.19 and so the
-            authors do, which weakens images with many ignored pixels. No valid pixel at all gives 0, not NaN.
-
-    Raises:
-        ValueError: a mask value out of range, or another size.
-    """
-    if over not in ("valid", "all"):
-        raise ValueError(f"over={over!r}: expected 'valid' or 'all'")
-    if mask.shape != (len(logits), *logits.shape[-2:]):
-        raise ValueError(f"a mask {tuple(mask.shape)} does not fit logits {tuple(logits.shape)}: expected (B, R, R')")
-    valid = mask != ignore
-    wrong = valid & ((mask < 0) | (mask >= logits.shape[1]))
-    if wrong.any():
-        values = mask[wrong].unique().tolist()
-        raise ValueError(
-            f"mask values {values[:5]} are not classes: expected 0 to "
-            f"{logits.shape[1] - 1}, or {ignore}"
-        )
-    total = F.cross_entropy(logits, mask, ignore_index=ignore, reduction="sum")
-    return total / (mask.numel() if over == "all" else valid.sum().clamp(min=1))
-
-
 def denseclip_loss(
     output: Segmentation, mask: Tensor, tau: float = 0.07, score_weight: float = 0.4, over: str = "valid"
 ) -> dict[str, Tensor]:
     """Return the losses of a batch: ``decode`` (the head), ``scores`` (equation 5, section 3.4) and their ``loss``.
 
-    The auxiliary loss is cross-entropy(softmax(s / tau), y): it keeps the score map in its place.
-    Args as in :func:`segmentation_loss`; ``score_weight`` is 0.4 in the authors' code.
+    The auxiliary loss is cross-entropy(softmax(s / tau), y): it keeps the score map in
+    its place. Args as in ``pixel_cross_entropy``; ``score_weight`` is 0.4 in the
+    authors' code.
     """
-    losses = {"decode": segmentation_loss(output.full(), mask, over=over)}
+    losses = {"decode": pixel_cross_entropy(output.full(), mask, over=over)}
     if output.scores is not None:
-        losses["scores"] = score_weight * segmentation_loss(output.full(output.scores / tau), mask, over=over)
+        losses["scores"] = score_weight * pixel_cross_entropy(output.full(output.scores / tau), mask, over=over)
     return {"loss": sum(losses.values()), **losses}

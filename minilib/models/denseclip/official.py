@@ -16,7 +16,6 @@ RESNET_HEADS = 32
 
 def infer_config(
     state: Mapping[str, Tensor],
-    *,
     vision_heads: int | None,
     text_heads: int | None,
     decoder_heads: int,

@@ -5,7 +5,7 @@ Shapes: B images, R x R' pixels, W width of a transformer, C channels.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +18,6 @@ from minilib.layers.resampling import resize_grid_positions
 from minilib.layers.resnet import ModifiedResNet
 from minilib.layers.transformer import Transformer
 from minilib.models.lseg.config import CLIPBackbone, ResNetBackbone, ViTBackbone
-
-
-class Backbone(Protocol):
-    """What LSeg asks of an image backbone."""
-
-    stride: int
-    """Image sides must be multiples of it."""
-
-    def __call__(self, pixels: Tensor) -> list[Tensor]:
-        """Turn images (B, 3, R, R') into four maps, from fine to coarse."""
-
-    def stages(self, pixels: Tensor) -> dict[str, Any]:
-        """Return the ``maps``, and what lies on the way to them."""
 
 
 class ViTMaps(nn.Module):
@@ -71,7 +58,7 @@ class ViTMaps(nn.Module):
         return tapped
 
     def stages(self, pixels: Tensor) -> dict[str, list[Tensor]]:
-        """Return the ``maps`` of images (B, 3, R, R') and the ``taps`` they are made of."""
+        """Return the ``maps`` of images (B, 3, R, R') and the ``taps`` behind them."""
         grid = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
         taps = self.taps(pixels)
         maps = [layer(tokens, grid) for layer, tokens in zip(self.reassemble, taps, strict=True)]
@@ -130,13 +117,15 @@ class CLIPMaps(ModifiedResNet):
         return self.stages(pixels)["maps"]
 
     def stages(self, pixels: Tensor) -> dict[str, Any]:
-        """Return ``stem`` and the ``maps`` of the four stages of images (B, 3, R, R')."""
+        """Return ``stem`` and the four stages' ``maps`` of images (B, 3, R, R')."""
         stages = super().stages(pixels)
         maps = [stages[f"layer{number}"] for number in (1, 2, 3, 4)]
         return {"stem": stages["stem"], "maps": maps}
 
 
-def make_backbone(config: ViTBackbone | ResNetBackbone | CLIPBackbone) -> Backbone:
+def make_backbone(
+    config: ViTBackbone | ResNetBackbone | CLIPBackbone,
+) -> ViTMaps | ResNetMaps | CLIPMaps:
     """Build the backbone that a configuration describes."""
     if isinstance(config, ViTBackbone):
         return ViTMaps(config)

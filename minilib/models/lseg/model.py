@@ -20,20 +20,8 @@ from minilib.layers.pixels import standardise
 from minilib.models.clip import TextTransformer
 from minilib.models.loading import load_strictly
 from minilib.models.lseg.backbones import make_backbone
-from minilib.models.lseg.config import CLIPBackbone, LSegConfig, ResNetBackbone, ViTBackbone
+from minilib.models.lseg.config import LSegConfig
 from minilib.models.lseg.official import convert, infer_config
-
-__all__ = [
-    "CLIPBackbone",
-    "LSeg",
-    "LSegConfig",
-    "LabelBlock",
-    "LSegOutput",
-    "ResNetBackbone",
-    "ViTBackbone",
-    "embed_labels",
-    "pixel_cross_entropy",
-]
 
 ACTIVATIONS = {"lrelu": F.leaky_relu, "tanh": torch.tanh, "relu": F.relu}
 
@@ -130,14 +118,9 @@ class LSeg(nn.Module):
             ValueError: the weights are not those of an LSeg; names what is missing or left over.
         """
         state = convert(state_dict)
+        depth = max(1, block_depth)
         config = infer_config(
-            state,
-            heads=heads,
-            hooks=hooks,
-            block=block,
-            block_depth=max(1, block_depth),
-            activation=activation,
-            half_product=half_product,
+            state, heads, hooks, block, depth, activation, half_product
         )
         return load_strictly(cls(config), state, "an LSeg").eval()
 
@@ -278,31 +261,3 @@ def embed_labels(
         raise ValueError(f"template {template!r} has no place for the label: write {{}} where it goes")
     tokens = clip.tokenize([template.replace("{}", label) for label in labels])
     return clip.encode_text(tokens, normalize=True)
-
-
-def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore: int = 255) -> Tensor:
-    """Return the mean over labelled pixels of -log softmax(F)_y, scalar (equation 2).
-
-    The paper maximises the sum of the probabilities of the true labels as written, and describes it as
-    cross-entropy; the code minimises this mean. F already carries 1 / t. A batch in which every pixel is
-    ignored gives 0 with a gradient of 0 (``F.cross_entropy`` and the authors' loss give nan).
-
-    Args:
-        logits: (B, N, H, W).
-        target: (B, H, W) int64 label of each pixel, or ``ignore``.
-        ignore: the value of unlabelled pixels.
-
-    Raises:
-        ValueError: shapes that do not belong together, or a target that is not a label.
-    """
-    if target.shape != (logits.shape[0], *logits.shape[2:]):
-        raise ValueError(f"target {tuple(target.shape)} does not fit logits {tuple(logits.shape)}")
-    labelled = target != ignore
-    wrong = labelled & ((target < 0) | (target >= logits.shape[1]))
-    if wrong.any():
-        raise ValueError(
-            f"the mask has the value {int(target[wrong][0])}: expected 0 to {logits.shape[1] - 1} for the "
-            f"{logits.shape[1]} labels, or {ignore} for unlabelled pixels"
-        )
-    total = F.cross_entropy(logits, target, ignore_index=ignore, reduction="sum")
-    return total / labelled.sum().clamp(min=1)

@@ -63,7 +63,6 @@ def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def infer_config(
     state: Mapping[str, Tensor],
-    *,
     heads: int | None,
     hooks: Sequence[int] | None,
     block: str,

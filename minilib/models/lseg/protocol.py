@@ -1,4 +1,4 @@
-"""ADE20K's words, and its evaluation by scales, windows and mirror images (Tables 4-6)."""
+"""ADE20K's words, and its evaluation by scales, windows and mirrors (Tables 4 to 6)."""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ from minilib.models.vlcounter.model import (
     SkipConnection,
     VLCounter,
     VLCounterOutput,
-    enlarge,
 )
 
 __all__ = [
@@ -37,7 +36,6 @@ __all__ = [
     "VLCounterOutput",
     "count_loss",
     "encode_image",
-    "enlarge",
     "nested_rank_loss",
     "object_loss",
     "rank_loss",

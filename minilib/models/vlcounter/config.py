@@ -27,9 +27,9 @@ class VLCounterConfig:
     """Layers that get prompts of their own, from the first on; later ones keep what
     became of the last. By default all layers of the tower."""
     taps: tuple[int, ...] | None = None
-    """Blocks whose outputs the skip connections take, counted from 0; the deepest enters
-    first. By default the three that end the third quarter of the tower: of 12 layers
-    6, 7 and 8, as released."""
+    """Blocks whose outputs the skip connections take, counted from 0; the deepest
+    enters first. By default the three that end the third quarter of the tower: of 12
+    layers 6, 7 and 8, as released."""
     channels: int = 64
     """Channels D of projections and decoder; a multiple of 8, the groups of its normalisation."""
     dropout: float = 0.1

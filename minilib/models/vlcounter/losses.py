@@ -19,7 +19,7 @@ THRESHOLDS = (1.0, 0.8, 0.6, 0.4)
 
 
 def count_loss(density: Tensor, target: Tensor) -> Tensor:
-    """L_count: mean squared error of densities (B, 1, H, W), 60 times objects per pixel."""
+    """L_count: mean squared error of (B, 1, H, W), 60 times objects per pixel."""
     return F.mse_loss(density, target)
 
 

@@ -171,15 +171,7 @@ class VLCounter(nn.Module):
 
     @classmethod
     def from_clip(cls, clip: CLIP, config: VLCounterConfig | None = None) -> VLCounter:
-        """Build an untrained VLCounter around a copy of ``clip``'s weights.
-
-        Args:
-            clip: the towers.
-            config: made for ``clip.config``; by default the paper's.
-
-        Raises:
-            ValueError: the config is made for other towers.
-        """
+        """Put a fresh counter on a copy of ``clip``; ``config`` must fit its towers."""
         model = cls(config or VLCounterConfig(clip=clip.config))
         load_strictly(model.clip, clip.state_dict(), "the config's CLIP")
         return model.to(clip.device)
@@ -210,9 +202,7 @@ class VLCounter(nn.Module):
             ValueError: names what is missing, left over or of another shape.
         """
         state = convert(state_dict)
-        config = infer_config(
-            state, vision_heads=vision_heads, text_heads=text_heads, taps=taps
-        )
+        config = infer_config(state, vision_heads, text_heads, taps)
         return load_strictly(cls(config), state, "a VLCounter").eval()
 
     def train(self, mode: bool = True) -> VLCounter:

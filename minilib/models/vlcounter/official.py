@@ -48,7 +48,6 @@ def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def infer_config(
     state: Mapping[str, Tensor],
-    *,
     vision_heads: int | None,
     text_heads: int | None,
     taps: tuple[int, ...] | None,

@@ -126,6 +126,16 @@ def test_images_keep_their_size_in_training_and_evaluation() -> None:
         assert seen.tensors.shape == (2, 3, 64, 64)
 
 
+def test_the_tower_sees_pixels_standardised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, seen = make().eval(), []
+    pyramid = detector.detector.backbone
+    encode = pyramid.backbone.encode
+    monkeypatch.setattr(pyramid.backbone, "encode", lambda x: seen.append(x) or encode(x))
+    detector(images())
+    mean, std = (torch.tensor(v)[:, None, None] for v in (CONFIG.image_mean, CONFIG.image_std))
+    assert torch.equal(seen[0], (images() - mean) / std)
+
+
 def test_detections_are_boxes_in_the_image() -> None:
     detector = make().eval()
     with torch.no_grad():

@@ -14,8 +14,9 @@ from torch import nn
 from minilib.layers.fpn import FeaturePyramid, SemanticHead
 from minilib.layers.prompt import encode_prompted, learned_contexts
 from minilib.layers.resampling import resize_grid_positions
+from minilib.layers.segmentation import pixel_cross_entropy
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from minilib.models.denseclip import ContextDecoder, DenseCLIP, denseclip_loss, score_map, segmentation_loss
+from minilib.models.denseclip import ContextDecoder, DenseCLIP, denseclip_loss, score_map
 from minilib.models.denseclip.backbones import AnyBackbone, DenseAttentionPool, DenseViT, Encoded
 from minilib.models.denseclip.config import GUIDANCE, DenseCLIPConfig
 from minilib.models.denseclip.optimisation import parameter_groups, poly_learning_rate
@@ -307,7 +308,7 @@ def test_score_map_is_a_cosine_and_is_concatenated_undivided() -> None:
 def test_loss_averages_over_valid_pixels_where_mmsegmentation_counts_all() -> None:
     logits, mask = image(1, 3, 4, 4), torch.full((1, 4, 4), 255)
     mask[:, 0] = 1
-    ours, theirs = (segmentation_loss(logits, mask, over=over) for over in ("valid", "all"))
+    ours, theirs = (pixel_cross_entropy(logits, mask, over=over) for over in ("valid", "all"))
     torch.testing.assert_close(ours, F.cross_entropy(logits, mask, ignore_index=255))
     torch.testing.assert_close(theirs, ours * 4 / 16)
 
@@ -324,12 +325,12 @@ def test_a_batch_of_ignored_pixels_costs_nothing_and_hurts_nothing(over: str) ->
 def test_bad_masks() -> None:
     logits = torch.zeros(1, 3, 4, 4)
     for value in (3, -1, 254):
-        with pytest.raises(ValueError, match=rf"\[{value}\].*0 to 2, or 255"):
-            segmentation_loss(logits, torch.full((1, 4, 4), value))
+        with pytest.raises(ValueError, match=rf"the value {value}: expected 0 to 2 .*, or 255"):
+            pixel_cross_entropy(logits, torch.full((1, 4, 4), value))
     with pytest.raises(ValueError, match="does not fit"):
-        segmentation_loss(logits, torch.zeros(1, 4, 5, dtype=torch.long))
+        pixel_cross_entropy(logits, torch.zeros(1, 4, 5, dtype=torch.long))
     with pytest.raises(ValueError, match="over='mean'"):
-        segmentation_loss(logits, torch.zeros(1, 4, 4, dtype=torch.long), over="mean")
+        pixel_cross_entropy(logits, torch.zeros(1, 4, 4, dtype=torch.long), over="mean")
 
 
 def test_auxiliary_loss_is_softened_and_weighted() -> None:
