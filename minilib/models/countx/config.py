@@ -53,4 +53,4 @@ class CounTXConfig:
     @property
     def grid(self) -> int:
         """Patches along a side of the image tower's crop."""
-        return self.clip.image_size // self.clip.vision.patch
+        return self.clip.image_size // self.clip.vision.reduction

@@ -279,7 +279,8 @@ class CounTX(nn.Module):
             ValueError: an empty description, or not an image.
         """
         window = self.config.window
-        fitted, _ = fit_to_windows(image.to(self.device), window, self.config.clip.vision.patch)
+        patch = self.config.clip.vision.reduction
+        fitted, _ = fit_to_windows(image.to(self.device), window, patch)
         text = self.encode_text(self.tokenize(description))
 
         def crops_to_maps(crops: Tensor) -> Tensor:

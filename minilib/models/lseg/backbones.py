@@ -57,7 +57,7 @@ class ViTMaps(nn.Module):
                 tapped.append(x)
         return tapped
 
-    def stages(self, pixels: Tensor) -> dict[str, list[Tensor]]:
+    def stages(self, pixels: Tensor) -> dict[str, Any]:
         """Return the ``maps`` of images (B, 3, R, R') and the ``taps`` behind them."""
         grid = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
         taps = self.taps(pixels)
@@ -97,7 +97,7 @@ class ResNetMaps(nn.Module):
             maps.append(x)
         return maps
 
-    def stages(self, pixels: Tensor) -> dict[str, list[Tensor]]:
+    def stages(self, pixels: Tensor) -> dict[str, Any]:
         """Return the four ``maps`` of images (B, 3, R, R')."""
         return {"maps": self(pixels)}
 

@@ -208,7 +208,7 @@ class LSeg(nn.Module):
             the ``coarse`` ones of ``forward``.
         """
         self._check(text)
-        stages = self.backbone.stages(self._padded(pixels))
+        stages: dict[str, Any] = self.backbone.stages(self._padded(pixels))
         stages["paths"] = self.decoder.paths(stages["maps"])
         stages["embeddings"] = self.head(stages["paths"][0])
         stages["correlation"] = self.correlate(stages["embeddings"], text)

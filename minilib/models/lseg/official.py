@@ -81,6 +81,7 @@ def infer_config(
         raise ValueError(
             "these are not the weights of an LSeg: 'scratch.head1.weight' is missing"
         )
+    backbone: ViTBackbone | ResNetBackbone
     if "backbone.patch_embed.weight" in state:
         backbone, mean, std = _vit(state, heads, hooks), (0.5,) * 3, (0.5,) * 3
     elif "backbone.conv1.weight" in state:

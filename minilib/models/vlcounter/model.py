@@ -219,7 +219,7 @@ class VLCounter(nn.Module):
         Raises:
             ValueError: a side is not a whole number of patches.
         """
-        patch = self.config.clip.vision.patch
+        patch = self.config.clip.vision.reduction
         if image.shape[-2] % patch or image.shape[-1] % patch or 0 in image.shape[-2:]:
             raise ValueError(
                 f"an image of {image.shape[-2]} x {image.shape[-1]} pixels is not a whole number of {patch}-pixel "
@@ -280,7 +280,7 @@ class VLCounter(nn.Module):
         Raises:
             ValueError: an empty name, or not an image.
         """
-        patch = self.config.clip.vision.patch
+        patch = self.config.clip.vision.reduction
         window = patch * min(self.config.grid)
         fitted, _ = fit_to_windows(image.to(self.clip.device), window, patch)
 
