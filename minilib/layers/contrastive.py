@@ -133,9 +133,11 @@ def siglip_loss(
 ) -> Tensor:
     """Sigmoid loss (SigLIP, arXiv 2303.15343, equation 1): every pair is its own yes-or-no question.
 
-    -1/b sum_ij log sigmoid(z_ij (s I_i . T_j + c)), z = +1 for matching pairs and -1 for all others: a sum
-    over the pairs divided by b, not by b^2. Over several processes each scores its images against all N
-    texts; the mean of the values and of the gradients over processes are those of the joined batch.
+    -1/b sum_ij log sigmoid(z_ij (s I_i . T_j + c)), z = +1 for matching pairs and -1
+    for all others: a sum over the pairs divided by b, not by b^2. Over several
+    processes each scores its images against all N texts; the mean of the values and of
+    the gradients over processes are those of the joined batch. Checked by parity with
+    open_clip, not run here; an exercise of chapter 1 trains with it.
 
     Args:
         image_features: (b, E) unit rows I.
@@ -171,8 +173,9 @@ def distill_loss(
 ) -> Tensor:
     """Cross entropy between a teacher's and the student's matching distributions, mean over both directions.
 
-    Added to ``clip_loss`` in open_clip's distillation. Teacher features (b, E') may have another dimension
-    and use the teacher's own multiplier.
+    Added to ``clip_loss`` in open_clip's distillation. Teacher features (b, E') may
+    have another dimension and use the teacher's own multiplier. Checked by parity with
+    open_clip, not run here.
     """
     student = _pair_logits(image_features, text_features, logit_scale, None, local_loss, gather_with_grad)
     teacher = _pair_logits(

@@ -6,7 +6,6 @@ Shapes: B images, L tokens of width W, C channels, h x w cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,8 @@ class Readout(nn.Module):
         width: W.
         kind: ``"project"`` concatenates patch and class token and projects them back to W, as LSeg does;
             ``"add"`` adds them; ``"ignore"`` drops the class token.
-        start: number of leading tokens that are no patches; "project" reads the first, "add" their mean.
+        start: number of leading tokens that are not patches; "project" reads the first,
+            "add" their mean.
     """
 
     def __init__(self, width: int, kind: str = "project", start: int = 1) -> None:
@@ -133,13 +133,12 @@ class DPTDecoder(nn.Module):
         last = len(self.level) - 1
         self.fuse = nn.ModuleList(FusionBlock(features, batch_norm, skip=number < last) for number in range(last + 1))
 
-    def forward(
-        self, maps: Sequence[Tensor], return_intermediates: bool = False
-    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
-        """Fuse maps (B, C_i, h_i, w_i), from fine to coarse, to (B, C, 2 * h_0, 2 * w_0).
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Fuse maps (B, C_i, h_i, w_i), fine to coarse, to (B, C, 2 * h_0, 2 * w_0)."""
+        return self.paths(maps)[0]
 
-        With ``return_intermediates`` also return ``paths``, the output of each level, from fine to coarse.
-        """
+    def paths(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return each level's output, fine to coarse; the first is ``forward``'s."""
         levels = [conv(x) for conv, x in zip(self.level, maps, strict=True)]
         sizes = [None, *(tuple(level.shape[-2:]) for level in levels[:-1])]
         path = self.fuse[-1](levels[-1], size=sizes[-1])
@@ -147,4 +146,4 @@ class DPTDecoder(nn.Module):
         for number in reversed(range(len(levels) - 1)):
             path = self.fuse[number](path, levels[number], sizes[number])
             paths.insert(0, path)
-        return (path, {"paths": paths}) if return_intermediates else path
+        return paths

@@ -29,22 +29,30 @@ def resize_images(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_grid_positions(
-    positions: Tensor, grid: tuple[int, int], source: tuple[int, int] | None = None, bilinear: bool = False
+    positions: Tensor,
+    grid: tuple[int, int],
+    source: tuple[int, int] | None = None,
+    mode: str = "bicubic",
 ) -> Tensor:
-    """Interpolate the position embeddings of an image grid (bicubic, with antialiasing, as open_clip does).
+    """Fit the position embeddings of an image grid to another grid.
 
     Args:
         positions: (1 + g, W); row 0, the class or mean token's, is kept; the rest is a grid in row order.
         grid: wanted (rows, columns).
         source: (rows, columns) of the given grid; square when left out.
-        bilinear: interpolate linearly and without antialiasing, as DPT and LSeg do.
+        mode: "bicubic" with antialiasing, as open_clip does; "bilinear" without, as
+            DPT, LSeg, DenseCLIP and VLCounter do; "crop" takes the top-left corner, as
+            DenseCLIP's detection code does.
 
     Returns:
         (1 + rows * columns, W).
 
     Raises:
-        ValueError: the number of positions does not fit ``source``.
+        ValueError: the number of positions does not fit ``source``, the mode is
+            unknown, or "crop" from a grid that is too small.
     """
+    if mode not in ("bicubic", "bilinear", "crop"):
+        raise ValueError(f"unknown mode {mode!r}: use 'bicubic', 'bilinear' or 'crop'")
     cells = len(positions) - 1
     side = math.isqrt(cells)
     source = source or (side, side)
@@ -55,14 +63,30 @@ def resize_grid_positions(
     if grid == source:
         return positions
     cell_rows = rearrange(positions[1:], "(h w) c -> 1 c h w", h=source[0])
-    # In float32: the antialiased kernel is not available in half precision everywhere.
-    mode = {"mode": "bilinear"} if bilinear else {"mode": "bicubic", "antialias": True}
-    resized = F.interpolate(cell_rows.float(), size=grid, align_corners=False, **mode)
+    if mode == "crop":
+        if grid[0] > source[0] or grid[1] > source[1]:
+            raise ValueError(
+                f"a {grid[0]} x {grid[1]} map cannot be cropped out of the positions' "
+                f"{source[0]} x {source[1]} grid: resize the image, or the positions"
+            )
+        resized = cell_rows[..., : grid[0], : grid[1]]
+    else:
+        # In float32: not every device has the antialiased kernel in half precision.
+        resized = F.interpolate(
+            cell_rows.float(),
+            size=grid,
+            mode=mode,
+            antialias=mode == "bicubic",
+            align_corners=False,
+        )
     return cat([positions[:1], rearrange(resized, "1 c h w -> (h w) c").to(positions.dtype)])
 
 
 def resize_sequence_positions(positions: Tensor, length: int) -> Tensor:
-    """Interpolate the position embeddings (L, W) of a text linearly to (length, W)."""
+    """Interpolate the position embeddings (L, W) of a text linearly to (length, W).
+
+    Checked by parity with open_clip, not run here: no chapter reads longer texts.
+    """
     if length == len(positions):
         return positions
     sequence = rearrange(positions.float(), "l c -> 1 c l")

@@ -51,6 +51,9 @@ class Bottleneck(nn.Module):
 class AttentionPool2d(nn.Module):
     """Pool a feature map by one attention query, its mean, and project it into the joint space."""
 
+    resampling = "bicubic"
+    """How positions are fitted to another grid, see ``resize_grid_positions``."""
+
     def __init__(self, side: int, channels: int, heads: int, out_channels: int) -> None:
         super().__init__()
         if channels % heads:
@@ -66,7 +69,10 @@ class AttentionPool2d(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         """Turn the map x (B, C, h, w) into its mean and its cells with positions: (B, 1 + h * w, C)."""
-        positions = resize_grid_positions(self.positional_embedding, tuple(x.shape[-2:]))
+        grid = (x.shape[-2], x.shape[-1])
+        positions = resize_grid_positions(
+            self.positional_embedding, grid, mode=self.resampling
+        )
         cells = rearrange(x, "b c h w -> b (h w) c")
         return torch.cat([reduce(cells, "b l c -> b 1 c", "mean"), cells], dim=1) + positions
 

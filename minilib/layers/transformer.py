@@ -91,10 +91,12 @@ class SelfAttention(nn.Module):
 class ResidualAttentionBlock(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x)) with four times the width inside."""
 
-    def __init__(self, width: int, heads: int, quick_gelu: bool = True) -> None:
+    def __init__(
+        self, width: int, heads: int, quick_gelu: bool = True, norm_eps: float = 1e-5
+    ) -> None:
         super().__init__()
         self.attn = SelfAttention(width, heads)
-        self.ln_1 = nn.LayerNorm(width)
+        self.ln_1 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = nn.Sequential(
             OrderedDict(
                 c_fc=nn.Linear(width, 4 * width),
@@ -102,7 +104,7 @@ class ResidualAttentionBlock(nn.Module):
                 c_proj=nn.Linear(4 * width, width),
             )
         )
-        self.ln_2 = nn.LayerNorm(width)
+        self.ln_2 = nn.LayerNorm(width, eps=norm_eps)
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """Transform x (B, L, W) -> (B, L, W)."""
@@ -128,10 +130,18 @@ class ResidualAttentionBlock(nn.Module):
 class Transformer(nn.Module):
     """A stack of residual attention blocks."""
 
-    def __init__(self, width: int, layers: int, heads: int, quick_gelu: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        quick_gelu: bool = True,
+        norm_eps: float = 1e-5,
+    ) -> None:
         super().__init__()
         self.resblocks = nn.ModuleList(
-            ResidualAttentionBlock(width, heads, quick_gelu) for _ in range(layers)
+            ResidualAttentionBlock(width, heads, quick_gelu, norm_eps)
+            for _ in range(layers)
         )
 
     def forward(self, x: Tensor, causal: bool = False, at: Tensor | None = None) -> Tensor:

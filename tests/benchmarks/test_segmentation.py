@@ -130,7 +130,7 @@ def test_lseg_forward_backward(contest, threads):
     text = F.normalize(torch.randn(CLASSES, ours.config.embed_dim, generator=generator), dim=1)
     contest.run(
         f"LSeg {SIZE}x{SIZE}, {CLASSES} labels, forward + backward, {threads}",
-        stepper(ours, lambda: pixel_cross_entropy(ours(pixels, text), mask)),
+        stepper(ours, lambda: pixel_cross_entropy(ours(pixels, text).scores, mask)),
         {"transformers' DPT": stepper(theirs, lambda: F.cross_entropy(theirs(pixels).logits, mask))},
         n,
         aim=">= 1 x",

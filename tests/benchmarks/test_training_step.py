@@ -80,8 +80,7 @@ def test_training_step(contest, captions):
     their_loss = open_clip.ClipLoss()
 
     def loss_of_ours() -> torch.Tensor:
-        out = ours(pixels, tokens)
-        return clip_loss(out["image_features"], out["text_features"], out["logit_scale"])
+        return clip_loss(*ours(pixels, tokens))
 
     def loss_of_theirs() -> torch.Tensor:
         image, text, scale = theirs(pixels, tokens)

@@ -72,18 +72,17 @@ def full_vit(case) -> None:
     assert model.config.vision == expected and model.config.image_size == vision["input_resolution"]
 
     pixels, tokens = case.tensors["in/image"], case.tensors["in/tokens"]
-    image_features, image = model.encode_image(pixels, return_intermediates=True)
-    text_features, text = model.encode_text(tokens, return_intermediates=True)
+    image, text = model.visual.stages(pixels), model.text_stages(tokens)
     output = model(pixels, tokens)
-    logits = output["logit_scale"] * output["image_features"] @ output["text_features"].T
+    logits = output.logit_scale * output.image_features @ output.text_features.T
     case.compare_all(
         {
             "visual_conv1": image["conv1"],
             "visual_ln_pre": image["ln_pre"],
             "visual_tokens": image["blocks"][-1],
             "text_tokens_ln": text["ln_final"],
-            "image_features": image_features,
-            "text_features": text_features,
+            "image_features": model.encode_image(pixels),
+            "text_features": model.encode_text(tokens),
             "logits_per_image": logits,
             "logits_per_text": logits.T,
         }
@@ -91,7 +90,7 @@ def full_vit(case) -> None:
     for name in case.group("out"):
         if match := re.fullmatch(r"(visual|text)_block(\d+)", name):
             case.compare(name, (image if match[1] == "visual" else text)["blocks"][int(match[2])])
-    check_loss_and_gradients(case, model, clip_loss(**output))
+    check_loss_and_gradients(case, model, clip_loss(*output))
 
 
 def full_rn(case) -> None:
@@ -105,7 +104,7 @@ def full_rn(case) -> None:
     assert model.config.vision == expected and model.config.image_size == official["image_resolution"]
 
     pixels, tokens = case.tensors["in/image"], case.tensors["in/tokens"]
-    image_features, maps = model.encode_image(pixels, return_intermediates=True)
+    maps = model.visual.stages(pixels)
     output = model(pixels, tokens)
     pool = model.visual.attnpool
     case.compare_all(maps)
@@ -113,9 +112,9 @@ def full_rn(case) -> None:
         {
             "attnpool": pool(maps["layer4"]),
             "attnpool_all_queries": rearrange(pool.all_queries(maps["layer4"]), "b l e -> l b e"),
-            "image_features": image_features,
+            "image_features": model.encode_image(pixels),
             "text_features": model.encode_text(tokens),
-            "logits_per_image": output["logit_scale"] * output["image_features"] @ output["text_features"].T,
+            "logits_per_image": output.logit_scale * output.image_features @ output.text_features.T,
         }
     )
     for name in case.group("out"):
@@ -127,7 +126,7 @@ def full_rn(case) -> None:
     torch.testing.assert_close(
         rearrange(dense, "b e h w -> (h w) b e"), case.tensors["out/attnpool_all_queries"][1:]
     )
-    check_loss_and_gradients(case, model, clip_loss(**output))
+    check_loss_and_gradients(case, model, clip_loss(*output))
 
     model.train()
     case.compare("train_image_features", model.encode_image(pixels))

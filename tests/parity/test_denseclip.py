@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 
 from minilib.layers.prompt import encode_prompted
+from minilib.layers.segmentation import pixel_cross_entropy
 from minilib.models.clip import CLIPConfig, ResNetConfig, TextConfig, TextTransformer, ViTConfig
-from minilib.models.denseclip import ContextDecoder, DenseCLIP, denseclip_loss, score_map, segmentation_loss
+from minilib.models.denseclip import ContextDecoder, DenseCLIP, denseclip_loss, score_map
 from minilib.models.denseclip.backbones import DenseAttentionPool, DenseResNet, DenseViT
 from minilib.models.denseclip.config import DenseCLIPConfig
 from minilib.models.denseclip.detection import box_score_loss, box_targets
-from minilib.models.denseclip.official import RESNET_HEADS, parameter_groups, poly_learning_rate
+from minilib.models.denseclip.official import RESNET_HEADS
+from minilib.models.denseclip.optimisation import parameter_groups, poly_learning_rate
 from minilib.models.denseclip.protocol import sliding_logits
 
 PAPER = "denseclip"
@@ -89,14 +91,14 @@ def build(case) -> DenseCLIP:
     config = case.info["config"]
     backbone, text, decoder = config["backbone"], config["text_encoder"], config["context_decoder"]
     vit = backbone["type"] == "CLIPVisionTransformer"
-    changes = {"taps": tuple(backbone["out_indices"]), "vision_heads": backbone["heads"]} if vit else {}
     model = DenseCLIP.from_official(
         case.group("state"),
         case.tensors["in/tokens"],
         text_heads=text["transformer_heads"],
         decoder_heads=decoder["transformer_heads"],
         tau=config["tau"],
-        **changes,
+        taps=backbone["out_indices"] if vit else None,
+        vision_heads=backbone["heads"] if vit else None,
     )
     assert model.state_dict().keys() == case.group("state").keys()
     assert model.backbone.score_level == config["score_concat_index"]
@@ -180,9 +182,9 @@ def mmseg_ce(case) -> None:
     nothing = torch.full_like(label, ignore)
     case.compare_all(
         {
-            "loss": weight * segmentation_loss(logits, label, ignore, over="all"),
-            "mean_valid": weight * segmentation_loss(logits, label, ignore, over="valid"),
-            "loss_all_ignored": weight * segmentation_loss(logits, nothing, ignore, over="all"),
+            "loss": weight * pixel_cross_entropy(logits, label, ignore, over="all"),
+            "mean_valid": weight * pixel_cross_entropy(logits, label, ignore, over="valid"),
+            "loss_all_ignored": weight * pixel_cross_entropy(logits, nothing, ignore, over="all"),
             "acc": accuracy_over_all(logits, label),
         }
     )

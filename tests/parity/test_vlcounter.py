@@ -12,6 +12,7 @@ from minilib.models.clip import TextTransformer, VisionTransformer, prompt_ensem
 from minilib.models.clip.config import CLIPConfig, TextConfig, ViTConfig
 from minilib.models.vlcounter import official
 from minilib.recipes.shared.counting import validation_target
+from minilib.recipes.vlcounter.protocol import cell_readout
 
 PAPER = "vlcounter"
 
@@ -41,9 +42,9 @@ def full_model(case) -> None:
     case.compare_all(
         {
             "text_embed": text,
-            "density": output["density"],
-            "attn": output["similarity"],
-            "attn_up": F.interpolate(output["similarity"], scale_factor=config["patch"], mode="nearest"),
+            "density": output.density,
+            "attn": output.similarity,
+            "attn_up": F.interpolate(output.similarity, scale_factor=config["patch"], mode="nearest"),
         }
     )
 
@@ -61,7 +62,7 @@ def counter_head(case) -> None:
     text = prompt_ensemble(case.tensors["in/template_embeds"]).T
     with torch.no_grad():
         output = head([case.tensors[f"in/feat_{i}"] for i in (1, 2, 3)], case.tensors["in/feat_4"], text)
-    case.compare_all({"density": output["density"], "attn": output["similarity"]})
+    case.compare_all({"density": output.density, "attn": output.similarity})
 
 
 def image_encoder(case) -> None:
@@ -111,7 +112,7 @@ def losses(case) -> None:
         similarity = case.tensors[f"in/{name}_attn"].clone().requires_grad_()
         rank = paper.rank_loss(similarity, density)
         rank.backward()
-        total = paper.total_loss({"density": predicted, "similarity": similarity}, density, weight)
+        total = paper.total_loss(predicted, similarity, density, weight)
         case.compare_all(
             {
                 f"{name}_rank": rank,
@@ -125,7 +126,7 @@ def losses(case) -> None:
 
 def carpk_postprocess(case) -> None:
     config = case.info["config"]
-    case.compare_all(paper.cell_readout(case.tensors["in/density"], config["cell"], config["threshold"]))
+    case.compare_all(cell_readout(case.tensors["in/density"], config["cell"], config["threshold"]))
 
 
 def val_target(case) -> None:

@@ -25,7 +25,7 @@ def main(folder: str) -> None:
     for name, loss_of in LOSSES.items():
         model = CLIP.from_config(CLIPConfig.from_dict(job["config"]), job["state"])
         pixels, tokens = (job[key].chunk(world_size)[rank] for key in ("pixels", "tokens"))
-        loss = loss_of(**model(pixels, tokens))
+        loss = loss_of(*model(pixels, tokens))
         loss.backward()
         gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
         results[name] = {"loss": loss.detach(), **{key: g for key, g in gradients.items() if g is not None}}

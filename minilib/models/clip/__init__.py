@@ -1,38 +1,27 @@
 """CLIP (arXiv 2103.00020): two towers, one joint space."""
 
 from minilib.layers.contrastive import clip_loss, distill_loss, siglip_loss
-from minilib.models.clip.config import (
-    CLIPConfig,
-    ResNetConfig,
-    TextConfig,
-    ViTConfig,
-)
+from minilib.models.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from minilib.models.clip.model import (
     CLIP,
-    MAX_LOGIT_SCALE,
+    CLIPOutput,
     TextTransformer,
     VisionTransformer,
-    caption_hash,
-    conv_stem,
     prompt_ensemble,
     zero_shot_weights,
 )
-from minilib.models.clip.official import (
-    from_hugging_face,
-)
+from minilib.models.clip.official import from_hugging_face
 
 __all__ = [
     "CLIP",
     "CLIPConfig",
-    "MAX_LOGIT_SCALE",
+    "CLIPOutput",
     "ResNetConfig",
     "TextConfig",
     "TextTransformer",
     "ViTConfig",
     "VisionTransformer",
-    "caption_hash",
     "clip_loss",
-    "conv_stem",
     "distill_loss",
     "from_hugging_face",
     "prompt_ensemble",

@@ -23,8 +23,8 @@ class ViTConfig:
     stem: str = "patch"
     """How pixels become tokens: "patch", one convolution as released, or "conv", several small ones."""
     pool: str = "token"
-    """What stands for the image: the class "token" as released, or the "mean" of the patches, whose own
-    features then lie in the joint space, as dense prediction needs."""
+    """What represents the image: the class "token" as released, or the "mean" of the
+    patches, whose features then lie in the joint space, as dense prediction needs."""
 
     def __post_init__(self) -> None:
         for name, known in (("stem", ("patch", "conv")), ("pool", ("token", "mean"))):
@@ -62,7 +62,7 @@ class ResNetConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text tower (section 2.4), and two towers without order or composition that serve as controls."""
+    """The text tower (section 2.4)."""
 
     context: int = 77
     """Longest text in tokens, start and end included."""
@@ -74,15 +74,6 @@ class TextConfig:
     """Number of residual attention blocks."""
     heads: int = 8
     """Attention heads of a block."""
-    kind: str = "transformer"
-    """"transformer"; "bag_of_words", the mean of the tokens (Figure 2); "lookup", one vector per caption."""
-    lookup_size: int = 65536
-    """Rows of the table of the "lookup" kind; captions are assigned by a hash."""
-
-    def __post_init__(self) -> None:
-        kinds = ("transformer", "bag_of_words", "lookup")
-        if self.kind not in kinds:
-            raise ValueError(f"unknown text tower {self.kind!r}: use one of {', '.join(map(repr, kinds))}")
 
 
 @dataclass(frozen=True)
@@ -119,7 +110,11 @@ class CLIPConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CLIPConfig:
-        """Rebuild a configuration from ``dataclasses.asdict`` of it, also after a trip through JSON."""
+        """Rebuild a configuration from its ``dataclasses.asdict``, also after JSON.
+
+        Raises:
+            ValueError: a text tower of an older minilib that is not a transformer.
+        """
 
         def build(kind: type, entries: Mapping[str, Any]) -> Any:
             return kind(
@@ -127,4 +122,12 @@ class CLIPConfig:
             )
 
         vision = build(ResNetConfig if "blocks" in values["vision"] else ViTConfig, values["vision"])
-        return build(cls, {**values, "vision": vision, "text": build(TextConfig, values["text"])})
+        text = dict(values["text"])
+        # Older files also say which kind of text tower theirs is.
+        text.pop("lookup_size", None)
+        if (kind := text.pop("kind", "transformer")) != "transformer":
+            raise ValueError(
+                f"the text tower {kind!r} is a control of chapter 1, not a CLIP: "
+                "train it again with minilib.recipes.clip.controls"
+            )
+        return build(cls, {**values, "vision": vision, "text": build(TextConfig, text)})

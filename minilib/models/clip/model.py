@@ -9,35 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minilib.layers.contrastive import clip_loss, distill_loss, siglip_loss
+from minilib.layers.pixels import standardise
 from minilib.layers.resampling import resize_grid_positions, resize_images
 from minilib.layers.resnet import ModifiedResNet
 from minilib.layers.transformer import Transformer
-from minilib.models.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from minilib.models.clip.official import clean_state, infer_config, open_clip_config
+from minilib.models.clip.config import CLIPConfig, TextConfig, ViTConfig
+from minilib.models.clip.official import convert, infer_config, open_clip_config
+from minilib.models.loading import load_strictly
 from minilib.tokenizer import get_tokenizer
-
-__all__ = [
-    "CLIP",
-    "CLIPConfig",
-    "ResNetConfig",
-    "TextConfig",
-    "TextTransformer",
-    "ViTConfig",
-    "VisionTransformer",
-    "clip_loss",
-    "distill_loss",
-    "prompt_ensemble",
-    "siglip_loss",
-    "zero_shot_weights",
-]
 
 MAX_LOGIT_SCALE = 100.0
 """Section 2.5: the multiplier of the logits is kept from growing beyond this."""
@@ -81,10 +67,26 @@ class VisionTransformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
-    def tokens(self, patches: Tensor) -> Tensor:
-        """Turn the patch map (B, W, h, w) into class token and patches with positions, (B, 1 + h * w, W)."""
-        positions = resize_grid_positions(self.positional_embedding, tuple(patches.shape[-2:]))
-        class_token = self.class_embedding.expand(len(patches), 1, -1)
+    def tokens(
+        self, patches: Tensor, resampling: str = "bicubic", double_class: bool = False
+    ) -> Tensor:
+        """Turn the patch map (B, W, h, w) into tokens with positions (B, 1 + h * w, W).
+
+        The class token comes first, then the patches in row order.
+
+        Args:
+            patches: from ``conv1``.
+            resampling: how positions are fitted to another grid than the stored one,
+                see ``resize_grid_positions``.
+            double_class: add the class embedding twice, as the code of DenseCLIP's and
+                of VLCounter's authors does.
+        """
+        grid = (patches.shape[-2], patches.shape[-1])
+        positions = resize_grid_positions(
+            self.positional_embedding, grid, mode=resampling
+        )
+        first = self.class_embedding * (2 if double_class else 1)
+        class_token = first.expand(len(patches), 1, -1)
         x = torch.cat([class_token, rearrange(patches, "b c h w -> b (h w) c")], dim=1)
         return self.ln_pre(x + positions)
 
@@ -114,36 +116,23 @@ class VisionTransformer(nn.Module):
         return {"conv1": patches, "ln_pre": tokens, **self.transformer.intermediates(tokens)}
 
 
-def caption_hash(tokens: Tensor, end: Tensor) -> Tensor:
-    """Return one integer per row of tokens (B, L) that depends on the ids up to ``end`` (B,) alone."""
-    value = torch.zeros_like(end)
-    for position, ids in enumerate(tokens.unbind(1)):
-        mixed = (value * 1_000_003 + ids + 1) % (2**31 - 1)
-        value = torch.where(position <= end, mixed, value)
-    return value
-
-
 class TextTransformer(nn.Module):
     """Text tower: a causal transformer whose output at the end token is the text (section 2.4)."""
 
     def __init__(self, config: TextConfig, embed_dim: int, quick_gelu: bool = True) -> None:
         super().__init__()
-        width = config.width
-        self.kind = config.kind
-        if config.kind == "lookup":
-            self.caption_embedding = nn.Embedding(config.lookup_size, width)
-            nn.init.normal_(self.caption_embedding.weight, std=0.02)
-        else:
-            self.token_embedding = nn.Embedding(config.vocab_size, width)
-            nn.init.normal_(self.token_embedding.weight, std=0.02)
-        if config.kind == "transformer":
-            self.positional_embedding = nn.Parameter(0.01 * torch.randn(config.context, width))
-            self.transformer = Transformer(width, config.layers, config.heads, quick_gelu)
-            self._initialise_blocks(width, config.layers)
-        self.ln_final = nn.LayerNorm(width)
-        self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim))
+        self._make_reader(config, quick_gelu)
+        self.ln_final = nn.LayerNorm(config.width)
+        scale = config.width**-0.5
+        self.text_projection = nn.Parameter(scale * torch.randn(config.width, embed_dim))
 
-    def _initialise_blocks(self, width: int, layers: int) -> None:
+    def _make_reader(self, config: TextConfig, quick_gelu: bool) -> None:
+        """Make what turns ids into one vector; chapter 1's controls have another."""
+        width, layers = config.width, config.layers
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        self.positional_embedding = nn.Parameter(0.01 * torch.randn(config.context, width))
+        self.transformer = Transformer(width, layers, config.heads, quick_gelu)
         into_residual = width**-0.5 * (2 * layers) ** -0.5
         for block in self.transformer.resblocks:
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
@@ -162,7 +151,12 @@ class TextTransformer(nn.Module):
         return self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
 
     def text_backbone(self, tokens: Tensor) -> Tensor:
-        """Return one vector per text before the projection, (B, W), from ids (B, L).
+        """Return the output at each text's end, not projected: ids (B, L) -> (B, W)."""
+        tokens, end = self.trim(tokens)
+        return self.ln_final(self.transformer(self.embed(tokens), causal=True, at=end))
+
+    def trim(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ids (B, L') up to the batch's last end, and where each text ends (B,).
 
         The end token has the highest id, so ``argmax`` finds it (the first one, where ids are padded with
         it). Attention is causal, so whatever follows the last end token of the batch can be dropped.
@@ -170,35 +164,20 @@ class TextTransformer(nn.Module):
         end = tokens.argmax(dim=1)
         # Trimmed before the move: of tokens on the host, the length is known without stalling the device.
         tokens = tokens[:, : int(end.max()) + 1].to(self.text_projection.device, non_blocking=True)
-        end = end.to(tokens.device, non_blocking=True)
-        if self.kind == "lookup":
-            rows = caption_hash(tokens, end) % self.caption_embedding.num_embeddings
-            return self.ln_final(self.caption_embedding(rows))
-        if self.kind == "bag_of_words":
-            position = torch.arange(tokens.shape[1], device=tokens.device)
-            is_word = ((position > 0) & (position < end[:, None])).to(self.token_embedding.weight.dtype)
-            total = torch.einsum("bl,blw->bw", is_word, self.token_embedding(tokens))
-            return self.ln_final(total / is_word.sum(dim=1, keepdim=True).clamp(min=1))
-        return self.ln_final(self.transformer(self.embed(tokens), causal=True, at=end))
+        return tokens, end.to(tokens.device, non_blocking=True)
 
-    def encode_text(
-        self, tokens: Tensor, normalize: bool = False, return_intermediates: bool = False
-    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
         """Encode token ids (B, L), L up to the context, to (B, E).
 
         Args:
             tokens: from ``tokenize``; best left on the host, the tower moves what it needs.
             normalize: return unit rows.
-            return_intermediates: also return ``text_stages(tokens)``.
         """
         features = self.text_backbone(tokens) @ self.text_projection
-        features = F.normalize(features, dim=-1) if normalize else features
-        return (features, self.text_stages(tokens)) if return_intermediates else features
+        return F.normalize(features, dim=-1) if normalize else features
 
     def text_stages(self, tokens: Tensor) -> dict[str, Any]:
         """Return lists ``blocks`` (B, L, W) and ``attention`` (B, H, L, L), and ``ln_final`` (B, L, W)."""
-        if self.kind != "transformer":
-            return {}
         x = self.embed(tokens.to(self.text_projection.device))
         stages = self.transformer.intermediates(x, causal=True)
         return {**stages, "ln_final": self.ln_final(stages["blocks"][-1])}
@@ -206,6 +185,19 @@ class TextTransformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode token ids (B, L) to (B, E)."""
         return self.encode_text(tokens)
+
+
+class CLIPOutput(NamedTuple):
+    """What :class:`CLIP` returns, in the order in which its losses take it."""
+
+    image_features: Tensor
+    """(B, E) unit rows."""
+    text_features: Tensor
+    """(B, E) unit rows."""
+    logit_scale: Tensor
+    """The multiplier exp(t), a scalar."""
+    logit_bias: Tensor | None = None
+    """A scalar for SigLIP's loss; None unless configured."""
 
 
 class CLIP(TextTransformer):
@@ -239,12 +231,14 @@ class CLIP(TextTransformer):
         text_heads: int | None = None,
         quick_gelu: bool = True,
     ) -> CLIP:
-        """Build a CLIP from weights in OpenAI's layout; the configuration is read off the shapes.
+        """Build a CLIP from weights in OpenAI's layout, inferring the configuration.
 
         Args:
-            state_dict: as released, also in half precision, with a ``module.`` prefix or with the three extra
-                numbers that OpenAI's archives carry.
-            vision_heads: heads of the image tower, which shapes do not tell; by default one per 64 channels.
+            state_dict: as released, or a whole training file; also in half precision,
+                with a ``module.`` prefix or with the three extra numbers that OpenAI's
+                archives carry.
+            vision_heads: heads of the image tower, which cannot be inferred from
+                shapes; by default one per 64 channels.
             text_heads: likewise of the text tower.
             quick_gelu: which activation the weights were trained with.
 
@@ -254,7 +248,7 @@ class CLIP(TextTransformer):
         Raises:
             ValueError: the weights are not those of a CLIP; names what is missing or left over.
         """
-        state = clean_state(state_dict)
+        state = convert(state_dict)
         return cls.from_config(infer_config(state, vision_heads, text_heads, quick_gelu), state)
 
     @classmethod
@@ -265,7 +259,7 @@ class CLIP(TextTransformer):
         models. Raises ValueError for towers that this class does not have (timm or Hugging Face towers,
         other pooling).
         """
-        state = clean_state(module.state_dict())
+        state = convert(module.state_dict())
         model = cls.from_config(open_clip_config(module, state), state)
         _assert_same_embeddings(model, module)
         return model
@@ -273,17 +267,7 @@ class CLIP(TextTransformer):
     @classmethod
     def from_config(cls, config: CLIPConfig, state: Mapping[str, Tensor]) -> CLIP:
         """Build a CLIP in evaluation mode with the weights ``state``; ValueError names what does not fit."""
-        model = cls(config)
-        wanted = model.state_dict()
-        missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-        misshapen = [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
-        if missing or unknown or misshapen:
-            raise ValueError(
-                f"the weights do not fit: {len(missing)} missing {missing[:3]}, {len(unknown)} not known "
-                f"{unknown[:3]}, {len(misshapen)} of another shape {misshapen[:3]}"
-            )
-        model.load_state_dict(state)
-        return model.eval()
+        return load_strictly(cls(config), state, "a CLIP").eval()
 
     @property
     def device(self) -> torch.device:
@@ -300,9 +284,14 @@ class CLIP(TextTransformer):
         shortest = min(height, width)
         image = resize_images(image, (size * height // shortest, size * width // shortest))
         top, left = (round((side - size) / 2) for side in image.shape[-2:])
-        image = image[..., top : top + size, left : left + size]
-        mean, std = image.new_tensor(self.config.image_mean), image.new_tensor(self.config.image_std)
-        return (image - rearrange(mean, "c -> c 1 1")) / rearrange(std, "c -> c 1 1")
+        return self.standardise(image[..., top : top + size, left : left + size])
+
+    def standardise(self, image: Tensor) -> Tensor:
+        """Make pixels from images (B, 3, R, R') in [0, 1] at their own size.
+
+        Larger images give finer maps.
+        """
+        return standardise(image, self.config.image_mean, self.config.image_std)
 
     def tokenize(self, texts: str | Sequence[str], truncate: bool = False) -> Tensor:
         """Turn texts into ids (B, context) int64 on the host.
@@ -319,19 +308,15 @@ class CLIP(TextTransformer):
             )
         return tokenizer(texts, truncate=truncate)
 
-    def encode_image(
-        self, pixels: Tensor, normalize: bool = False, return_intermediates: bool = False
-    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
+    def encode_image(self, pixels: Tensor, normalize: bool = False) -> Tensor:
         """Encode pixels (B, 3, R, R') to (B, E); any size works, positions are interpolated.
 
         Args:
             pixels: from ``preprocess``.
             normalize: return unit rows.
-            return_intermediates: also return the tower's ``stages``, by name.
         """
         features = self.visual(pixels)
-        features = F.normalize(features, dim=-1) if normalize else features
-        return (features, self.visual.stages(pixels)) if return_intermediates else features
+        return F.normalize(features, dim=-1) if normalize else features
 
     def image_backbone(self, pixels: Tensor) -> Tensor:
         """Return image features before the projection, (B, W): what a linear probe reads (appendix A.3)."""
@@ -349,19 +334,17 @@ class CLIP(TextTransformer):
         features = self.visual.patches(pixels, mode)
         return F.normalize(features, dim=1) if normalize else features
 
-    def forward(self, pixels: Tensor, tokens: Tensor) -> dict[str, Tensor | None]:
-        """Encode pairs for a loss.
+    def forward(self, pixels: Tensor, tokens: Tensor) -> CLIPOutput:
+        """Encode pairs of pixels (B, 3, R, R') and ids (B, L) for a loss.
 
-        Returns:
-            ``image_features`` and ``text_features`` (B, E) unit rows, ``logit_scale`` the multiplier exp(t),
-            and ``logit_bias`` (None unless configured).
+        The losses take the fields in order: ``clip_loss(*model(pixels, tokens))``.
         """
-        return {
-            "image_features": self.encode_image(pixels, normalize=True),
-            "text_features": self.encode_text(tokens, normalize=True),
-            "logit_scale": self.logit_scale.exp(),
-            "logit_bias": self.logit_bias,
-        }
+        return CLIPOutput(
+            self.encode_image(pixels, normalize=True),
+            self.encode_text(tokens, normalize=True),
+            self.logit_scale.exp(),
+            self.logit_bias,
+        )
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

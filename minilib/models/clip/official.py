@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minilib.models.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from minilib.models.loading import numbered, require, unwrapped
 
 ARCHIVE_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """Entries of OpenAI's archives that are not weights."""
@@ -39,40 +41,28 @@ HUGGING_FACE_NAMES = (
 """Parts of the names in transformers' ``CLIPModel`` (its spelling) and in OpenAI's layout."""
 
 
-def clean_state(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights under OpenAI's names and in float32: without prefixes, extra numbers and buffers."""
     state = {}
-    for key, value in state_dict.items():
-        key = key.removeprefix("module.")
+    for key, value in unwrapped(content).items():
         if key.startswith("text.") and key.removeprefix("text.").startswith(TEXT_KEYS):
             key = key.removeprefix("text.")
         if key in ARCHIVE_NUMBERS or key.endswith("attn_mask"):
             continue
         if key in ("logit_scale", "logit_bias"):
             value = value.reshape(())
-        state[key] = value.float() if value.is_floating_point() else value
+        state[key] = value
     return state
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """Return how many different numbers the group of ``pattern`` takes over the keys."""
-    return len({match[1] for key in state if (match := re.match(pattern, key))})
-
-
-def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
-    if key not in state:
-        raise ValueError(
-            f"these weights are not those of a CLIP: {key!r} is missing (first keys: {sorted(state)[:3]})"
-        )
-    return tuple(state[key].shape)
-
-
-def _side(positions: int) -> int:
+def _side(positions: Tensor) -> int:
     """Return the side of the square grid that ``positions``, less the class position, form."""
-    side = math.isqrt(positions - 1)
-    if side * side != positions - 1:
+    cells = len(positions) - 1
+    side = math.isqrt(cells)
+    if side * side != cells:
         raise ValueError(
-            f"{positions - 1} grid positions do not form a square, so the image size cannot be read off them"
+            f"{cells} grid positions do not form a square: the image size cannot be "
+            "inferred from them"
         )
     return side
 
@@ -83,29 +73,39 @@ def infer_config(
     text_heads: int | None = None,
     quick_gelu: bool = True,
 ) -> CLIPConfig:
-    """Read the configuration off the shapes of weights in OpenAI's layout; 64 channels a head unless told."""
-    context, text_width = _shape(state, "positional_embedding")
+    """Infer the configuration from the shapes of weights in OpenAI's layout.
+
+    Shapes do not show the heads: by default there is one per 64 channels.
+
+    Raises:
+        ValueError: a part of a CLIP is missing.
+    """
+    require(state, ("positional_embedding", "token_embedding.weight", "text_projection"), "a CLIP")
+    context, text_width = state["positional_embedding"].shape
     text = TextConfig(
         context=context,
-        vocab_size=_shape(state, "token_embedding.weight")[0],
+        vocab_size=len(state["token_embedding.weight"]),
         width=text_width,
-        layers=_count(state, r"transformer\.resblocks\.(\d+)\."),
+        layers=numbered(state, r"transformer\.resblocks\.(\d+)\."),
         heads=text_heads or max(1, text_width // 64),
     )
     vision: ViTConfig | ResNetConfig
     if "visual.proj" in state:
-        width, _, patch, _ = _shape(state, "visual.conv1.weight")
-        layers = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")
+        require(state, ("visual.conv1.weight", "visual.positional_embedding"), "a CLIP")
+        width, _, patch, _ = state["visual.conv1.weight"].shape
+        layers = numbered(state, r"visual\.transformer\.resblocks\.(\d+)\.")
         vision = ViTConfig(patch=patch, width=width, layers=layers, heads=vision_heads or max(1, width // 64))
-        image_size = patch * _side(_shape(state, "visual.positional_embedding")[0])
+        image_size = patch * _side(state["visual.positional_embedding"])
     else:
-        positions, channels = _shape(state, "visual.attnpool.positional_embedding")
-        blocks = tuple(_count(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
-        width = _shape(state, "visual.layer1.0.conv1.weight")[0]
-        vision = ResNetConfig(blocks=blocks, width=width, heads=vision_heads or max(1, channels // 64))
+        needed = ("visual.attnpool.positional_embedding", "visual.layer1.0.conv1.weight")
+        require(state, needed, "a CLIP")
+        positions = state[needed[0]]
+        blocks = tuple(numbered(state, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+        heads = vision_heads or max(1, positions.shape[1] // 64)
+        vision = ResNetConfig(blocks=blocks, width=len(state[needed[1]]), heads=heads)
         image_size = 32 * _side(positions)
     return CLIPConfig(
-        embed_dim=_shape(state, "text_projection")[1],
+        embed_dim=state["text_projection"].shape[1],
         image_size=image_size,
         vision=vision,
         text=text,
@@ -115,7 +115,7 @@ def infer_config(
 
 
 def open_clip_config(module: nn.Module, state: Mapping[str, Tensor]) -> CLIPConfig:
-    """Read the configuration of an open_clip model whose cleaned weights are ``state``."""
+    """Read the configuration of an open_clip model with the converted weights."""
     text = getattr(module, "text", module)
     visual = module.visual
     pooling = getattr(text, "pool_type", None) or getattr(module, "text_pool_type", "argmax")

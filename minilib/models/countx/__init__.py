@@ -1,12 +1,11 @@
 """CounTX (arXiv 2306.01851): counting what a sentence names."""
 
+from minilib.models.countx.config import CounTXConfig
 from minilib.models.countx.model import (
     DENSITY_SCALE,
-    KEPT_PIXELS,
     CounTX,
-    CounTXConfig,
+    CounTXOutput,
     InteractionBlock,
-    PatchAttention,
     TextAttention,
     density_loss,
     random_pixel_mask,
@@ -17,9 +16,8 @@ __all__ = [
     "CounTX",
     "CounTXConfig",
     "DENSITY_SCALE",
+    "CounTXOutput",
     "InteractionBlock",
-    "KEPT_PIXELS",
-    "PatchAttention",
     "TextAttention",
     "density_loss",
     "random_pixel_mask",

@@ -8,8 +8,7 @@ h * w, L text tokens, S sentences, E joint dimension, D side of the density map.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 
 from minilib.layers.resampling import resize_grid_positions
 from minilib.layers.windows import fit_to_windows, over_windows
-from minilib.models.clip import CLIP, CLIPConfig, ViTConfig
-from minilib.models.countx.official import countx_values
-
-__all__ = ["CounTX", "CounTXConfig", "InteractionBlock", "density_loss", "random_pixel_mask", "sincos_positions"]
+from minilib.models.clip import CLIP
+from minilib.models.countx.config import CounTXConfig
+from minilib.models.countx.official import infer_config
+from minilib.models.loading import load_strictly, unwrapped
 
 DENSITY_SCALE = 60.0
 """The network is trained to say 60 times the density (authors' code; the paper does not mention it)."""
@@ -29,60 +28,11 @@ KEPT_PIXELS = 0.8
 """Share of the pixels that the authors' loss looks at in one step."""
 
 
-@dataclass(frozen=True)
-class CounTXConfig:
-    """What fixes the shape of a CounTX; the defaults are the released model's."""
-
-    clip: CLIPConfig = field(default_factory=lambda: CLIPConfig(vision=ViTConfig(patch=16), quick_gelu=False))
-    """The towers. ``clip.image_size`` is R, the side to which a crop is resized for the image tower (224)."""
-    blocks: int = 2
-    """Blocks of the feature interaction module."""
-    heads: int = 16
-    """Attention heads of such a block."""
-    mlp_ratio: float = 4.0
-    """Width inside its MLP, relative to E."""
-    decoder_width: int = 256
-    """Channels of the density decoder."""
-    groups: int = 8
-    """Groups of its normalisations."""
-    first_grid: int = 24
-    """Side of the map that the decoder starts from, resized from the patches."""
-    doublings: int = 4
-    """Convolutions of the decoder, each followed by a doubling of the map: D = first_grid * 2 ** doublings (384)."""
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: a value does not fit another one.
-        """
-        if not isinstance(self.clip.vision, ViTConfig):
-            raise ValueError("CounTX reads patch tokens: give it a CLIPConfig whose vision is a ViTConfig")
-        if self.clip.embed_dim % 4:
-            raise ValueError(f"embed_dim={self.clip.embed_dim}: sine and cosine of x and y need a multiple of 4")
-        if self.clip.embed_dim % self.heads:
-            raise ValueError(f"heads={self.heads} do not divide embed_dim={self.clip.embed_dim}")
-        if self.decoder_width % self.groups:
-            raise ValueError(f"groups={self.groups} do not divide decoder_width={self.decoder_width}")
-        if min(self.blocks, self.first_grid, self.doublings) < 1:
-            raise ValueError(f"{self.blocks=}, {self.first_grid=}, {self.doublings=}: expected 1 or more")
-
-    @property
-    def window(self) -> int:
-        """Side D of the density map, and of the crop it belongs to, in pixels."""
-        return self.first_grid * 2**self.doublings
-
-    @property
-    def grid(self) -> int:
-        """Patches along a side of the image tower's crop."""
-        return self.clip.image_size // self.clip.vision.patch
-
-
 def sincos_positions(dim: int, grid: int) -> Tensor:
     """Return fixed position embeddings (grid * grid, dim), patches in row order.
 
-    The first half of the channels tells the column, the second the row; each is [sin(p w_i), cos(p w_i)] with
-    w_i = 10000 ** (-4 i / dim), i = 0 ... dim / 4 - 1.
+    The first half of the channels encodes the column, the second the row; each is
+    [sin(p w_i), cos(p w_i)] with w_i = 10000 ** (-4 i / dim), i = 0 ... dim / 4 - 1.
     """
     frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
@@ -148,6 +98,19 @@ class InteractionBlock(nn.Module):
         return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
 
 
+class CounTXOutput(NamedTuple):
+    """What :class:`CounTX` returns: the density, and the steps on the way to it."""
+
+    density: Tensor
+    """(B, D, D), 60 times objects per pixel."""
+    patches: Tensor
+    """(B, E, h, w), the image in the joint space."""
+    text: Tensor
+    """(B, S, E), the sentences in the joint space."""
+    interaction: Tensor
+    """(B, E, h, w), the patches after they have read the sentences."""
+
+
 class CounTX(nn.Module):
     """From an image and a sentence to a density map."""
 
@@ -173,35 +136,45 @@ class CounTX(nn.Module):
         self.freeze()
 
     @classmethod
-    def from_clip(cls, clip: CLIP, **values: Any) -> CounTX:
-        """Put a fresh interaction module and decoder on a copy of ``clip``, with other ``values`` of the config."""
-        model = cls(CounTXConfig(clip=clip.config, **values))
-        model.clip_model.load_state_dict(clip.state_dict())
+    def from_clip(cls, clip: CLIP, config: CounTXConfig | None = None) -> CounTX:
+        """Put a fresh head on a copy of ``clip``; ``config`` must fit its towers."""
+        model = cls(config or CounTXConfig(clip=clip.config))
+        load_strictly(model.clip_model, clip.state_dict(), "the config's CLIP")
         return model.to(clip.device)
 
     @classmethod
-    def from_official(cls, state_dict: Mapping[str, Tensor], **unseen: int) -> CounTX:
-        """Build a CounTX from the authors' weights (the entry ``model`` of their files), strictly.
+    def from_official(
+        cls,
+        state_dict: Mapping[str, Any],
+        *,
+        heads: int = 16,
+        first_grid: int = 24,
+        groups: int = 8,
+        vision_heads: int | None = None,
+        text_heads: int | None = None,
+    ) -> CounTX:
+        """Build a CounTX from the authors' weights, in evaluation mode.
+
+        What cannot be inferred from shapes is passed in where it differs from the
+        released model.
 
         Args:
-            state_dict: names as released, 367 of them in the released size.
-            unseen: what shapes do not tell, where it differs from the released model: ``heads`` (16), ``first_grid``
-                (24), ``groups`` (8), ``vision_heads``, ``text_heads`` (one per 64 channels).
+            state_dict: the authors' file or its entry ``model``: 367 names in the
+                released size.
+            heads: heads of an interaction block.
+            first_grid: side of the map that the decoder starts from.
+            groups: groups of the decoder's normalisations.
+            vision_heads: heads of the image tower; by default one per 64 channels.
+            text_heads: likewise of the text tower.
 
         Raises:
             ValueError: weights are missing, left over, or of another shape.
         """
-        values, state = countx_values(state_dict, **unseen)
-        model = cls(CounTXConfig(**values))
-        wanted = model.state_dict()
-        missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-        misshapen = [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
-        if missing or unknown or misshapen:
-            raise ValueError(
-                f"not the weights of a CounTX: missing {missing[:3]}, unknown {unknown[:3]}, misshapen {misshapen[:3]}"
-            )
-        model.load_state_dict(state)
-        return model.eval()
+        state = unwrapped(state_dict)
+        config = infer_config(
+            state, heads, first_grid, groups, vision_heads, text_heads
+        )
+        return load_strictly(cls(config), state, "a CounTX").eval()
 
     def freeze(self, image_tower: bool = False) -> CounTX:
         """Freeze the text tower, as the paper does; with ``image_tower`` that tower too, as an ablation."""
@@ -223,9 +196,7 @@ class CounTX(nn.Module):
         size = self.config.clip.image_size
         if crop.shape[-2:] != (size, size):
             crop = F.interpolate(crop, size=(size, size), mode="bicubic", antialias=antialias)
-        statistics = self.config.clip.image_mean, self.config.clip.image_std
-        mean, std = (crop.new_tensor(values)[:, None, None] for values in statistics)
-        return (crop - mean) / std
+        return self.clip_model.standardise(crop)
 
     def tokenize(self, descriptions: str | Sequence[str]) -> Tensor:
         """Turn descriptions into ids (B, L). Raises ValueError for an empty one: there would be nothing to count."""
@@ -270,26 +241,23 @@ class CounTX(nn.Module):
             x = F.interpolate(getattr(self, f"decode_head{step}")(x), scale_factor=2, mode="bilinear")
         return x[:, 0]
 
-    def forward(
-        self, pixels: Tensor, tokens: Tensor, return_intermediates: bool = False
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Return 60 times the density, (B, D, D), of pixels (B, 3, R, R) for token ids (B, L) or (B, S, L).
+    def forward(self, pixels: Tensor, tokens: Tensor) -> CounTXOutput:
+        """Draw the density of what the texts name in the images.
 
         Args:
-            pixels: from ``preprocess``.
-            tokens: from ``tokenize``; several sentences a row become several keys of the cross-attention.
-            return_intermediates: also return ``patches`` and ``interaction`` (B, E, h, w), and ``text`` (B, S, E).
+            pixels: (B, 3, R, R) from ``preprocess``.
+            tokens: (B, L) from ``tokenize``; several sentences a row, (B, S, L), become
+                several keys of the cross-attention.
         """
         patches, text = self.encode_image(pixels), self.encode_text(tokens)
         interaction = self.interact(patches, text)
-        density = self.decode(interaction)
-        stages = {"patches": patches, "text": text, "interaction": interaction}
-        return (density, stages) if return_intermediates else density
+        return CounTXOutput(self.decode(interaction), patches, text, interaction)
 
     def predict(self, crops: Tensor, descriptions: str | Sequence[str]) -> Tensor:
         """Return the density (B, D, D) of square crops (B, 3, D, D) in [0, 1]; it sums to the count."""
         texts = [descriptions] * len(crops) if isinstance(descriptions, str) else descriptions
-        return self(self.preprocess(crops), self.tokenize(texts)) / DENSITY_SCALE
+        output: CounTXOutput = self(self.preprocess(crops), self.tokenize(texts))
+        return output.density / DENSITY_SCALE
 
     @torch.no_grad()
     def density(
@@ -311,7 +279,8 @@ class CounTX(nn.Module):
             ValueError: an empty description, or not an image.
         """
         window = self.config.window
-        fitted, _ = fit_to_windows(image.to(self.device), window, self.config.clip.vision.patch)
+        patch = self.config.clip.vision.reduction
+        fitted, _ = fit_to_windows(image.to(self.device), window, patch)
         text = self.encode_text(self.tokenize(description))
 
         def crops_to_maps(crops: Tensor) -> Tensor:
@@ -320,9 +289,20 @@ class CounTX(nn.Module):
 
         return over_windows(crops_to_maps, fitted, window, stride or max(1, window // 3), merge, at_once)
 
-    def count(self, image: Tensor, description: str, **options: Any) -> float:
-        """Return how many objects of one image (3, H, W) the description means; not rounded, maybe below zero."""
-        return self.density(image, description, **options).sum().item()
+    def count(
+        self,
+        image: Tensor,
+        description: str,
+        stride: int | None = None,
+        merge: str = "recursive",
+        at_once: int = 8,
+    ) -> float:
+        """Return how many objects of one image (3, H, W) the description means.
+
+        Neither rounded nor kept from falling below zero. Arguments as in
+        :meth:`density`.
+        """
+        return self.density(image, description, stride, merge, at_once).sum().item()
 
 
 def density_loss(output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

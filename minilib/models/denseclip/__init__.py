@@ -1,13 +1,8 @@
 """DenseCLIP (arXiv 2112.01518): CLIP's text guides dense prediction."""
 
-from minilib.models.denseclip.config import (
-    GUIDANCE,
-    DenseCLIPConfig,
-    check_names,
-    class_tokens,
-)
+from minilib.layers.segmentation import pixel_cross_entropy
+from minilib.models.denseclip.config import GUIDANCE, DenseCLIPConfig
 from minilib.models.denseclip.model import (
-    Attention,
     ContextDecoder,
     ContextDecoderLayer,
     ContextGenerator,
@@ -16,15 +11,9 @@ from minilib.models.denseclip.model import (
     TextGuided,
     denseclip_loss,
     score_map,
-    segmentation_loss,
-)
-from minilib.models.denseclip.official import (
-    parameter_groups,
-    poly_learning_rate,
 )
 
 __all__ = [
-    "Attention",
     "ContextDecoder",
     "ContextDecoderLayer",
     "ContextGenerator",
@@ -33,11 +22,7 @@ __all__ = [
     "GUIDANCE",
     "Segmentation",
     "TextGuided",
-    "check_names",
-    "class_tokens",
     "denseclip_loss",
-    "parameter_groups",
-    "poly_learning_rate",
+    "pixel_cross_entropy",
     "score_map",
-    "segmentation_loss",
 ]

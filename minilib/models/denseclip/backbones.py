@@ -6,11 +6,10 @@ Shapes: B images, R x R' pixels, C channels, E joint dimension, h x w cells, W w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
@@ -35,51 +34,39 @@ class Encoded(NamedTuple):
         return torch.cat([self.pooled[:, None], rearrange(self.dense, "b e h w -> b (h w) e")], dim=1)
 
 
-def grid_positions(positions: Tensor, grid: tuple[int, int], crop: bool = False) -> Tensor:
-    """Fit position embeddings (1 + s * s, C), row 0 apart, to a grid of (rows, columns): (1 + rows * columns, C).
+class DenseTower(Protocol):
+    """What DenseCLIP asks of an image tower, CLIP's own or another."""
 
-    Bilinear without antialiasing, as the authors' segmentation code does; their detection code takes the
-    top-left corner of the grid instead (``crop``).
+    channels: tuple[int, ...]
+    """Channels of the maps, from fine to coarse."""
+    strides: tuple[int, ...]
+    """Pixels per cell of the maps."""
+    score_level: int
+    """Which map has the cells of z: the score map is concatenated to it."""
 
-    Raises:
-        ValueError: ``crop`` from a grid that is too small.
-    """
-    side = round((len(positions) - 1) ** 0.5)
-    if grid == (side, side):
-        return positions
-    cells = rearrange(positions[1:], "(h w) c -> 1 c h w", h=side)
-    if crop:
-        if max(grid) > side:
-            raise ValueError(f"a {grid[0]} x {grid[1]} map needs positions, but the grid is {side} x {side}: resize it")
-        cells = cells[..., : grid[0], : grid[1]]
-    else:
-        cells = F.interpolate(cells.float(), grid, mode="bilinear", align_corners=False).to(positions.dtype)
-    return torch.cat([positions[:1], rearrange(cells, "1 c h w -> (h w) c")])
+    def encode(self, pixels: Tensor) -> Encoded:
+        """Encode images (B, 3, R, R') to the maps, z-bar and z."""
 
 
 class DenseAttentionPool(AttentionPool2d):
-    """CLIP's attention pool, of which all outputs are kept (equation 1): [z-bar, z] = MHSA([mean(x4), x4]).
+    """CLIP's attention pool, keeping every output token (equation 1).
 
-    CLIP lets the mean alone ask. The pool treats all tokens alike, so what the other cells would have been
-    told lives roughly in the same space, though CLIP's loss never looked at it.
+    [z-bar, z] = MHSA([mean(x4), x4]). CLIP lets the mean alone ask. The pool treats all
+    tokens alike, so what the other cells would have been told lives roughly in the same
+    space, though CLIP's loss never looked at it.
 
     Args:
         side: rows and columns of the position grid.
         channels: channels C of the map.
         heads: attention heads; 32 in all released models.
         out_channels: joint dimension E.
-        crop_positions: see :func:`grid_positions`.
+        crop_positions: crop the grid to smaller maps, as the authors' detection code
+            does; otherwise it is resized (bilinear), as in their segmentation code.
     """
 
     def __init__(self, side: int, channels: int, heads: int, out_channels: int, crop_positions: bool = False) -> None:
         super().__init__(side, channels, heads, out_channels)
-        self.crop_positions = crop_positions
-
-    def tokens(self, x: Tensor) -> Tensor:
-        """Turn the map x (B, C, h, w) into its mean and its cells with positions: (B, 1 + h * w, C)."""
-        cells = rearrange(x, "b c h w -> b (h w) c")
-        tokens = torch.cat([reduce(cells, "b l c -> b 1 c", "mean"), cells], dim=1)
-        return tokens + grid_positions(self.positional_embedding, tuple(x.shape[-2:]), self.crop_positions)
+        self.resampling = "crop" if crop_positions else "bilinear"
 
     def dense(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Turn the map x (B, C, h, w) into z-bar (B, E) and z (B, E, h, w)."""
@@ -157,18 +144,11 @@ class DenseViT(VisionTransformer):
         rates = torch.linspace(0, drop_path, vision.layers).tolist()
         self.drops = nn.ModuleList(StochasticDepth(rate, mode="row") for rate in rates)
 
-    def tokens(self, patches: Tensor) -> Tensor:
-        """Turn the patch map (B, W, h, w) into class token and patches with positions, (B, 1 + h * w, W)."""
-        positions = grid_positions(self.positional_embedding, tuple(patches.shape[-2:]))
-        class_token = self.class_embedding * (2 if self.double_class_embedding else 1)
-        cells = rearrange(patches, "b c h w -> b (h w) c")
-        return self.ln_pre(torch.cat([class_token.expand(len(patches), 1, -1), cells], dim=1) + positions)
-
     def encode(self, pixels: Tensor) -> Encoded:
         """Encode images (B, 3, R, R') to four maps, z-bar and z."""
         patches = self.conv1(pixels)
         rows = patches.shape[-2]
-        x = self.tokens(patches)
+        x = self.tokens(patches, "bilinear", self.double_class_embedding)
         outputs = []
         for block, drop in zip(self.transformer.resblocks, self.drops, strict=True):
             x = x + drop(block.attn(block.ln_1(x)))

@@ -60,8 +60,6 @@ class DenseCLIPConfig:
             raise ValueError(f"unknown guidance {self.guidance!r}: use one of {', '.join(map(repr, GUIDANCE))}")
         if self.guidance == "template" and "{}" not in self.template:
             raise ValueError(f"template {self.template!r} has no place for the name: write {{}} where it goes")
-        if self.clip.text.kind != "transformer":
-            raise ValueError(f"text tower {self.clip.text.kind!r} has no place for contexts: use 'transformer'")
         if self.contexts < 1 or self.tau <= 0:
             raise ValueError(f"contexts={self.contexts}, tau={self.tau}: expected contexts >= 1 and tau > 0")
         if self.decoder_width % self.decoder_heads:
@@ -90,7 +88,7 @@ def class_tokens(config: DenseCLIPConfig, names: Sequence[str] | Tensor) -> Tens
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError for a list of class names that cannot tell K classes apart."""
+    """Raise ValueError for class names that do not name K different classes."""
     if isinstance(names, str) or not len(names):
         raise ValueError(f"expected a list of at least one class name, got {names!r}")
     clean = [" ".join(name.lower().split()) for name in names]

@@ -20,8 +20,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from minilib.layers.fpn import FeaturePyramid
 from minilib.models.clip import CLIP
-from minilib.models.denseclip.backbones import AnyBackbone
-from minilib.models.denseclip.model import DenseCLIPConfig, TextGuided
+from minilib.models.denseclip.backbones import DenseTower
+from minilib.models.denseclip.config import DenseCLIPConfig
+from minilib.models.denseclip.model import TextGuided
 
 
 def box_targets(
@@ -91,7 +92,11 @@ class GuidedPyramid(TextGuided):
     """
 
     def __init__(
-        self, config: DenseCLIPConfig, names: Sequence[str], first: int = 1, backbone: AnyBackbone | None = None
+        self,
+        config: DenseCLIPConfig,
+        names: Sequence[str],
+        first: int = 1,
+        backbone: DenseTower | None = None,
     ) -> None:
         super().__init__(config, names, backbone)
         self.first, self.out_channels = first, config.channels
@@ -114,7 +119,7 @@ class GuidedPyramid(TextGuided):
 
 
 class _Unresized(GeneralizedRCNNTransform):
-    """Normalise and pad images, and leave their size alone; torchvision's own option does so in training only."""
+    """Pad images and leave their size alone; torchvision's option does so in training only."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         return image, target
@@ -141,7 +146,6 @@ class DenseCLIPDetector(nn.Module):
     ) -> None:
         super().__init__()
         anchors = AnchorGenerator(tuple(anchor_sizes), ((0.5, 1.0, 2.0),) * len(anchor_sizes))
-        clip = pyramid.config.clip
         self.classes, self.stride = pyramid.classes, max(pyramid.backbone.strides)
         # Normalised heads, as in torchvision's second version of RetinaNet: without, they need thousands of steps.
         head = RetinaNetHead(
@@ -160,15 +164,21 @@ class DenseCLIPDetector(nn.Module):
             detections_per_img=detections,
             topk_candidates=candidates,
         )
-        mean, std = list(clip.image_mean), list(clip.image_std)
-        self.detector.transform = _Unresized(0, 0, mean, std, size_divisible=self.stride)
+        # Pixels are standardised before: nothing is left to torchvision but to pad them.
+        self.detector.transform = _Unresized(
+            0, 0, [0.0] * 3, [1.0] * 3, size_divisible=self.stride
+        )
 
     @classmethod
     def from_clip(
-        cls, clip: CLIP, names: Sequence[str], anchor_sizes: Sequence[tuple[int, ...]], **changes: object
+        cls,
+        clip: CLIP,
+        names: Sequence[str],
+        anchor_sizes: Sequence[tuple[int, ...]],
+        config: DenseCLIPConfig | None = None,
     ) -> DenseCLIPDetector:
-        """Build a detector that starts from a CLIP's weights; ``changes`` are values of DenseCLIPConfig."""
-        pyramid = GuidedPyramid(DenseCLIPConfig(clip.config, **changes), names)
+        """Build a detector from a CLIP's weights; ``config`` must fit its towers."""
+        pyramid = GuidedPyramid(config or DenseCLIPConfig(clip.config), names)
         pyramid.load_clip(clip)
         return cls(pyramid, anchor_sizes)
 
@@ -181,7 +191,7 @@ class DenseCLIPDetector(nn.Module):
             classes: per image (n,) int64 in 0 ... K - 1.
         """
         targets = [{"boxes": b, "labels": c} for b, c in zip(boxes, classes, strict=True)]
-        found = self.detector(list(image), targets)
+        found = self.detector(list(self.preprocess(image)), targets)
         losses = {"classification": found["classification"], "box_regression": found["bbox_regression"]}
         logits = self.detector.backbone.score_logits
         if logits is not None:
@@ -195,4 +205,8 @@ class DenseCLIPDetector(nn.Module):
 
         Returns per image ``boxes`` (m, 4), ``scores`` (m,) and ``labels`` (m,) in 0 ... K - 1.
         """
-        return self.detector(list(image))
+        return self.detector(list(self.preprocess(image)))
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        """Make pixels from images (B, 3, R, R') in [0, 1]."""
+        return self.detector.backbone.preprocess(image)

@@ -9,7 +9,7 @@ h x w cells, N contexts, W width of a token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,15 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from minilib.layers.fpn import FeaturePyramid, SemanticHead
+from minilib.layers.pixels import standardise
 from minilib.layers.prompt import encode_prompted, learned_contexts
+from minilib.layers.segmentation import pixel_cross_entropy
 from minilib.models.clip import CLIP, TextTransformer
 from minilib.models.clip.config import ViTConfig
-from minilib.models.denseclip.backbones import AnyBackbone, DenseResNet, DenseViT, Encoded
+from minilib.models.denseclip.backbones import DenseResNet, DenseTower, DenseViT, Encoded
 from minilib.models.denseclip.config import DenseCLIPConfig, class_tokens
 from minilib.models.denseclip.official import infer_config
+from minilib.models.loading import load_strictly, under, unwrapped
 
 
 class Attention(nn.Module):
@@ -133,7 +136,10 @@ class TextGuided(nn.Module):
     """
 
     def __init__(
-        self, config: DenseCLIPConfig, names: Sequence[str] | Tensor, backbone: AnyBackbone | None = None
+        self,
+        config: DenseCLIPConfig,
+        names: Sequence[str] | Tensor,
+        backbone: DenseTower | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -170,20 +176,16 @@ class TextGuided(nn.Module):
                 "the CLIP has other towers than this model's config.clip: build the config from clip.config"
             )
         state = clip.state_dict()
-        visual = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
-        if not isinstance(self.backbone, AnyBackbone):
-            missing, unknown = self.backbone.load_state_dict(visual, strict=False)
-            assert not unknown and all(key.startswith("fpn") for key in missing), (missing, unknown)
+        if isinstance(self.backbone, DenseResNet | DenseViT):
+            fresh = {k: v for k, v in self.backbone.state_dict().items() if k.startswith("fpn")}
+            load_strictly(self.backbone, fresh | under(state, "visual."), "DenseCLIP's image tower")
         if hasattr(self, "text_encoder"):
-            wanted = self.text_encoder.state_dict()
-            self.text_encoder.load_state_dict({key: state[key] for key in wanted})
+            text = {k: v for k, v in state.items() if not k.startswith(("visual.", "logit_"))}
+            load_strictly(self.text_encoder, text, "DenseCLIP's text tower")
 
-    def normalise(self, image: Tensor) -> Tensor:
+    def preprocess(self, image: Tensor) -> Tensor:
         """Make pixels from images (B, 3, R, R') in [0, 1], at any size."""
-        mean, std = (
-            image.new_tensor(v)[:, None, None] for v in (self.config.clip.image_mean, self.config.clip.image_std)
-        )
-        return (image - mean) / std
+        return standardise(image, self.config.clip.image_mean, self.config.clip.image_std)
 
     def text_features(self, context: Tensor | None = None) -> Tensor:
         """Return the text before it is refined by the image: (1, K, E), or (B, K, E) for guidance "pre"."""
@@ -278,50 +280,75 @@ class Segmentation(NamedTuple):
 class DenseCLIP(TextGuided):
     """Semantic segmentation: text-guided maps, feature pyramid, Semantic FPN head (section 3.2, Figure 3).
 
-    The K classes are built in: the score map's channels are an input of the pyramid. This is no open-vocabulary
-    model.
+    The K classes are built in: the score map's channels are an input of the pyramid.
+    This is not an open-vocabulary model.
     """
 
     def __init__(
-        self, config: DenseCLIPConfig, names: Sequence[str] | Tensor, backbone: AnyBackbone | None = None
+        self,
+        config: DenseCLIPConfig,
+        names: Sequence[str] | Tensor,
+        backbone: DenseTower | None = None,
     ) -> None:
         super().__init__(config, names, backbone)
         self.neck = FeaturePyramid(self.guided_channels, config.channels)
         self.decode_head = SemanticHead(self.backbone.strides, config.channels, self.classes, config.dropout)
 
     @classmethod
-    def from_clip(cls, clip: CLIP, names: Sequence[str], **changes: object) -> DenseCLIP:
-        """Build a DenseCLIP that starts from a CLIP's weights; ``changes`` are values of DenseCLIPConfig."""
-        model = cls(DenseCLIPConfig(clip.config, **changes), names)
+    def from_clip(
+        cls, clip: CLIP, names: Sequence[str], config: DenseCLIPConfig | None = None
+    ) -> DenseCLIP:
+        """Build a DenseCLIP from a CLIP's weights; ``config`` must fit its towers."""
+        model = cls(config or DenseCLIPConfig(clip.config), names)
         model.load_clip(clip)
         return model
 
     @classmethod
     def from_official(
-        cls, state_dict: Mapping[str, Tensor], names: Sequence[str] | Tensor, **changes: object
+        cls,
+        state_dict: Mapping[str, Any],
+        names: Sequence[str] | Tensor,
+        *,
+        vision_heads: int | None = None,
+        text_heads: int | None = None,
+        decoder_heads: int = 4,
+        taps: Sequence[int] | None = None,
+        tau: float = 0.07,
+        quick_gelu: bool = True,
     ) -> DenseCLIP:
         """Build a DenseCLIP from the authors' segmentation weights, in evaluation mode, with their quirks.
 
+        What cannot be inferred from shapes is passed in where it differs from the
+        released models.
+
         Args:
-            state_dict: the checkpoint's ``state_dict``; its own text tower is used (it differs from CLIP's).
+            state_dict: a checkpoint or its ``state_dict``; its own text tower is used
+                (it differs from CLIP's).
             names: the K class names in the order of training (checkpoints do not hold them), or their tokens.
-            changes: what shapes do not tell: ``vision_heads`` (32; ViT: one per 64 channels), ``text_heads``
-                (one per 64), and values of DenseCLIPConfig such as ``decoder_heads`` and ``taps``.
+            vision_heads: heads of the image tower; by default 32, of a ViT one per 64
+                channels.
+            text_heads: heads of the text tower; by default one per 64 channels.
+            decoder_heads: heads of the context decoder.
+            taps: the blocks of a ViT that make the pyramid, see ``DenseCLIPConfig``.
+            tau: temperature of the score map's own loss.
+            quick_gelu: which activation the CLIP behind it had.
 
         Raises:
             ValueError: the weights are not those of a DenseCLIP, or there are not K names.
         """
-        config, classes, state = infer_config(state_dict, **changes)
+        state = unwrapped(state_dict)
+        config = infer_config(
+            state, vision_heads, text_heads, decoder_heads, taps, tau, quick_gelu
+        )
+        classes = len(state["decode_head.conv_seg.weight"])
         if len(names) != classes:
-            raise ValueError(f"{len(names)} names for weights that tell {classes} classes apart: pass all of them")
-        model = cls(DenseCLIPConfig(**config), names)
-        missing, unknown = model.load_state_dict(state, strict=False)
-        if missing or unknown:
-            raise ValueError(f"the weights do not fit: missing {missing[:3]}, not known {unknown[:3]}")
-        return model.eval()
+            raise ValueError(
+                f"{len(names)} names for weights with {classes} classes: pass them all"
+            )
+        return load_strictly(cls(config, names), state, "a DenseCLIP").eval()
 
     def forward(self, pixels: Tensor) -> Segmentation:
-        """Segment pixels (B, 3, R, R') of any size, from ``normalise``."""
+        """Segment pixels (B, 3, R, R') of any size, from ``preprocess``."""
         size = (pixels.shape[-2], pixels.shape[-1])
         if self.config.pad:
             stride = max(self.backbone.strides)
@@ -342,41 +369,16 @@ def _clip_backbone(config: DenseCLIPConfig) -> DenseResNet | DenseViT:
     return DenseViT(config.clip, taps, config.drop_path, config.double_class_embedding)
 
 
-def segmentation_loss(logits: Tensor, mask: Tensor, ignore: int = 255, over: str = "valid") -> Tensor:
-    """Cross-entropy of logits (B, K, R, R') with the classes (B, R, R') of the pixels.
-
-    Args:
-        logits: at the mask's size.
-        mask: int64 in 0 ... K - 1, or ``ignore``.
-        ignore: the value of pixels that do not count.
-        over: "valid" divides by the pixels that count; "all" by all pixels, as mmsegmentation 0.19 and so the
-            authors do, which weakens images with many ignored pixels. No valid pixel at all gives 0, not NaN.
-
-    Raises:
-        ValueError: a mask value out of range, or another size.
-    """
-    if over not in ("valid", "all"):
-        raise ValueError(f"over={over!r}: expected 'valid' or 'all'")
-    if mask.shape != (len(logits), *logits.shape[-2:]):
-        raise ValueError(f"a mask {tuple(mask.shape)} does not fit logits {tuple(logits.shape)}: expected (B, R, R')")
-    valid = mask != ignore
-    wrong = valid & ((mask < 0) | (mask >= logits.shape[1]))
-    if wrong.any():
-        values = mask[wrong].unique().tolist()
-        raise ValueError(f"mask values {values[:5]} are no class: expected 0 to {logits.shape[1] - 1}, or {ignore}")
-    total = F.cross_entropy(logits, mask, ignore_index=ignore, reduction="sum")
-    return total / (mask.numel() if over == "all" else valid.sum().clamp(min=1))
-
-
 def denseclip_loss(
     output: Segmentation, mask: Tensor, tau: float = 0.07, score_weight: float = 0.4, over: str = "valid"
 ) -> dict[str, Tensor]:
     """Return the losses of a batch: ``decode`` (the head), ``scores`` (equation 5, section 3.4) and their ``loss``.
 
-    The auxiliary loss is cross-entropy(softmax(s / tau), y): it keeps the score map in its place.
-    Args as in :func:`segmentation_loss`; ``score_weight`` is 0.4 in the authors' code.
+    The auxiliary loss is cross-entropy(softmax(s / tau), y): it keeps the score map in
+    its place. Args as in ``pixel_cross_entropy``; ``score_weight`` is 0.4 in the
+    authors' code.
     """
-    losses = {"decode": segmentation_loss(output.full(), mask, over=over)}
+    losses = {"decode": pixel_cross_entropy(output.full(), mask, over=over)}
     if output.scores is not None:
-        losses["scores"] = score_weight * segmentation_loss(output.full(output.scores / tau), mask, over=over)
+        losses["scores"] = score_weight * pixel_cross_entropy(output.full(output.scores / tau), mask, over=over)
     return {"loss": sum(losses.values()), **losses}

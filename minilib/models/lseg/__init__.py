@@ -1,33 +1,19 @@
 """LSeg (arXiv 2201.03546): segmentation with a classifier written in words."""
 
-from minilib.models.lseg.config import (
-    CLIPBackbone,
-    LSegConfig,
-    ResNetBackbone,
-    ViTBackbone,
-)
-from minilib.models.lseg.model import (
-    ACTIVATIONS,
-    LabelBlock,
-    LSeg,
-    embed_labels,
-    pixel_cross_entropy,
-)
-from minilib.models.lseg.official import (
-    objectinfo_words,
-    text_tower,
-)
+from minilib.layers.segmentation import pixel_cross_entropy
+from minilib.models.lseg.config import CLIPBackbone, LSegConfig, ResNetBackbone, ViTBackbone
+from minilib.models.lseg.model import LabelBlock, LSeg, LSegOutput, embed_labels
+from minilib.models.lseg.official import text_tower
 
 __all__ = [
-    "ACTIVATIONS",
     "CLIPBackbone",
     "LSeg",
     "LSegConfig",
+    "LSegOutput",
     "LabelBlock",
     "ResNetBackbone",
     "ViTBackbone",
     "embed_labels",
-    "objectinfo_words",
     "pixel_cross_entropy",
     "text_tower",
 ]

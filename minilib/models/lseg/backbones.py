@@ -36,10 +36,9 @@ class ViTMaps(nn.Module):
         self.patch_embed = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
         self.class_token = nn.Parameter(torch.zeros(config.width))
         self.positions = nn.Parameter(0.02 * torch.randn(1 + config.grid**2, config.width))
-        self.transformer = Transformer(config.width, config.layers, config.heads, quick_gelu=False)
-        for module in self.transformer.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = 1e-6
+        self.transformer = Transformer(
+            config.width, config.layers, config.heads, quick_gelu=False, norm_eps=1e-6
+        )
         self.reassemble = nn.ModuleList(
             Reassemble(config.width, channels, config.patch / stride, config.readout)
             for channels, stride in zip(config.channels, (4, 8, 16, 32), strict=True)
@@ -48,7 +47,7 @@ class ViTMaps(nn.Module):
     def taps(self, pixels: Tensor) -> list[Tensor]:
         """Return the tokens (B, 1 + h * w, W) after each tapped block; images (B, 3, R, R')."""
         patches = self.patch_embed(pixels)
-        positions = resize_grid_positions(self.positions, tuple(patches.shape[-2:]), bilinear=True)
+        positions = resize_grid_positions(self.positions, tuple(patches.shape[-2:]), mode="bilinear")
         class_token = self.class_token.expand(len(pixels), 1, -1)
         x = torch.cat([class_token, rearrange(patches, "b c h w -> b (h w) c")], dim=1) + positions
         tapped = []
@@ -58,14 +57,16 @@ class ViTMaps(nn.Module):
                 tapped.append(x)
         return tapped
 
-    def forward(
-        self, pixels: Tensor, return_intermediates: bool = False
-    ) -> list[Tensor] | tuple[list[Tensor], dict[str, Any]]:
-        """Turn images (B, 3, R, R') into four maps (B, C_i, R / stride_i, R' / stride_i)."""
+    def stages(self, pixels: Tensor) -> dict[str, Any]:
+        """Return the ``maps`` of images (B, 3, R, R') and the ``taps`` behind them."""
         grid = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
         taps = self.taps(pixels)
         maps = [layer(tokens, grid) for layer, tokens in zip(self.reassemble, taps, strict=True)]
-        return (maps, {"taps": taps}) if return_intermediates else maps
+        return {"taps": taps, "maps": maps}
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Turn images (B, 3, R, R') into four maps (B, C_i, R / stride_i, R' / stride_i)."""
+        return self.stages(pixels)["maps"]
 
 
 class ResNetMaps(nn.Module):
@@ -87,16 +88,18 @@ class ResNetMaps(nn.Module):
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
             channels = out
 
-    def forward(
-        self, pixels: Tensor, return_intermediates: bool = False
-    ) -> list[Tensor] | tuple[list[Tensor], dict[str, Any]]:
+    def forward(self, pixels: Tensor) -> list[Tensor]:
         """Turn images (B, 3, R, R') into four maps (B, C_i, R / stride_i, R' / stride_i)."""
         x = F.max_pool2d(F.relu_(self.bn1(self.conv1(pixels))), 3, stride=2, padding=1)
         maps = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
             maps.append(x)
-        return (maps, {}) if return_intermediates else maps
+        return maps
+
+    def stages(self, pixels: Tensor) -> dict[str, Any]:
+        """Return the four ``maps`` of images (B, 3, R, R')."""
+        return {"maps": self(pixels)}
 
 
 class CLIPMaps(ModifiedResNet):
@@ -109,16 +112,20 @@ class CLIPMaps(ModifiedResNet):
         del self.attnpool
         self.stride = vision.reduction
 
-    def forward(
-        self, pixels: Tensor, return_intermediates: bool = False
-    ) -> list[Tensor] | tuple[list[Tensor], dict[str, Any]]:
+    def forward(self, pixels: Tensor) -> list[Tensor]:
         """Turn images (B, 3, R, R') into the maps of the four stages, (B, C_i, R / stride_i, R' / stride_i)."""
-        stages = self.stages(pixels)
+        return self.stages(pixels)["maps"]
+
+    def stages(self, pixels: Tensor) -> dict[str, Any]:
+        """Return ``stem`` and the four stages' ``maps`` of images (B, 3, R, R')."""
+        stages = super().stages(pixels)
         maps = [stages[f"layer{number}"] for number in (1, 2, 3, 4)]
-        return (maps, {"stem": stages["stem"]}) if return_intermediates else maps
+        return {"stem": stages["stem"], "maps": maps}
 
 
-def make_backbone(config: ViTBackbone | ResNetBackbone | CLIPBackbone) -> nn.Module:
+def make_backbone(
+    config: ViTBackbone | ResNetBackbone | CLIPBackbone,
+) -> ViTMaps | ResNetMaps | CLIPMaps:
     """Build the backbone that a configuration describes."""
     if isinstance(config, ViTBackbone):
         return ViTMaps(config)

@@ -8,7 +8,7 @@ Shapes: B images of H x W pixels, N labels, C joint dimension; embeddings have h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,21 +16,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minilib.layers.dpt import DPTDecoder
+from minilib.layers.pixels import standardise
 from minilib.models.clip import TextTransformer
+from minilib.models.loading import load_strictly
 from minilib.models.lseg.backbones import make_backbone
-from minilib.models.lseg.config import CLIPBackbone, LSegConfig, ResNetBackbone, ViTBackbone
+from minilib.models.lseg.config import LSegConfig
 from minilib.models.lseg.official import convert, infer_config
-
-__all__ = [
-    "CLIPBackbone",
-    "LSeg",
-    "LSegConfig",
-    "LabelBlock",
-    "ResNetBackbone",
-    "ViTBackbone",
-    "embed_labels",
-    "pixel_cross_entropy",
-]
 
 ACTIVATIONS = {"lrelu": F.leaky_relu, "tanh": torch.tanh, "relu": F.relu}
 
@@ -66,13 +57,23 @@ class LabelBlock(nn.Module):
         return scores
 
 
+class LSegOutput(NamedTuple):
+    """What :class:`LSeg` returns."""
+
+    scores: Tensor
+    """(B, N, H, W), of labels at pixels; their softmax over N is equation 2."""
+    coarse: Tensor
+    """(B, N, h, w), the same before they are enlarged, of the image after padding."""
+
+
 class LSeg(nn.Module):
     """The image side: pixels and label vectors in, scores of every label at every pixel out.
 
     The text tower is not part of it: it is frozen, so ``embed_labels`` calls it once per set of labels.
 
     >>> model, clip = LSeg(LSegConfig()), load_clip("ViT-B-32", pretrained="openai")
-    >>> scores = model(model.preprocess(image), embed_labels(clip, ["dog", "grass", "other"]))
+    >>> text = embed_labels(clip, ["dog", "grass", "other"])
+    >>> scores = model(model.preprocess(image), text).scores
     """
 
     def __init__(self, config: LSegConfig) -> None:
@@ -96,15 +97,17 @@ class LSeg(nn.Module):
         activation: str = "lrelu",
         half_product: bool = True,
     ) -> LSeg:
-        """Build an LSeg from the authors' weights; the configuration is read off the shapes where it shows.
+        """Build an LSeg from the authors' weights, inferring what shapes show.
 
         Args:
-            state_dict: the ``state_dict`` of a released checkpoint, with or without the prefix ``net.``; the
-                copy of CLIP in it is not read (see ``minilib.models.lseg.official.text_tower``).
-            heads: heads of a ViT, which shapes do not tell; by default one per 64 channels.
+            state_dict: a released checkpoint or its ``state_dict``, with or without the
+                prefix ``net.``; the copy of CLIP in it is not read (see
+                ``minilib.models.lseg.official.text_tower``).
+            heads: heads of a ViT, which cannot be inferred from shapes; by default one
+                per 64 channels.
             hooks: the blocks of a ViT that are tapped; by default the last of each quarter, as released.
             block: which kind of block the weights belong to, if they hold one: both kinds have the same.
-            block_depth: how often it is applied; their 0 means 1.
+            block_depth: number of its applications; their 0 means 1.
             activation: of that block.
             half_product: round as the released models do.
 
@@ -115,46 +118,28 @@ class LSeg(nn.Module):
             ValueError: the weights are not those of an LSeg; names what is missing or left over.
         """
         state = convert(state_dict)
+        depth = max(1, block_depth)
         config = infer_config(
-            state,
-            heads=heads,
-            hooks=hooks,
-            block=block,
-            block_depth=max(1, block_depth),
-            activation=activation,
-            half_product=half_product,
+            state, heads, hooks, block, depth, activation, half_product
         )
-        model = cls(config)
-        wanted = model.state_dict()
-        missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-        misshapen = [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
-        if missing or unknown or misshapen:
-            raise ValueError(
-                f"the weights do not fit: {len(missing)} missing {missing[:3]}, {len(unknown)} not known "
-                f"{unknown[:3]}, {len(misshapen)} of another shape {misshapen[:3]}"
-            )
-        model.load_state_dict(state)
-        return model.eval()
+        return load_strictly(cls(config), state, "an LSeg").eval()
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Normalise images (B, 3, H, W), float in [0, 1], of any size."""
-        mean, std = image.new_tensor(self.config.image_mean), image.new_tensor(self.config.image_std)
-        return (image - rearrange(mean, "c -> c 1 1")) / rearrange(std, "c -> c 1 1")
+        """Make pixels from images (B, 3, H, W), float in [0, 1], of any size."""
+        return standardise(image, self.config.image_mean, self.config.image_std)
 
-    def encode_pixels(
-        self, pixels: Tensor, return_intermediates: bool = False
-    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Return the embeddings I of images (B, 3, H, W), not yet of unit length: (B, C, h, w).
 
         Sides must be multiples of ``backbone.stride``; ``forward`` takes any.
         """
-        maps, taps = self.backbone(pixels, return_intermediates=True)
-        path, paths = self.decoder(maps, return_intermediates=True)
-        embeddings = self.head(path)
-        return (embeddings, {"maps": maps, **taps, **paths}) if return_intermediates else embeddings
+        return self.head(self.decoder(self.backbone(pixels)))
 
     def correlate(self, embeddings: Tensor, text: Tensor) -> Tensor:
         """Return the word-pixel correlation F = <I, T> / t of unit vectors (section 4.1): (B, N, h, w).
+
+        ``forward`` computes the same scores without the embeddings, by
+        ``correlate_path``, unless it rounds them as the released models do.
 
         Args:
             embeddings: (B, C, h, w), of any length.
@@ -190,23 +175,53 @@ class LSeg(nn.Module):
             scores = product / lengths / self.config.temperature
         return rearrange(scores, "b n (h w) -> b n h w", h=path.shape[-2]).to(path.dtype)
 
-    def forward(
-        self, pixels: Tensor, text: Tensor, return_intermediates: bool = False
-    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
-        """Return the scores (B, N, H, W) of labels at pixels; their softmax over N is equation 2.
+    def forward(self, pixels: Tensor, text: Tensor) -> LSegOutput:
+        """Score labels at pixels.
 
-        Images whose sides are no multiples of the backbone's stride are padded with the mean colour on the
-        right and below, and the scores cropped again.
+        Images whose sides are not multiples of the backbone's stride are padded with
+        the mean colour on the right and below, and the scores cropped again.
 
         Args:
             pixels: (B, 3, H, W) from ``preprocess``.
             text: from ``embed_labels``: (N, C) or (B, N, C).
-            return_intermediates: also return ``maps`` of the backbone, ``paths`` of the decoder,
-                ``embeddings`` (B, C, h, w), ``correlation`` and ``scores`` (B, N, h, w) before enlarging.
 
         Raises:
             ValueError: there is no label, or label vectors have another dimension than the pixels'.
         """
+        self._check(text)
+        height, width = pixels.shape[-2:]
+        pixels = self._padded(pixels)
+        if self.config.half_product:
+            correlation = self.correlate(self.encode_pixels(pixels), text)
+        else:
+            correlation = self.correlate_path(self.decoder(self.backbone(pixels)), text)
+        coarse = correlation if self.block is None else self.block(correlation)
+        scores = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=True)
+        return LSegOutput(scores[..., :height, :width], coarse)
+
+    def stages(self, pixels: Tensor, text: Tensor) -> dict[str, Any]:
+        """Return what lies on the way from pixels (B, 3, H, W) to scores, step by step.
+
+        Returns:
+            ``taps`` (of a ViT) and ``maps`` of the backbone, ``paths`` of the decoder,
+            ``embeddings`` (B, C, h, w), ``correlation`` and ``scores`` (B, N, h, w),
+            the ``coarse`` ones of ``forward``.
+        """
+        self._check(text)
+        stages: dict[str, Any] = self.backbone.stages(self._padded(pixels))
+        stages["paths"] = self.decoder.paths(stages["maps"])
+        stages["embeddings"] = self.head(stages["paths"][0])
+        stages["correlation"] = self.correlate(stages["embeddings"], text)
+        scores = stages["correlation"]
+        stages["scores"] = scores if self.block is None else self.block(scores)
+        return stages
+
+    def _padded(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[-2:]
+        stride = self.backbone.stride
+        return F.pad(pixels, (0, -width % stride, 0, -height % stride))
+
+    def _check(self, text: Tensor) -> None:
         if not text.shape[-2]:
             raise ValueError("no labels: a pixel needs at least one word to be scored against")
         if text.shape[-1] != self.config.embed_dim:
@@ -214,20 +229,6 @@ class LSeg(nn.Module):
                 f"label vectors have {text.shape[-1]} dimensions and pixels {self.config.embed_dim}: "
                 "use the text tower that the model was trained with"
             )
-        height, width = pixels.shape[-2:]
-        stride = self.backbone.stride
-        pixels = F.pad(pixels, (0, -width % stride, 0, -height % stride))
-        if return_intermediates or self.config.half_product:
-            embeddings, stages = self.encode_pixels(pixels, return_intermediates=True)
-            correlation = self.correlate(embeddings, text)
-        else:
-            correlation = self.correlate_path(self.decoder(self.backbone(pixels)), text)
-        scores = correlation if self.block is None else self.block(correlation)
-        enlarged = F.interpolate(scores, scale_factor=2, mode="bilinear", align_corners=True)
-        enlarged = enlarged[..., :height, :width]
-        if not return_intermediates:
-            return enlarged
-        return enlarged, {**stages, "embeddings": embeddings, "correlation": correlation, "scores": scores}
 
 
 @torch.no_grad()
@@ -240,7 +241,8 @@ def embed_labels(
 
     Args:
         clip: the CLIP whose text tower reads them.
-        labels: any words; "other" is one like any other, nothing else stands for "none of these".
+        labels: any words; "other" is one like any other, nothing else means "none of
+            these".
         template: sentence with ``{}`` for the label.
         allow_duplicates: of two equal labels the first wins every pixel, so they are refused unless that is
             wanted (the authors' ADE20K words have "screen" twice).
@@ -259,31 +261,3 @@ def embed_labels(
         raise ValueError(f"template {template!r} has no place for the label: write {{}} where it goes")
     tokens = clip.tokenize([template.replace("{}", label) for label in labels])
     return clip.encode_text(tokens, normalize=True)
-
-
-def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore: int = 255) -> Tensor:
-    """Return the mean over labelled pixels of -log softmax(F)_y, scalar (equation 2).
-
-    The paper maximises the sum of the probabilities of the true labels as written, and describes it as
-    cross-entropy; the code minimises this mean. F already carries 1 / t. A batch in which every pixel is
-    ignored gives 0 with a gradient of 0 (``F.cross_entropy`` and the authors' loss give nan).
-
-    Args:
-        logits: (B, N, H, W).
-        target: (B, H, W) int64 label of each pixel, or ``ignore``.
-        ignore: the value of unlabelled pixels.
-
-    Raises:
-        ValueError: shapes that do not belong together, or a target that is no label.
-    """
-    if target.shape != (logits.shape[0], *logits.shape[2:]):
-        raise ValueError(f"target {tuple(target.shape)} does not fit logits {tuple(logits.shape)}")
-    labelled = target != ignore
-    wrong = labelled & ((target < 0) | (target >= logits.shape[1]))
-    if wrong.any():
-        raise ValueError(
-            f"the mask has the value {int(target[wrong][0])}: expected 0 to {logits.shape[1] - 1} for the "
-            f"{logits.shape[1]} labels, or {ignore} for unlabelled pixels"
-        )
-    total = F.cross_entropy(logits, target, ignore_index=ignore, reduction="sum")
-    return total / labelled.sum().clamp(min=1)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from minilib.models.clip import CLIP
-from minilib.models.clip.official import clean_state
+from minilib.models.loading import numbered, under, unwrapped
 from minilib.models.lseg.config import LSegConfig, ResNetBackbone, ViTBackbone
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -45,10 +46,10 @@ UNUSED = re.compile(
 )
 
 
-def convert(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights that LSeg uses, under our names and in float32."""
     state = {}
-    for key, value in _without_prefix(state_dict).items():
+    for key, value in unwrapped(content, "net.").items():
         if UNUSED.match(key):
             continue
         for pattern, ours in RENAMED:
@@ -56,13 +57,12 @@ def convert(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         key = re.sub(r"\{(\d)\}", lambda match: str(int(match[1]) - 1), key)
         if key in ("backbone.class_token", "backbone.positions"):
             value = value.reshape(value.shape[-1] if key.endswith("token") else value.shape[-2:])
-        state[key] = value.float() if value.is_floating_point() else value
+        state[key] = value
     return state
 
 
 def infer_config(
     state: Mapping[str, Tensor],
-    *,
     heads: int | None,
     hooks: Sequence[int] | None,
     block: str,
@@ -70,13 +70,18 @@ def infer_config(
     activation: str,
     half_product: bool,
 ) -> LSegConfig:
-    """Read the configuration off converted weights; what shapes do not tell is passed in.
+    """Infer the configuration from converted weights.
+
+    What cannot be inferred from shapes is passed in, see ``LSeg.from_official``.
 
     Raises:
         ValueError: there is neither a ViT nor a ResNet in the weights.
     """
     if "head.weight" not in state:
-        raise ValueError("these are no weights of an LSeg: expected scratch.head1.weight among them")
+        raise ValueError(
+            "these are not the weights of an LSeg: 'scratch.head1.weight' is missing"
+        )
+    backbone: ViTBackbone | ResNetBackbone
     if "backbone.patch_embed.weight" in state:
         backbone, mean, std = _vit(state, heads, hooks), (0.5,) * 3, (0.5,) * 3
     elif "backbone.conv1.weight" in state:
@@ -98,7 +103,7 @@ def infer_config(
     )
 
 
-def text_tower(state_dict: Mapping[str, Tensor]) -> CLIP:
+def text_tower(content: Mapping[str, Any]) -> CLIP:
     """Return the copy of CLIP that a released checkpoint carries, to embed labels with.
 
     Its ``logit_scale`` is CLIP's own and has no place in LSeg, whose temperature is a constant.
@@ -106,43 +111,17 @@ def text_tower(state_dict: Mapping[str, Tensor]) -> CLIP:
     Raises:
         ValueError: the checkpoint has no CLIP in it; take the public one, it has the same weights.
     """
-    prefix = "clip_pretrained."
-    state = _without_prefix(state_dict)
-    clip = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    clip = under(unwrapped(content, "net."), "clip_pretrained.")
     if not clip:
         raise ValueError(
             'no CLIP among the weights: use load_clip("ViT-B-32", pretrained="openai"), the tower they used'
         )
-    return CLIP.from_official(clean_state(clip))
-
-
-def objectinfo_words(lines: Sequence[str], damaged: bool = False) -> list[str]:
-    """Return ADE20K's label words from the lines of ``objectInfo150.txt``.
-
-    A line reads ``Idx,Ratio,Train,Val,Stuff,Name`` after a header; its names are separated by semicolons,
-    into which the file also turned the spaces of longer names: "chest;of;drawers;chest;bureau".
-
-    Args:
-        lines: the file's lines, header included.
-        damaged: cut at the first semicolon, as the authors' code does ("chest"; "screen" twice): what the
-            published numbers were measured with. Otherwise semicolons become spaces again.
-    """
-    words = []
-    for line in lines[1:]:
-        if line.strip():
-            name = line.strip().split(",", 5)[-1]
-            words.append(name.split(";")[0] if damaged else name.replace(";", " "))
-    return words
-
-
-def _without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights without the names that Lightning and parallel training put in front."""
-    return {key.removeprefix("module.").removeprefix("net."): value for key, value in state_dict.items()}
+    return CLIP.from_official(clip)
 
 
 def _vit(state: Mapping[str, Tensor], heads: int | None, hooks: Sequence[int] | None) -> ViTBackbone:
     width, _, patch, _ = state["backbone.patch_embed.weight"].shape
-    layers = _count(state, r"backbone\.transformer\.resblocks\.(\d+)\.")
+    layers = numbered(state, r"backbone\.transformer\.resblocks\.(\d+)\.")
     return ViTBackbone(
         patch=patch,
         width=width,
@@ -157,12 +136,7 @@ def _vit(state: Mapping[str, Tensor], heads: int | None, hooks: Sequence[int] | 
 
 def _resnet(state: Mapping[str, Tensor]) -> ResNetBackbone:
     return ResNetBackbone(
-        blocks=tuple(_count(state, rf"backbone\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)),
+        blocks=tuple(numbered(state, rf"backbone\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)),
         stem=len(state["backbone.conv1.weight"]),
         planes=len(state["backbone.layer1.0.conv1.weight"]),
     )
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """Return how many different numbers the group of ``pattern`` takes over the keys."""
-    return len({match[1] for key in state if (match := re.match(pattern, key))})

@@ -1,4 +1,4 @@
-"""The evaluation of ADE20K's benchmark: several scales, sliding windows, mirror images (LSeg's Tables 4 to 6)."""
+"""ADE20K's words, and its evaluation by scales, windows and mirrors (Tables 4 to 6)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ADE20K_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+def objectinfo_words(lines: Sequence[str], damaged: bool = False) -> list[str]:
+    """Return ADE20K's label words from the lines of ``objectInfo150.txt``.
+
+    A line reads ``Idx,Ratio,Train,Val,Stuff,Name`` after a header; its names are separated by semicolons,
+    into which the file also turned the spaces of longer names: "chest;of;drawers;chest;bureau".
+
+    Args:
+        lines: the file's lines, header included.
+        damaged: cut at the first semicolon, as the authors' code does ("chest"; "screen" twice): what the
+            published numbers were measured with. Otherwise semicolons become spaces again.
+    """
+    words = []
+    for line in lines[1:]:
+        if line.strip():
+            name = line.strip().split(",", 5)[-1]
+            words.append(name.split(";")[0] if damaged else name.replace(";", " "))
+    return words
 
 
 def multi_scale_scores(
@@ -22,16 +41,18 @@ def multi_scale_scores(
 ) -> Tensor:
     """Return scores summed over scales, without any softmax: (B, N, H, W); their argmax is the prediction.
 
-    At each scale the long side becomes ``base_size * scale`` (rounded up). What fits into one crop is padded
-    to it; larger images are covered by windows that overlap by a third, and where windows overlap the scores
-    are averaged. Each window's scores are added to those of its mirror image.
+    At each scale the long side becomes ``base_size * scale`` (rounded up). What fits
+    into one crop is padded to it; larger images are covered by windows that overlap by
+    a third, and where windows overlap the scores are averaged. Each window's scores are
+    added to those of its mirror image. Checked by parity with the authors' code, not
+    run here.
 
     Args:
         network: pixels (B, 3, crop_size, crop_size) to scores (B, N, crop_size, crop_size).
         image: (B, 3, H, W), normalised.
         base_size: long side at scale 1, in pixels.
         crop_size: side of the network's input, in pixels.
-        scales: factors of ``base_size``.
+        scales: multipliers of ``base_size``.
         flip: add the mirror image's scores.
         pad_value: what black is after normalisation.
     """

@@ -1,27 +1,25 @@
 """VLCounter (arXiv 2312.16580): counting with a prompted, frozen CLIP."""
 
-from minilib.models.vlcounter.model import (
-    DENSITY_SCALE,
+from minilib.models.vlcounter.config import VLCounterConfig
+from minilib.models.vlcounter.encoder import SemanticPrompts, encode_image, value_path
+from minilib.models.vlcounter.losses import (
     RANK_WEIGHT,
     THRESHOLDS,
-    AffineMap,
-    CounterHead,
-    DecoderStage,
-    SemanticPrompts,
-    SkipConnection,
-    VLCounter,
-    VLCounterConfig,
-    cell_readout,
     count_loss,
-    encode_image,
-    enlarge,
     nested_rank_loss,
     object_loss,
     rank_loss,
     sampled_target,
     total_loss,
-    value_path,
-    with_positions,
+)
+from minilib.models.vlcounter.model import (
+    DENSITY_SCALE,
+    AffineMap,
+    CounterHead,
+    DecoderStage,
+    SkipConnection,
+    VLCounter,
+    VLCounterOutput,
 )
 
 __all__ = [
@@ -35,15 +33,13 @@ __all__ = [
     "THRESHOLDS",
     "VLCounter",
     "VLCounterConfig",
-    "cell_readout",
+    "VLCounterOutput",
     "count_loss",
     "encode_image",
-    "enlarge",
     "nested_rank_loss",
     "object_loss",
     "rank_loss",
     "sampled_target",
     "total_loss",
     "value_path",
-    "with_positions",
 ]

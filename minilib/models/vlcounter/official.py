@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minilib.models.clip.config import CLIPConfig, TextConfig, ViTConfig
+from minilib.models.clip.config import CLIPConfig
+from minilib.models.clip.official import infer_config as infer_clip
+from minilib.models.loading import require, under, unwrapped
+from minilib.models.vlcounter.config import VLCounterConfig
 
 HEAD_NAMES = (
     (r"attn_(weight|bias)", r"affine.\1"),
@@ -22,40 +24,55 @@ HEAD_NAMES = (
 )
 
 
-def convert(
-    official: Mapping[str, Any], vision_heads: int | None = None, text_heads: int | None = None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the configuration's values and the weights under this package's names.
-
-    Args:
-        official: the released file's content, or its entry ``state_dict``.
-        vision_heads: heads of the image tower, which shapes do not tell; by default one per 64 channels.
-        text_heads: likewise of the text tower.
+def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of a released file under this package's names.
 
     Raises:
         ValueError: an entry that every VLCounter has is missing.
     """
-    weights = official.get("state_dict", official)
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    for key in ("v_enc.conv1.weight", "t_enc.token_embedding.weight", "t_proj.weight", "attn_weight"):
-        if key not in weights:
-            raise ValueError(f"these are not the weights of a VLCounter: {key!r} is missing")
-    tower = {key.removeprefix("v_enc."): value for key, value in weights.items() if key.startswith("v_enc.")}
-    text = {key.removeprefix("t_enc."): value for key, value in weights.items() if key.startswith("t_enc.")}
+    weights = unwrapped(content)
+    needed = ("v_enc.conv1.weight", "t_enc.token_embedding.weight", "t_proj.weight", "attn_weight")
+    require(weights, needed, "a VLCounter")
     head = {key: value for key, value in weights.items() if not key.startswith(("v_enc.", "t_enc."))}
-    visual, prompts = convert_tower(tower)
-    config = {
-        "clip": clip_config(visual, text, vision_heads, text_heads),
-        "grid": tuple(weights["attn_weight"].shape[-2:]),
-        "channels": len(weights["t_proj.weight"]),
-        **prompt_values(prompts),
+    visual, prompts = convert_tower(under(weights, "v_enc."))
+    parts = {
+        "clip.": under(weights, "t_enc."),
+        "clip.visual.": visual,
+        "prompts.": prompts,
+        "head.": convert_head(head),
     }
-    state = {f"clip.{key}": value for key, value in text.items()}
-    state |= {f"clip.visual.{key}": value for key, value in visual.items()}
-    state["clip.logit_scale"] = torch.tensor(config["clip"].init_logit_scale)  # the counter has no use for it
-    state |= {f"prompts.{key}": value for key, value in prompts.items()}
-    state |= {f"head.{key}": value for key, value in convert_head(head).items()}
-    return config, {key: value.float() for key, value in state.items()}
+    state = {prefix + key: value for prefix, part in parts.items() for key, value in part.items()}
+    # The counter has no use for CLIP's multiplier, and the file does not hold it.
+    return state | {"clip.logit_scale": torch.tensor(CLIPConfig().init_logit_scale)}
+
+
+def infer_config(
+    state: Mapping[str, Tensor],
+    vision_heads: int | None,
+    text_heads: int | None,
+    taps: tuple[int, ...] | None,
+) -> VLCounterConfig:
+    """Infer the configuration from converted weights.
+
+    What cannot be inferred from shapes is passed in, see ``VLCounter.from_official``.
+
+    Raises:
+        ValueError: a part of its CLIP is missing.
+    """
+    encoder, tokens, layers = "frozen", 1, 1
+    if "prompts.embeddings" in state:
+        encoder = "spt" if "prompts.text_proj.weight" in state else "vpt"
+        layers, tokens, _ = state["prompts.embeddings"].shape
+    rows, columns = state["head.affine.weight"].shape[-2:]
+    return VLCounterConfig(
+        clip=infer_clip(under(state, "clip."), vision_heads, text_heads),
+        grid=(rows, columns),
+        encoder=encoder,
+        prompts=tokens,
+        prompted_layers=layers,
+        taps=taps,
+        channels=len(state["head.t_proj.weight"]),
+    )
 
 
 def convert_tower(tower: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -102,41 +119,3 @@ def convert_head(head: Mapping[str, Tensor]) -> dict[str, Tensor]:
         new = re.sub(r"decoder\.(\d+)\.conv\.", r"stages.\1.conv.", new)
         renamed[re.sub(r"decoder\.(\d+)\.gn\.", r"stages.\1.norm.", new)] = value
     return renamed
-
-
-def prompt_values(prompts: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the configuration's values that prompts' shapes tell."""
-    if "embeddings" not in prompts:
-        return {"encoder": "frozen", "prompts": 1, "prompted_layers": 1}
-    layers, tokens, _ = prompts["embeddings"].shape
-    return {
-        "encoder": "spt" if "text_proj.weight" in prompts else "vpt",
-        "prompts": tokens,
-        "prompted_layers": layers,
-    }
-
-
-def clip_config(
-    visual: Mapping[str, Tensor],
-    text: Mapping[str, Tensor],
-    vision_heads: int | None = None,
-    text_heads: int | None = None,
-) -> CLIPConfig:
-    """Return the configuration of the frozen CLIP, from its shapes."""
-    width, _, patch, _ = visual["conv1.weight"].shape
-    context, text_width = text["positional_embedding"].shape
-    side = math.isqrt(len(visual["positional_embedding"]) - 1)
-    return CLIPConfig(
-        embed_dim=text["text_projection"].shape[1],
-        image_size=side * patch,
-        vision=ViTConfig(patch, width, count_blocks(visual), vision_heads or max(1, width // 64)),
-        text=TextConfig(
-            context, len(text["token_embedding.weight"]), text_width, count_blocks(text),
-            text_heads or max(1, text_width // 64),
-        ),
-    )  # fmt: skip
-
-
-def count_blocks(state: Mapping[str, Tensor]) -> int:
-    """Return how many blocks the transformer of a tower has."""
-    return len({m[1] for key in state if (m := re.match(r"transformer\.resblocks\.(\d+)\.", key))})

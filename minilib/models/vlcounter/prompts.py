@@ -11,7 +11,7 @@ PLURAL_TEMPLATES = (
     "a photo of a number of {} in the scene.",
     "there are a number of {} in the scene.",
 )
-"""The 11 templates of training and testing; "there are a photo of" stands so in the authors' code."""
+"""The 11 templates of training and testing; "there are a photo of" is [sic]."""
 
 SINGULAR_TEMPLATES = (
     *(f"A photo of a {size}{{}}." for size in ("", "small ", "medium ", "large ")),

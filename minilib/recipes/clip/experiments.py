@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from minilib.batch import Batch
 from minilib.metrics import LinearProbe, accuracy
 from minilib.models.clip import CLIP, ViTConfig
+from minilib.recipes.clip.controls import BagOfWords, LookupTable
 from minilib.recipes.clip.recipe import (
     TEMPLATES,
     Pretraining,
@@ -29,7 +30,6 @@ from minilib.recipes.clip.recipe import (
     contrastive_loss,
     embed_images,
     embed_texts,
-    normalise,
     scene_pairs,
     single_objects,
     text_config,
@@ -83,9 +83,9 @@ class Lab:
         every = max(1, self.steps // self.evaluations)
         return sorted({*range(every, self.steps + 1, every), self.steps})
 
-    def pretraining(self, kind: str = "transformer", **changes: object) -> Pretraining:
-        """Return the lab's pre-training with a text tower of ``kind``; ``changes`` go to Pretraining."""
-        text = text_config(self.width, 2, self.width // 32, kind)
+    def pretraining(self, **changes: object) -> Pretraining:
+        """Return the lab's pre-training; ``changes`` go to Pretraining."""
+        text = text_config(self.width, 2, self.width // 32)
         vision = ViTConfig(patch=8, width=self.width, layers=3, heads=self.width // 32, stem="conv")
         train = TrainConfig(
             steps=self.steps,
@@ -112,9 +112,14 @@ def train_clip(
     evaluate: Callable[[CLIP], dict[str, float]] | None = None,
     shuffled: bool = False,
     progress: str | None = None,
+    kind: type[CLIP] = CLIP,
 ) -> tuple[CLIP, History]:
-    """Pre-train a CLIP from scratch; ``shuffled`` deals the captions of a batch to the wrong images, as a control."""
-    model = build(recipe.model, seed).to(device)
+    """Pre-train a CLIP from scratch.
+
+    Controls: ``shuffled`` permutes the captions of a batch; ``kind`` is one of
+    ``minilib.recipes.clip.controls``.
+    """
+    model = build(recipe.model, seed, kind).to(device)
     pairs = scene_pairs(recipe, seed, device)
 
     def wrong_pairs(step: int) -> Batch:
@@ -154,10 +159,16 @@ class ImageClassifier(nn.Module):
         return self.head(self.clip(self.preprocess(image)))
 
 
-def _image_classifier(recipe: Pretraining, outputs: int, seed: int, device: torch.device | str) -> ImageClassifier:
+def _image_classifier(
+    recipe: Pretraining,
+    outputs: int,
+    seed: int,
+    device: torch.device | str,
+    kind: type[CLIP] = CLIP,
+) -> ImageClassifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ImageClassifier(CLIP(recipe.model), outputs).to(device)
+        return ImageClassifier(kind(recipe.model), outputs).to(device)
 
 
 def train_classifier(
@@ -195,7 +206,7 @@ def nearest_words(model: CLIP, batch: Batch) -> tuple[list[list[str]], list[Tens
     Returns:
         the words of each scene, and maps (h, w) of positions among them.
     """
-    places = model.encode_patches(normalise(model, batch.image), normalize=True)
+    places = model.encode_patches(model.standardise(batch.image), normalize=True)
     words, maps = [], []
     for present, mask, place in zip(batch.present, batch.mask, places, strict=True):
         objects = [names()[i] for i in present.nonzero()[:, 0].tolist()]
@@ -232,7 +243,9 @@ def contrast_or_predict(
 
     runs = {
         "contrast, transformer": contrast or train_clip(lab.pretraining(), seed, device, zero_shot)[1],
-        "contrast, bag of words": train_clip(lab.pretraining("bag_of_words"), seed, device, zero_shot)[1],
+        "contrast, bag of words": train_clip(
+            lab.pretraining(), seed, device, zero_shot, kind=BagOfWords
+        )[1],
         "predict the words": _predict_words(lab, seed, device, test),
     }
     if control:
@@ -242,8 +255,8 @@ def contrast_or_predict(
 
 def _predict_words(lab: Lab, seed: int, device: torch.device | str, test: Batch) -> History:
     """Train the image tower to predict which BPE tokens the caption contains; classes are ranked by their words."""
-    recipe = lab.pretraining("bag_of_words")
-    reader = build(recipe.model, seed)
+    recipe = lab.pretraining()
+    reader = build(recipe.model, seed, BagOfWords)
     vocab_size = recipe.model.text.vocab_size
 
     def words(texts: Sequence[str]) -> Tensor:
@@ -264,7 +277,8 @@ def _predict_words(lab: Lab, seed: int, device: torch.device | str, test: Batch)
         scores = F.logsigmoid(model(test.image)) @ name_words.T / name_words.sum(dim=1)
         return {"top1": accuracy(scores, test.label)}
 
-    model = _image_classifier(recipe, vocab_size, seed, device)
+    # Its towers are those of the bag of words: both start from the same image tower.
+    model = _image_classifier(recipe, vocab_size, seed, device, BagOfWords)
     return fit(model, loss, scene_pairs(recipe, seed, device), recipe.training(seed), evaluate=zero_shot, progress=None)
 
 
@@ -304,8 +318,9 @@ def combinations(
         return {kind: accuracy(score(batch.image), labels(batch)) for kind, batch in tests.items()}
 
     report = {}
-    for name, kind in (("transformer", "transformer"), ("lookup table", "lookup")):
-        model, _ = train_clip(lab.pretraining(kind, scenes=scenes, captions=plain), seed, device)
+    for name, kind in (("transformer", CLIP), ("lookup table", LookupTable)):
+        pretraining = lab.pretraining(scenes=scenes, captions=plain)
+        model, _ = train_clip(pretraining, seed, device, kind=kind)
         weights = embed_texts(model, phrases).T
         report[name] = judge(lambda image, model=model, weights=weights: embed_images(model, image) @ weights)
     supervised, _ = train_classifier(lab.pretraining(scenes=scenes, captions=plain), labels, len(phrases), seed, device)

@@ -68,10 +68,10 @@ def lexicon() -> tuple[int, ...]:
     return vocabulary_of([*words, EXTRA_WORDS])
 
 
-def text_config(width: int, layers: int, heads: int, kind: str = "transformer") -> TextConfig:
+def text_config(width: int, layers: int, heads: int) -> TextConfig:
     """Return a text tower that reads :func:`lexicon`."""
     vocab_size = Tokenizer(CONTEXT, lexicon()).vocab_size
-    return TextConfig(CONTEXT, vocab_size, width, layers, heads, kind=kind)
+    return TextConfig(CONTEXT, vocab_size, width, layers, heads)
 
 
 def clip_config(vision: ViTConfig | ResNetConfig, image_size: int, embed_dim: int, text: TextConfig) -> CLIPConfig:
@@ -127,11 +127,11 @@ MINI = {
 """The checkpoints that ship; see ``data_scripts/train_mini_clip.py``."""
 
 
-def build(config: CLIPConfig, seed: int) -> CLIP:
-    """Make a CLIP whose initial weights depend on ``seed`` alone."""
+def build(config: CLIPConfig, seed: int, kind: type[CLIP] = CLIP) -> CLIP:
+    """Make a CLIP, or a control, whose initial weights depend on ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CLIP(config)
+        return kind(config)
 
 
 class ScenePairs:
@@ -165,8 +165,7 @@ def scene_pairs(recipe: Pretraining, seed: int, device: torch.device | str = "cp
 def contrastive_loss(model: CLIP, batch: Batch) -> dict[str, Tensor]:
     """Symmetric InfoNCE of a batch of pairs (paper Figure 3), and the multiplier it used."""
     output = model(model.preprocess(batch.image), model.tokenize(batch.caption))
-    loss = clip_loss(output["image_features"], output["text_features"], output["logit_scale"])
-    return {"loss": loss, "logit_scale": output["logit_scale"].detach()}
+    return {"loss": clip_loss(*output), "logit_scale": output.logit_scale.detach()}
 
 
 def clamp_logit_scale(model: CLIP) -> None:
@@ -243,7 +242,7 @@ def patch_report(model: CLIP, n: int = 300, size: int = 64, seed: int = 0, mode:
     weights = torch.cat([classifier(model, names()), stuff], dim=1)
     present = torch.stack([torch.bincount(mask.flatten(), minlength=len(class_names())) > 0 for mask in batch.mask])
     report = {}
-    pixels = normalise(model, batch.image)
+    pixels = model.standardise(batch.image)
     dense = torch.cat([model.encode_patches(chunk, normalize=True, mode=mode) for chunk in pixels.split(100)])
     pooled = torch.cat([model.encode_image(chunk, normalize=True) for chunk in pixels.split(100)])
     maps = {"patch_miou": dense, "patch_miou_one_label": pooled[:, :, None, None]}
@@ -253,12 +252,6 @@ def patch_report(model: CLIP, n: int = 300, size: int = 64, seed: int = 0, mode:
         scores = F.interpolate(scores, batch.mask.shape[-2:], mode="bilinear") if scores.shape[-1] > 1 else scores
         report[name] = round(mean_iou(scores.argmax(1).expand_as(batch.mask), batch.mask), 4)
     return report
-
-
-def normalise(model: CLIP, image: Tensor) -> Tensor:
-    """Normalise images for ``model`` without resizing them, so that larger images give finer maps."""
-    mean, std = (image.new_tensor(v)[:, None, None] for v in (model.config.image_mean, model.config.image_std))
-    return (image - mean) / std
 
 
 def mean_iou(predicted: Tensor, truth: Tensor) -> float:

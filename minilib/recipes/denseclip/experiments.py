@@ -19,7 +19,6 @@ from minilib.models.clip import CLIP
 from minilib.models.denseclip import DenseCLIP, score_map
 from minilib.models.denseclip.backbones import AnyBackbone, DenseResNet
 from minilib.models.denseclip.detection import DenseCLIPDetector, GuidedPyramid
-from minilib.recipes.clip import recipe as clip_recipe
 from minilib.recipes.denseclip import recipe
 from minilib.recipes.denseclip.recipe import Rung, Study, Values, Variant
 from minilib.scenes import EmojiScenes, names
@@ -157,7 +156,7 @@ def prompt_maps(
     if tower is None:
         tower = DenseResNet(clip.config).to(clip.device).eval()
         tower.load_state_dict(clip.visual.state_dict())
-    pixels = clip_recipe.normalise(clip, image[None])
+    pixels = clip.standardise(image[None])
     dense = tower.patches(pixels, "value") if values else tower.encode(pixels).dense
     scores = score_map(dense, clip.encode_text(clip.tokenize(list(prompts)))[None])
     return F.interpolate(scores, image.shape[-2:], mode="bilinear", align_corners=False)[0]
@@ -179,6 +178,6 @@ def moved_text(model: DenseCLIP, image: Tensor) -> dict[str, Tensor]:
     """
     model.eval()
     before = F.normalize(model.text_features(), dim=-1)
-    after = F.normalize(model(model.normalise(image)).text, dim=-1)
+    after = F.normalize(model(model.preprocess(image)).text, dim=-1)
     cosine = (before * after).sum(dim=-1).clamp(-1, 1)
     return {"angle": torch.rad2deg(torch.arccos(cosine)), "gamma": model.gamma}

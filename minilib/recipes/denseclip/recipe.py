@@ -209,7 +209,7 @@ def model_config(variant: Variant, clip: CLIP, values: Values) -> DenseCLIPConfi
 
 def loss(model: DenseCLIP, batch: Batch) -> dict[str, Tensor]:
     """Head and score map against the mask; for ``fit``."""
-    return denseclip_loss(model(model.normalise(batch.image)), batch.mask, model.config.tau)
+    return denseclip_loss(model(model.preprocess(batch.image)), batch.mask, model.config.tau)
 
 
 def head_loss(model: DenseCLIP, batch: Batch) -> dict[str, Tensor]:
@@ -225,7 +225,7 @@ def evaluate(model: DenseCLIP, test: Batch, batch_size: int = 40) -> dict[str, S
     if model.config.guidance != "none":
         results["scores"] = SegmentationScore(model.classes)
     for image, mask in zip(test.image.split(batch_size), test.mask.split(batch_size), strict=True):
-        output = model(model.normalise(image))
+        output = model(model.preprocess(image))
         results["head"].update(output.full().argmax(dim=1), mask)
         if output.scores is not None:
             results["scores"].update(output.full(output.scores).argmax(dim=1), mask)
@@ -290,9 +290,8 @@ def starting_points(values: Values, clip: CLIP, seed: int, out: Path | None = No
 
 def captions_loss(model: CLIP, batch: Batch) -> dict[str, Tensor]:
     """CLIP's loss on images of any size (``preprocess`` would resize them)."""
-    output = model(clip_recipe.normalise(model, batch.image), model.tokenize(batch.caption))
-    value = clip_recipe.clip_loss(output["image_features"], output["text_features"], output["logit_scale"])
-    return {"loss": value}
+    output = model(model.standardise(batch.image), model.tokenize(batch.caption))
+    return {"loss": clip_recipe.clip_loss(*output)}
 
 
 class Classifier(nn.Module):
@@ -306,7 +305,7 @@ class Classifier(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K) of images (B, 3, R, R') in [0, 1]."""
-        return self.linear(self.clip.visual(clip_recipe.normalise(self.clip, image)))
+        return self.linear(self.clip.visual(self.clip.standardise(image)))
 
 
 def classifier_loss(model: Classifier, batch: Batch) -> dict[str, Tensor]:

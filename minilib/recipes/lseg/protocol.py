@@ -98,6 +98,7 @@ def evaluate_fss(
         text = embed_labels(clip, [OTHERS, name])
         for example in examples:
             image, target = read_pair(folder / name, example)
-            prediction = model(model.preprocess(image[None].to(device)), text).argmax(dim=1)
+            scores = model(model.preprocess(image[None].to(device)), text).scores
+            prediction = scores.argmax(dim=1)
             score.update(prediction, target[None], torch.tensor([number]))
     return score

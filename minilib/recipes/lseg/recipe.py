@@ -170,7 +170,7 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor, labels: Sequence[int]) -> Tensor:
         """Score images (B, 3, H, W) in [0, 1] against N labels of the study: (B, N, H, W)."""
-        return self.lseg(self.lseg.preprocess(image), self.vectors[list(labels)])
+        return self.lseg(self.lseg.preprocess(image), self.vectors[list(labels)]).scores
 
 
 def label_vectors(clip: CLIP, words: Sequence[str], kind: str = "words", seed: int = 0) -> Tensor:
@@ -342,7 +342,7 @@ def episodes(model: Segmenter | None, study: Study, kind: str = "unseen", batch_
             prediction = torch.ones_like(target)
         else:
             pairs = torch.stack([model.vectors[other].expand(len(asked), -1), model.vectors[asked]], dim=1)
-            prediction = model.lseg(model.lseg.preprocess(image), pairs).argmax(dim=1)
+            prediction = model.lseg(model.lseg.preprocess(image), pairs).scores.argmax(dim=1)
         result.update(prediction, target, asked)
     return result
 

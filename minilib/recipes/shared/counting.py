@@ -21,7 +21,6 @@ from minilib.datasets.bccd import Bccd
 from minilib.datasets.density import dot_map, smooth
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.clip import CLIP, prompt_ensemble
-from minilib.recipes.clip.recipe import normalise
 from minilib.scenes import VOCABULARY, EmojiScenes, SceneConfig
 from minilib.scenes.renderer import density_map
 
@@ -243,7 +242,7 @@ def training_mean(train: Questions, by_name: bool = False) -> Counter:
 @torch.no_grad()
 def similarity_map(clip: CLIP, image: Tensor, asked: Sequence[str], template: str = "a photo of {}") -> Tensor:
     """Return the cosine between every patch and the words, (B, h, w): raw CLIP, nothing learned."""
-    patches = clip.encode_patches(normalise(clip, image), normalize=True)
+    patches = clip.encode_patches(clip.standardise(image), normalize=True)
     tokens = clip.tokenize([template.replace("{}", name) for name in asked])
     words = prompt_ensemble(clip.encode_text(tokens)[:, None])  # (E, B)
     return torch.einsum("behw,eb->bhw", patches, words)

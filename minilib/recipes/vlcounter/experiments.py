@@ -16,6 +16,7 @@ from minilib.models.vlcounter import VLCounter
 from minilib.recipes.countx import recipe as countx
 from minilib.recipes.shared.counting import Counter, Questions, counted_classes, validation_target
 from minilib.recipes.shared.counting_scenes import scenes_of
+from minilib.recipes.vlcounter.protocol import cell_readout
 from minilib.recipes.vlcounter.recipe import PLURAL, Study
 from minilib.scenes import VOCABULARY
 
@@ -136,10 +137,10 @@ def maps_of(model: VLCounter, batch: Batch, templates: Sequence[str] = PLURAL) -
     text = model.encode_names(batch.caption, templates)
     output = model.eval()(model.preprocess(batch.image), text)
     return {
-        "cosine": einsum(output["patches"], text, "b e h w, b e -> b h w"),
-        "S": output["raw_similarity"][:, 0],
-        "S'": output["similarity"][:, 0],
-        "density": output["density"][:, 0] / paper.DENSITY_SCALE,
+        "cosine": einsum(output.patches, text, "b e h w, b e -> b h w"),
+        "S": output.raw_similarity[:, 0],
+        "S'": output.similarity[:, 0],
+        "density": output.density[:, 0] / paper.DENSITY_SCALE,
     }
 
 
@@ -158,7 +159,7 @@ def read_outs(model: VLCounter, questions: Questions, batch_size: int = 40) -> d
         for density in maps_of(model, questions.batch(rows.tolist(), model.clip.device))["density"].cpu():
             found["sum"].append(density.sum())
             found["positive pixels"].append(density.clamp(min=0).sum())
-            found["cells"].append(paper.cell_readout(density * paper.DENSITY_SCALE, patch)["count"])
+            found["cells"].append(cell_readout(density * paper.DENSITY_SCALE, patch)["count"])
     answer = {name: torch.stack(values) for name, values in found.items()}
     shape = tuple(questions.image.shape[-2:])
     smoothed = torch.stack([validation_target(points, shape, shape).sum() for points in questions.points]).float()

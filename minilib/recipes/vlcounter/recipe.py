@@ -12,12 +12,9 @@ from torch import Tensor
 
 from minilib.batch import Batch
 from minilib.datasets.bccd import load_bccd
-from minilib.datasets.fsc147 import load_fsc147
-from minilib.metrics.counting import count_errors
 from minilib.models import vlcounter as paper
 from minilib.models.clip import CLIP
-from minilib.models.vlcounter import VLCounter
-from minilib.models.vlcounter.prompts import plural
+from minilib.models.vlcounter import VLCounter, VLCounterConfig
 from minilib.parameters import repository
 from minilib.recipes.shared.counting import (
     Counter,
@@ -25,7 +22,6 @@ from minilib.recipes.shared.counting import (
     Questions,
     bccd_questions,
     counted_classes,
-    validation_target,
 )
 from minilib.recipes.shared.counting_scenes import scenes_of
 from minilib.scenes import VOCABULARY
@@ -164,10 +160,15 @@ def build(study: Study, arm: str, seed: int) -> VLCounter:
     middle = tuple(range(vision.layers - doublings, vision.layers - 1))  # the blocks right before the last one
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = VLCounter.from_clip(
-            study.clip, grid=study.grid, taps=middle, prompted_layers=vision.layers, prompts=study.values.prompts,
-            channels=study.values.channels, **ARMS[arm],
-        )  # fmt: skip
+        config = VLCounterConfig(
+            study.clip.config,
+            study.grid,
+            taps=middle,
+            prompts=study.values.prompts,
+            channels=study.values.channels,
+            **ARMS[arm],
+        )
+        model = VLCounter.from_clip(study.clip, config)
     known = [concept.plural for concept in VOCABULARY if concept.name in counted_classes("train")]
     text = model.encode_names(known, PLURAL)
     middle_text = text.mean(0)
@@ -238,8 +239,8 @@ def train(
             text = text.roll(1, 0)
         output = model(model.preprocess(batch.image), text)
         target = paper.DENSITY_SCALE * batch.density
-        count = paper.count_loss(output["density"], target)
-        order = rank_loss(output["similarity"], target)
+        count = paper.count_loss(output.density, target)
+        order = rank_loss(output.similarity, target)
         empty = paper.count_loss(torch.zeros_like(target), target)
         return {"loss": count + rank_weight * order, "count": count.detach(), "rank": order.detach(), "empty": empty}
 
@@ -253,7 +254,7 @@ def counter_of(model: VLCounter, templates: Sequence[str] = PLURAL, rename: Call
     @torch.no_grad()
     def count(batch: Batch) -> Tensor:
         output = model.eval()(model.preprocess(batch.image), words(batch.caption))
-        return output["density"].sum((1, 2, 3)) / paper.DENSITY_SCALE
+        return output.density.sum((1, 2, 3)) / paper.DENSITY_SCALE
 
     return count
 
@@ -261,55 +262,3 @@ def counter_of(model: VLCounter, templates: Sequence[str] = PLURAL, rename: Call
 def trained_parameters(model: torch.nn.Module) -> int:
     """Return how many numbers training may change."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-# --- The paper's protocol --------------------------------------------------------------------------------------------
-
-
-def paper_protocol(
-    data: str | Path,
-    weights: str | Path,
-    split: str = "test",
-    device: torch.device | str = "cpu",
-    files: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Test a released checkpoint on FSC-147 as its authors do: plural class names, windows of 384 pixels, stride 128.
-
-    Args:
-        data: folder of FSC-147 as published (see ``minilib.datasets.fsc147``).
-        weights: the authors' checkpoint.
-        split: ``val`` or ``test``.
-        device: where to compute.
-        files: only these photographs of the split; None = all.
-
-    Returns:
-        "errors" against the number of points, "errors_smoothed" against what the authors' script takes for the truth
-        (points that share a pixel merge), and "images".
-
-    Raises:
-        ValueError: no folder or no checkpoint given, or one that is not a VLCounter's.
-        FileNotFoundError: a file is not there.
-    """
-    if not str(data).strip() or not str(weights).strip():
-        raise ValueError(
-            "profile='paper' needs data='FOLDER' with FSC-147 (images, annotation_FSC147_384.json, "
-            "Train_Test_Val_FSC_147.json, ImageClasses_FSC147.txt) and weights='FILE', the authors' checkpoint"
-        )
-    root = repository() or Path.cwd()
-    photographs = load_fsc147(root / Path(data).expanduser(), split, text="class", files=files)
-    path = root / Path(weights).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: the authors' page links to theirs")
-    model = VLCounter.from_official(torch.load(path, map_location="cpu", weights_only=True)).to(device)
-    found, smoothed = [], []
-    for index, name in enumerate(photographs.names):
-        image = photographs.image(index).float() / 255
-        density = model.density(image, plural(name))
-        found.append(density.sum().item())
-        shape = tuple(image.shape[-2:])
-        smoothed.append(validation_target(photographs.points(index), shape, tuple(density.shape)).sum().item())
-    return {
-        "errors": count_errors(found, photographs.counts).as_dict(),
-        "errors_smoothed": count_errors(found, smoothed).as_dict(),
-        "images": len(photographs),
-    }

@@ -55,7 +55,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[st
 def test_loss_and_gradients_equal_one_process(two_processes: dict, name: str, loss_of) -> None:
     job = two_processes["job"]
     model = CLIP.from_config(CONFIG, job["state"])
-    loss = loss_of(**model(job["pixels"], job["tokens"]))
+    loss = loss_of(*model(job["pixels"], job["tokens"]))
     loss.backward()
     torch.testing.assert_close(two_processes[name]["loss"], loss.detach(), rtol=1e-5, atol=1e-5)
     for key, parameter in model.named_parameters():

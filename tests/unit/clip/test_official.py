@@ -49,9 +49,9 @@ def assert_same_embeddings(ours: CLIP, theirs: torch.nn.Module, image_size: int)
         torch.testing.assert_close(ours.encode_text(tokens), theirs.encode_text(tokens), rtol=1e-4, atol=1e-5)
         expected = theirs(pixels, tokens)
         output = ours(pixels, tokens)
-    for actual, wanted in zip((output["image_features"], output["text_features"]), expected[:2], strict=True):
+    for actual, wanted in zip(output[:2], expected[:2], strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(output["logit_scale"], expected[2])
+    torch.testing.assert_close(output.logit_scale, expected[2])
 
 
 @pytest.mark.parametrize("kind", [open_clip.CLIP, CustomTextCLIP])
@@ -121,7 +121,7 @@ def test_hugging_face() -> None:
     with torch.no_grad():
         expected = theirs(input_ids=tokens, pixel_values=pixels).logits_per_image
         output = ours(pixels, tokens)
-    logits = output["logit_scale"] * output["image_features"] @ output["text_features"].T
+    logits = output.logit_scale * output.image_features @ output.text_features.T
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -141,16 +141,26 @@ def test_released_dressings_are_taken_off() -> None:
     torch.testing.assert_close(model.encode_image(pixels), plain.encode_image(pixels), rtol=0.05, atol=0.05)
 
 
+def test_a_whole_training_file_is_read() -> None:
+    plain, state = CLIP.from_official(official_state(), vision_heads=4, text_heads=5), official_state()
+    for file in (
+        {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}},
+        {"model": {f"_orig_mod.{key}": value for key, value in state.items()}, "optimizer": {}},
+    ):
+        model = CLIP.from_official(file, vision_heads=4, text_heads=5)
+        assert all(torch.equal(value, plain.state_dict()[key]) for key, value in model.state_dict().items())
+
+
 def test_weights_that_do_not_fit_are_named() -> None:
     state = official_state()
     del state["visual.ln_post.weight"]
     state["visual.extra"] = torch.zeros(1)
     with pytest.raises(
-        ValueError, match=r"1 missing \['visual.ln_post.weight'\], 1 not known \['visual.extra'\]"
+        ValueError, match=r"a CLIP: 1 missing \(visual.ln_post.weight\); 1 unknown \(visual.extra\)"
     ):
         CLIP.from_official(state, vision_heads=4, text_heads=5)
     with pytest.raises(ValueError, match="'positional_embedding' is missing"):
         CLIP.from_official({"backbone.weight": torch.zeros(3)})
     state = official_state() | {"visual.proj": torch.zeros(48, 7)}
-    with pytest.raises(ValueError, match=r"1 of another shape \['visual.proj'\]"):
+    with pytest.raises(ValueError, match=r"1 of another shape \(visual.proj is \(48, 7\), expected \(48, 24\)\)"):
         CLIP.from_official(state, vision_heads=4, text_heads=5)

@@ -37,10 +37,11 @@ def crops(n: int, side: int = 48, seed: int = 0) -> torch.Tensor:
 def test_shapes(model: CounTX) -> None:
     assert model.config.window == 48 and model.config.grid == 6
     pixels, tokens = model.preprocess(crops(2)), model.tokenize(["the cats", "the red apples"])
-    density, stages = model(pixels, tokens, return_intermediates=True)
-    assert density.shape == (2, 48, 48)
-    assert stages["patches"].shape == stages["interaction"].shape == (2, 32, 6, 6)
-    assert stages["text"].shape == (2, 1, 32)
+    output = model(pixels, tokens)
+    assert output.density.shape == (2, 48, 48)
+    assert output.patches.shape == output.interaction.shape == (2, 32, 6, 6)
+    assert output.text.shape == (2, 1, 32)
+    torch.testing.assert_close(model.decode(output.interaction), output.density)
 
 
 def test_the_released_size() -> None:
@@ -67,8 +68,8 @@ def test_the_text_adds_the_same_vector_everywhere(model: CounTX) -> None:
 def test_what_never_learns() -> None:
     """No gradient reaches ln_post, the queries and keys of the cross-attention, or the text tower."""
     model = build().train()
-    loss = model(model.preprocess(crops(2)), model.tokenize(["the cats", "the dogs"])).square().mean()
-    loss.backward()
+    output = model(model.preprocess(crops(2)), model.tokenize(["the cats", "the dogs"]))
+    output.density.square().mean().backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     for name in ("attn.wq.weight", "attn.wk.weight", "norm1.weight"):
         gradient = gradients[f"fim_blocks.0.{name}"]
@@ -113,10 +114,10 @@ def test_tokens_skip_the_last_norm(model: CounTX) -> None:
 
 def test_several_sentences_are_several_keys(model: CounTX) -> None:
     pixels, tokens = model.preprocess(crops(1)), model.tokenize(["the cats", "the dogs"])
-    once = model(pixels, tokens[None, :1])
-    torch.testing.assert_close(once, model(pixels, tokens[:1]))
-    torch.testing.assert_close(model(pixels, tokens[[0, 0]][None]), once, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(model(pixels, tokens[None]), once, atol=1e-4)
+    once = model(pixels, tokens[None, :1]).density
+    torch.testing.assert_close(once, model(pixels, tokens[:1]).density)
+    torch.testing.assert_close(model(pixels, tokens[[0, 0]][None]).density, once, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(model(pixels, tokens[None]).density, once, atol=1e-4)
 
 
 def test_any_image_shape_is_counted(model: CounTX) -> None:
@@ -141,8 +142,7 @@ def test_windows_in_chunks_change_nothing(model: CounTX) -> None:
 
 def test_larger_crops_resample_the_positions(model: CounTX) -> None:
     pixels = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
-    density = model(pixels, model.tokenize("the cats"))
-    assert density.shape == (1, 64, 96)
+    assert model(pixels, model.tokenize("the cats")).density.shape == (1, 64, 96)
 
 
 @pytest.mark.parametrize("description", ["", "   ", "\n"])
@@ -152,18 +152,21 @@ def test_an_empty_description(model: CounTX, description: str) -> None:
 
 
 def test_a_chinese_description_counts_something_finite() -> None:
-    model = CounTX.from_clip(load_clip("mini-vit"), decoder_width=16, first_grid=8, doublings=2)
+    clip = load_clip("mini-vit")
+    model = CounTX.from_clip(clip, CounTXConfig(clip.config, decoder_width=16, first_grid=8, doublings=2))
     assert torch.tensor(model.count(crops(1, 64)[0], "红苹果")).isfinite()
 
 
 def test_from_clip_copies_the_towers() -> None:
     clip = load_clip("mini-vit")
-    model = CounTX.from_clip(clip, decoder_width=16, first_grid=12, doublings=3)
+    model = CounTX.from_clip(clip, CounTXConfig(clip.config, decoder_width=16, first_grid=12))
     with torch.no_grad():
         model.clip_model.visual.proj.zero_()
     assert clip.visual.proj.abs().sum() > 0
     tokens = clip.tokenize(["the dogs"])
     torch.testing.assert_close(model.encode_text(tokens)[:, 0], clip.encode_text(tokens))
+    with pytest.raises(ValueError, match="do not fit the config's CLIP"):
+        CounTX.from_clip(clip, CONFIG)
 
 
 def test_official_weights_must_fit() -> None:
@@ -171,12 +174,15 @@ def test_official_weights_must_fit() -> None:
     read = dict(heads=4, first_grid=6, vision_heads=2, text_heads=2)
     again = CounTX.from_official({f"module.{key}": value for key, value in state.items()}, **read)
     assert again.config == CONFIG
+    assert CounTX.from_official({"model": state, "epoch": 999}, **read).config == CONFIG
     with pytest.raises(ValueError, match="missing"):
         CounTX.from_official({k: v for k, v in state.items() if k != "fim_norm.bias"}, **read)
     with pytest.raises(ValueError, match="unknown"):
         CounTX.from_official(state | {"stray": torch.zeros(1)}, **read)
-    with pytest.raises(ValueError, match="entry 'model'"):
+    with pytest.raises(ValueError, match="'fim_pos_embed' is missing"):
         CounTX.from_official({"model": torch.zeros(1)})
+    with pytest.raises(ValueError, match="no weights among .'args', 'epoch'.*'model'"):
+        CounTX.from_official({"epoch": 3, "args": {}})
     with pytest.raises(ValueError, match="two different models"):
         CounTX.from_official(state | {"fim_pos_embed": torch.zeros(1, 49, 32)}, **read)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig
+from minilib.models.denseclip.config import DenseCLIPConfig
 from minilib.models.denseclip.detection import DenseCLIPDetector, box_score_loss, box_targets
 from minilib.tokenizer import Tokenizer, vocabulary_of
 
@@ -21,7 +22,8 @@ def make(**changes) -> DenseCLIPDetector:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         small = {"decoder_width": 16, "decoder_layers": 1, "channels": 16, "contexts": 3}
-        return DenseCLIPDetector.from_clip(CLIP(CONFIG), NAMES, ANCHORS, **(small | changes))
+        config = DenseCLIPConfig(CONFIG, **small | changes)
+        return DenseCLIPDetector.from_clip(CLIP(CONFIG), NAMES, ANCHORS, config)
 
 
 def images(count: int = 2) -> torch.Tensor:
@@ -122,6 +124,16 @@ def test_images_keep_their_size_in_training_and_evaluation() -> None:
     for training in (True, False):
         seen, _ = detector.detector.transform.train(training)(list(images()))
         assert seen.tensors.shape == (2, 3, 64, 64)
+
+
+def test_the_tower_sees_pixels_standardised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector, seen = make().eval(), []
+    pyramid = detector.detector.backbone
+    encode = pyramid.backbone.encode
+    monkeypatch.setattr(pyramid.backbone, "encode", lambda x: seen.append(x) or encode(x))
+    detector(images())
+    mean, std = (torch.tensor(v)[:, None, None] for v in (CONFIG.image_mean, CONFIG.image_std))
+    assert torch.equal(seen[0], (images() - mean) / std)
 
 
 def test_detections_are_boxes_in_the_image() -> None:

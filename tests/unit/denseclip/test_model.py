@@ -13,12 +13,14 @@ from torch import nn
 
 from minilib.layers.fpn import FeaturePyramid, SemanticHead
 from minilib.layers.prompt import encode_prompted, learned_contexts
+from minilib.layers.resampling import resize_grid_positions
+from minilib.layers.segmentation import pixel_cross_entropy
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from minilib.models.denseclip import ContextDecoder, DenseCLIP, denseclip_loss, score_map, segmentation_loss
-from minilib.models.denseclip.backbones import AnyBackbone, DenseAttentionPool, DenseViT, Encoded, grid_positions
+from minilib.models.denseclip import ContextDecoder, DenseCLIP, denseclip_loss, score_map
+from minilib.models.denseclip.backbones import AnyBackbone, DenseAttentionPool, DenseViT, Encoded
 from minilib.models.denseclip.config import GUIDANCE, DenseCLIPConfig
-from minilib.models.denseclip.official import parameter_groups, poly_learning_rate
-from minilib.models.denseclip.protocol import multi_scale_probabilities, sliding_logits
+from minilib.models.denseclip.optimisation import parameter_groups, poly_learning_rate
+from minilib.models.denseclip.protocol import sliding_logits
 from minilib.tokenizer import Tokenizer, vocabulary_of
 
 NAMES = ("dog", "cat", "traffic light", "sky")
@@ -42,7 +44,8 @@ def random_clip(config: CLIPConfig = RESNET, seed: int = 0) -> CLIP:
 def make(clip: CLIP | None = None, names=NAMES, **changes) -> DenseCLIP:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return DenseCLIP.from_clip(clip or random_clip(), names, **(SMALL | changes)).eval()
+        clip = clip or random_clip()
+        return DenseCLIP.from_clip(clip, names, DenseCLIPConfig(clip.config, **SMALL | changes)).eval()
 
 
 def image(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -66,12 +69,14 @@ def test_pool_keeps_clips_own_output_and_adds_one_per_cell() -> None:
 
 def test_positions_are_resized_for_segmentation_and_cropped_by_the_detection_code() -> None:
     grid = rearrange(torch.arange(17.0), "n -> n 1")
-    assert grid_positions(grid, (2, 3), crop=True)[1:, 0].tolist() == [1, 2, 3, 5, 6, 7]
-    resized = grid_positions(grid, (2, 2))
+    assert resize_grid_positions(grid, (2, 3), mode="crop")[1:, 0].tolist() == [1, 2, 3, 5, 6, 7]
+    resized = resize_grid_positions(grid, (2, 2), mode="bilinear")
     torch.testing.assert_close(resized[1:, 0], torch.tensor([3.5, 5.5, 11.5, 13.5]))
     assert resized[0] == 0, "the first row belongs to the mean, not to a place"
     with pytest.raises(ValueError, match="4 x 4"):
-        grid_positions(grid, (2, 5), crop=True)
+        resize_grid_positions(grid, (2, 5), mode="crop")
+    with pytest.raises(ValueError, match="unknown mode 'linear'"):
+        resize_grid_positions(grid, (2, 5), mode="linear")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         whole, cropped = (DenseAttentionPool(4, 8, 2, 3, crop_positions=crop) for crop in (False, True))
@@ -303,7 +308,7 @@ def test_score_map_is_a_cosine_and_is_concatenated_undivided() -> None:
 def test_loss_averages_over_valid_pixels_where_mmsegmentation_counts_all() -> None:
     logits, mask = image(1, 3, 4, 4), torch.full((1, 4, 4), 255)
     mask[:, 0] = 1
-    ours, theirs = (segmentation_loss(logits, mask, over=over) for over in ("valid", "all"))
+    ours, theirs = (pixel_cross_entropy(logits, mask, over=over) for over in ("valid", "all"))
     torch.testing.assert_close(ours, F.cross_entropy(logits, mask, ignore_index=255))
     torch.testing.assert_close(theirs, ours * 4 / 16)
 
@@ -320,12 +325,12 @@ def test_a_batch_of_ignored_pixels_costs_nothing_and_hurts_nothing(over: str) ->
 def test_bad_masks() -> None:
     logits = torch.zeros(1, 3, 4, 4)
     for value in (3, -1, 254):
-        with pytest.raises(ValueError, match=rf"\[{value}\].*0 to 2, or 255"):
-            segmentation_loss(logits, torch.full((1, 4, 4), value))
+        with pytest.raises(ValueError, match=rf"the value {value}: expected 0 to 2 .*, or 255"):
+            pixel_cross_entropy(logits, torch.full((1, 4, 4), value))
     with pytest.raises(ValueError, match="does not fit"):
-        segmentation_loss(logits, torch.zeros(1, 4, 5, dtype=torch.long))
+        pixel_cross_entropy(logits, torch.zeros(1, 4, 5, dtype=torch.long))
     with pytest.raises(ValueError, match="over='mean'"):
-        segmentation_loss(logits, torch.zeros(1, 4, 4, dtype=torch.long), over="mean")
+        pixel_cross_entropy(logits, torch.zeros(1, 4, 4, dtype=torch.long), over="mean")
 
 
 def test_auxiliary_loss_is_softened_and_weighted() -> None:
@@ -375,16 +380,6 @@ def test_windows_at_the_border_move_inwards() -> None:
     torch.testing.assert_close(logits[..., 36:64], (first[..., 36:] + last[..., :28]) / 2)
     small = image(1, 3, 40, 50)
     torch.testing.assert_close(sliding_logits(model, small, (64, 64), (48, 48)), model(small).full())
-
-
-def test_multi_scale_is_a_mean_of_probabilities() -> None:
-    model = make()
-    pixels = image(1, 3, 64, 64)
-    both = multi_scale_probabilities(model, pixels, scales=(1.0,))
-    plain = model(pixels).full().softmax(1)
-    mirrored = model(pixels.flip(-1)).full().softmax(1).flip(-1)
-    torch.testing.assert_close(both, (plain + mirrored) / 2)
-    assert multi_scale_probabilities(model, pixels, scales=(0.5, 1.25)).shape == (1, 4, 64, 64)
 
 
 # --- pyramid and head
@@ -469,7 +464,7 @@ def test_weights_that_do_not_fit() -> None:
     tokens = torch.tensor([[38, 1, 39], [38, 2, 39]])
     config = replace(RESNET, text=replace(TEXT, vocab_size=40), vocabulary=None)
     state = DenseCLIP(DenseCLIPConfig(config, **SMALL), tokens).state_dict()
-    with pytest.raises(ValueError, match="1 names for weights that tell 2 classes"):
+    with pytest.raises(ValueError, match="1 names for weights with 2 classes"):
         DenseCLIP.from_official(state, tokens[:1], vision_heads=4, text_heads=2)
     with pytest.raises(ValueError, match="'contexts' is missing"):
         DenseCLIP.from_official({k: v for k, v in state.items() if k != "contexts"}, tokens)
@@ -477,8 +472,16 @@ def test_weights_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="layer3.0.conv1.weight"):
         partial = {k: v for k, v in state.items() if k != "backbone.layer3.0.conv1.weight"}
         DenseCLIP.from_official(partial, tokens, vision_heads=4, text_heads=2)
+    # A wrong width is said by name and shape too, not by torch's own error.
+    with pytest.raises(ValueError, match=r"decode_head.scale_heads.0.0.bn.bias is \(7,\), expected \(8,\)"):
+        wrong = state | {"decode_head.scale_heads.0.0.bn.bias": torch.zeros(7)}
+        DenseCLIP.from_official(wrong, tokens, vision_heads=4, text_heads=2)
     with pytest.raises(ValueError, match="other towers"):
         make().load_clip(random_clip(VIT))
+    with pytest.raises(ValueError, match="1 unknown .extra"):
+        clip = random_clip()
+        clip.visual.extra = nn.Parameter(torch.zeros(1))
+        make().load_clip(clip)
 
 
 @pytest.mark.parametrize(
@@ -494,11 +497,6 @@ def test_weights_that_do_not_fit() -> None:
 def test_bad_configuration(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         DenseCLIPConfig(RESNET, **changes)
-
-
-def test_text_towers_without_places_are_refused() -> None:
-    with pytest.raises(ValueError, match="bag_of_words"):
-        DenseCLIPConfig(replace(RESNET, text=replace(TEXT, kind="bag_of_words")))
 
 
 def test_it_learns_to_tell_two_colours() -> None:

@@ -19,8 +19,7 @@ from minilib.models.lseg import (
     embed_labels,
     pixel_cross_entropy,
 )
-from minilib.models.lseg.official import objectinfo_words
-from minilib.models.lseg.protocol import multi_scale_scores
+from minilib.models.lseg.protocol import multi_scale_scores, objectinfo_words
 from minilib.weights import load_clip
 
 VIT = ViTBackbone(patch=16, width=16, layers=4, heads=4, grid=3, hooks=(0, 1, 2, 3), channels=(8, 8, 8, 8))
@@ -52,7 +51,7 @@ def test_order_of_labels_is_the_order_of_channels(block: str, seed: int) -> None
     model, pixels, text = make(block=block, block_depth=2), noise(2, 3, 32, 64), noise(6, 12, seed=seed)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        torch.testing.assert_close(model(pixels, text[order]), model(pixels, text)[:, order])
+        torch.testing.assert_close(model(pixels, text[order]).scores, model(pixels, text).scores[:, order])
 
 
 @pytest.mark.parametrize(("block", "independent"), [("none", True), ("depthwise", True), ("bottleneck", False)])
@@ -60,7 +59,7 @@ def test_a_further_label_changes_the_others_only_through_the_bottleneck(block: s
     model, pixels, text = make(block=block, block_depth=2), noise(2, 3, 32, 64), noise(6, 12)
     with torch.no_grad():
         text[5] = model.encode_pixels(pixels).mean(dim=(0, 2, 3))  # a word that wins
-        few, many = model(pixels, text[:5]), model(pixels, text)[:, :5]
+        few, many = model(pixels, text[:5]).scores, model(pixels, text).scores[:, :5]
     if independent:
         torch.testing.assert_close(few, many)
     else:
@@ -70,22 +69,22 @@ def test_a_further_label_changes_the_others_only_through_the_bottleneck(block: s
 def test_one_label_and_hundreds() -> None:
     model, pixels = make(), noise(1, 3, 32, 32)
     for labels in (1, 300):
-        assert model(pixels, noise(labels, 12)).shape == (1, labels, 32, 32)
+        assert model(pixels, noise(labels, 12)).scores.shape == (1, labels, 32, 32)
 
 
 def test_labels_of_each_image_are_what_they_are_for_it_alone() -> None:
     model, pixels, text = make(), noise(3, 3, 32, 32), noise(3, 2, 12)
     with torch.no_grad():
-        together = model(pixels, text)
+        together = model(pixels, text).scores
         for i in range(3):
-            torch.testing.assert_close(model(pixels[i : i + 1], text[i])[0], together[i])
+            torch.testing.assert_close(model(pixels[i : i + 1], text[i]).scores[0], together[i])
 
 
 def test_length_of_the_vectors_does_not_count() -> None:
     model, pixels, text = make(), noise(1, 3, 32, 32), noise(4, 12)
     with torch.no_grad():
-        scores = model(pixels, text)
-        torch.testing.assert_close(model(pixels, text * 7), scores)
+        scores = model(pixels, text).scores
+        torch.testing.assert_close(model(pixels, text * 7).scores, scores)
     assert scores.abs().max() <= 1 / 0.07 + 1e-4
 
 
@@ -95,7 +94,7 @@ def test_length_of_the_vectors_does_not_count() -> None:
 @pytest.mark.parametrize("kind", BACKBONES)
 @pytest.mark.parametrize("size", [(32, 32), (37, 50), (7, 100), (48, 64)])
 def test_any_size_is_handled(kind: str, size: tuple[int, int]) -> None:
-    scores = make(BACKBONES[kind])(noise(2, 3, *size), noise(3, 12))
+    scores = make(BACKBONES[kind])(noise(2, 3, *size), noise(3, 12)).scores
     assert scores.shape == (2, 3, *size) and scores.isfinite().all()
 
 
@@ -104,8 +103,8 @@ def test_scores_of_a_padded_image_are_those_of_the_padded_image(kind: str) -> No
     model, pixels, text = make(BACKBONES[kind]), noise(1, 3, 40, 50), noise(3, 12)
     with torch.no_grad():
         stride = model.backbone.stride
-        whole = model(F.pad(pixels, (0, -50 % stride, 0, -40 % stride)), text)[..., :40, :50]
-        torch.testing.assert_close(model(pixels, text), whole)
+        whole = model(F.pad(pixels, (0, -50 % stride, 0, -40 % stride)), text)
+        torch.testing.assert_close(model(pixels, text).scores, whole.scores[..., :40, :50])
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -167,14 +166,15 @@ def test_scores_without_the_embeddings_are_those_with_them(labels: tuple[int, ..
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
     pixels = noise(2, 3, 32, 32)
-    alone, (_, stages) = make()(pixels, text.float()), make()(pixels, text.float(), return_intermediates=True)
+    alone, stages = make()(pixels, text.float()), make().stages(pixels, text.float())
+    torch.testing.assert_close(alone.coarse, stages["scores"], rtol=1e-4, atol=1e-4)
     enlarged = F.interpolate(stages["scores"], scale_factor=2, mode="bilinear", align_corners=True)
-    torch.testing.assert_close(alone, enlarged, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(alone.scores, enlarged, rtol=1e-4, atol=1e-4)
 
 
 def test_rounding_of_the_released_models_is_a_switch() -> None:
     pixels, text = noise(1, 3, 32, 32), noise(4, 12)
-    exact, rounded = make()(pixels, text), make(half_product=True)(pixels, text)
+    exact, rounded = make()(pixels, text).scores, make(half_product=True)(pixels, text).scores
     assert rounded.dtype == torch.float32
     assert 1e-5 < (exact - rounded).abs().max() < 0.05
 
@@ -189,7 +189,7 @@ def test_temperature_is_a_constant_that_nothing_trains() -> None:
 
 def test_deepest_block_has_nothing_that_never_learns() -> None:
     model = make().train()
-    model(noise(2, 3, 64, 64), noise(3, 12)).square().mean().backward()
+    model(noise(2, 3, 64, 64), noise(3, 12)).scores.square().mean().backward()
     idle = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert idle == []
     theirs = FusionBlock(4)
@@ -249,7 +249,7 @@ def test_of_two_equal_labels_the_second_never_wins(clip) -> None:
     text = embed_labels(clip, ["screen", "dog", "screen"], allow_duplicates=True)
     model = LSeg(LSegConfig(backbone=VIT, features=8, embed_dim=128)).eval()
     with torch.no_grad():
-        winners = model(noise(2, 3, 64, 64), text).argmax(dim=1)
+        winners = model(noise(2, 3, 64, 64), text).scores.argmax(dim=1)
     assert set(winners.unique().tolist()) <= {0, 1}
     with pytest.raises(ValueError, match="'screen' is given twice"):
         embed_labels(clip, ["screen", "dog", "screen"])
@@ -368,10 +368,24 @@ def test_refused_configurations() -> None:
 
 
 def test_foreign_weights_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="no weights of an LSeg"):
+    with pytest.raises(ValueError, match="not the weights of an LSeg"):
         LSeg.from_official({"conv1.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="no backbone"):
         LSeg.from_official({"net.scratch.head1.weight": torch.zeros(12, 8, 1, 1)})
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_stages_are_what_the_scores_come_from(kind: str) -> None:
+    model, pixels, text = make(BACKBONES[kind], block="depthwise"), noise(1, 3, 40, 50), noise(3, 12)
+    with torch.no_grad():
+        stages = model.stages(pixels, text)
+        torch.testing.assert_close(model.block(stages["correlation"]), stages["scores"])
+        torch.testing.assert_close(model(pixels, text).coarse, stages["scores"], rtol=1e-4, atol=1e-4)
+    assert ("taps" in stages) == (kind == "vit")
+    assert [path.shape[1] for path in stages["paths"]] == [8] * 4
+    assert stages["embeddings"].shape[1] == 12 and len(stages["maps"]) == 4
+    with pytest.raises(ValueError, match="no labels"):
+        model.stages(pixels, noise(0, 12))
 
 
 def test_a_window_that_sees_everything_equals_one_forward() -> None:

@@ -15,6 +15,7 @@ from minilib.models import vlcounter as paper
 from minilib.models.clip import CLIP, ResNetConfig, ViTConfig
 from minilib.models.vlcounter.prompts import PLURAL_TEMPLATES, SINGULAR_TEMPLATES, plural, prompts_for
 from minilib.recipes.clip import recipe as clip_recipe
+from minilib.recipes.vlcounter.protocol import cell_readout
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "vlcounter" / "full_model.safetensors"
 TAPS = {"grid": (4, 4), "taps": (0, 1), "prompted_layers": 3, "prompts": 3, "channels": 16}
@@ -28,7 +29,8 @@ def tiny_clip(**vision: object) -> CLIP:
 def tiny(clip: CLIP | None = None, **options: object) -> paper.VLCounter:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = paper.VLCounter.from_clip(clip or tiny_clip(), **TAPS | options)
+        clip = clip or tiny_clip()
+        model = paper.VLCounter.from_clip(clip, paper.VLCounterConfig(clip.config, **TAPS | options))
         # The released initialisation starts with a density of next to nothing: louder, so that tests see effects.
         for parameter in model.head.parameters():
             if parameter.ndim > 1 and parameter.shape[:2] != (1, 1):
@@ -71,6 +73,26 @@ def test_configurations_check_themselves(change: dict, message: str) -> None:
         replace(paper.VLCounterConfig(), **change)
 
 
+@pytest.mark.parametrize(
+    ("layers", "taps"), [(3, (0, 1, 2)), (7, (2, 3, 4)), (12, (6, 7, 8)), (24, (15, 16, 17))]
+)
+def test_prompts_and_taps_follow_the_depth_of_the_tower(layers: int, taps: tuple[int, ...]) -> None:
+    tower = ViTConfig(patch=16, width=32, layers=layers, heads=2)
+    clip = clip_recipe.clip_config(tower, 64, 24, clip_recipe.text_config(32, 1, 2))
+    config = paper.VLCounterConfig(clip, grid=(4, 4), channels=8)
+    assert config.tapped_blocks == taps
+    model = paper.VLCounter(config).eval()
+    assert model.prompts.embeddings.shape == (layers, 10, 32)
+    density = model.predict(torch.rand(1, 3, 64, 64), ["dogs"])
+    assert density.shape == (1, 64, 64)
+
+
+def test_a_tower_of_two_layers_has_too_few_for_three_skips() -> None:
+    tower = ViTConfig(patch=16, width=32, layers=2, heads=2)
+    with pytest.raises(ValueError, match="expected rising block numbers from 0 to 1"):
+        paper.VLCounterConfig(clip_recipe.clip_config(tower, 64, 24, clip_recipe.text_config(32, 1, 2)))
+
+
 def test_a_resnet_has_no_tokens_to_prompt() -> None:
     with pytest.raises(ValueError, match="ResNet"):
         paper.VLCounterConfig(clip=replace(paper.VLCounterConfig().clip, vision=ResNetConfig()))
@@ -84,7 +106,8 @@ def test_a_step_moves_prompts_and_head_and_leaves_clip_alone(images: Tensor) -> 
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     output = model(model.preprocess(images), model.encode_names(["dogs", "cats"]))
-    paper.total_loss(output, torch.rand(2, 1, 32, 32), rank_weight=1.0)["loss"].backward()
+    losses = paper.total_loss(output.density, output.similarity, torch.rand(2, 1, 32, 32), rank_weight=1.0)
+    losses["loss"].backward()
     optimizer.step()
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert not [key for key in changed if key.startswith("clip.")]  # running statistics among them
@@ -96,9 +119,9 @@ def test_only_the_prompts_feel_training_mode(images: Tensor) -> None:
     text = tiny().encode_names(["dogs", "cats"])
     model = tiny(tiny_clip(stem="conv"), encoder="frozen")
     pixels = model.preprocess(images)
-    torch.testing.assert_close(model.train()(pixels, text)["density"], model.eval()(pixels, text)["density"])
+    torch.testing.assert_close(model.train()(pixels, text).density, model.eval()(pixels, text).density)
     prompted = tiny().train()
-    assert not torch.allclose(prompted(pixels, text)["patches"], prompted(pixels, text)["patches"])  # dropout
+    assert not torch.allclose(prompted(pixels, text).patches, prompted(pixels, text).patches)  # dropout
 
 
 # --- Semantic-conditioned prompts ------------------------------------------------------------------------------------
@@ -109,14 +132,14 @@ def test_words_reach_the_encoder_only_through_semantic_prompts(images: Tensor, e
     model = tiny(encoder=encoder)
     pixels = model.preprocess(images)
     dogs, cats = (model(pixels, model.encode_names([name] * 2)) for name in ("dogs", "cats"))
-    assert torch.allclose(dogs["patches"], cats["patches"]) == (not reached)
-    assert not torch.allclose(dogs["density"], cats["density"])  # the similarity map hears them in any case
+    assert torch.allclose(dogs.patches, cats.patches) == (not reached)
+    assert not torch.allclose(dogs.density, cats.density)  # the similarity map hears them in any case
 
 
 def test_class_token_gets_its_embedding_twice_where_there_are_prompts() -> None:
     visual = tiny_clip().visual
     patches = torch.zeros(1, 32, 4, 4)
-    twice, once = (paper.with_positions(visual, patches, prompted=p) for p in (True, False))
+    twice, once = (visual.tokens(patches, "bilinear", double_class=p) for p in (True, False))
     torch.testing.assert_close(twice[:, 1:], once[:, 1:])
     assert not torch.allclose(twice[:, 0], once[:, 0])
     torch.testing.assert_close(once, visual.tokens(patches))
@@ -124,8 +147,7 @@ def test_class_token_gets_its_embedding_twice_where_there_are_prompts() -> None:
 
 def test_positions_are_resized_bilinearly_and_the_first_one_is_kept() -> None:
     visual = tiny_clip().visual
-    wide = paper.with_positions(visual, torch.zeros(1, 32, 4, 8), prompted=False)
-    square = paper.with_positions(visual, torch.zeros(1, 32, 4, 4), prompted=False)
+    wide, square = (visual.tokens(torch.zeros(1, 32, 4, w), "bilinear") for w in (8, 4))
     assert wide.shape == (1, 33, 32)
     torch.testing.assert_close(wide[:, 0], square[:, 0])
 
@@ -184,9 +206,9 @@ def test_affine_map_starts_as_identity_and_holds_a_pair_for_each_place() -> None
 def test_raw_similarity_is_no_cosine(images: Tensor) -> None:
     model = tiny()
     arguments = model.preprocess(images), model.encode_names(["dogs"] * 2)
-    before = model(*arguments)["raw_similarity"]
+    before = model(*arguments).raw_similarity
     model.head.v_proj.weight *= 3
-    torch.testing.assert_close(model(*arguments)["raw_similarity"], 3 * before)  # a cosine would not have moved
+    torch.testing.assert_close(model(*arguments).raw_similarity, 3 * before)  # a cosine would not have moved
 
 
 def test_gate_silences_the_skip_where_the_words_are_not() -> None:
@@ -219,9 +241,9 @@ def _ungated(skip: paper.SkipConnection) -> paper.SkipConnection:
 def test_arms_of_the_ablation_differ_only_in_their_parts(images: Tensor, options: dict) -> None:
     model = tiny(**options)
     output = model(model.preprocess(images), model.encode_names(["dogs", "cats"]))
-    assert output["density"].shape == (2, 1, 32, 32) and output["similarity"].shape == (2, 1, 4, 4)
-    assert len(output["skips"]) == (0 if options.get("skip") == "none" else 2)
-    assert torch.equal(output["similarity"], output["raw_similarity"]) or options.get("affine", True)
+    assert output.density.shape == (2, 1, 32, 32) and output.similarity.shape == (2, 1, 4, 4)
+    assert len(output.skips) == (0 if options.get("skip") == "none" else 2)
+    assert torch.equal(output.similarity, output.raw_similarity) or options.get("affine", True)
     full = dict(tiny().named_parameters())
     mine = {key for key, _ in model.named_parameters()}
     assert mine <= full.keys()
@@ -290,8 +312,7 @@ def test_nested_rank_loss_rewards_the_right_order_and_survives_emptiness() -> No
 
 
 def test_weight_of_the_rank_loss_is_next_to_nothing() -> None:
-    output = {"density": torch.zeros(1, 1, 32, 32), "similarity": torch.zeros(1, 1, 4, 4)}
-    parts = paper.total_loss(output, bump((8, 8), 2.0))
+    parts = paper.total_loss(torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 4, 4), bump((8, 8), 2.0))
     assert parts["loss"].item() == pytest.approx(parts["count"].item(), rel=1e-2)
     assert parts["rank"].item() * paper.RANK_WEIGHT < 1e-5
 
@@ -300,7 +321,7 @@ def test_read_out_of_cells_drops_what_fills_no_cell_and_takes_one_from_full_ones
     density = torch.zeros(32, 43)
     density[4, 4] = 60 * 2.0
     density[20, 40] = 60 * 5.0  # in the last 11 columns
-    read = paper.cell_readout(density)
+    read = cell_readout(density)
     assert read["count"].item() == 1 and read["plain_sum"].item() == 7 and read["cells"].shape == (2, 2)
 
 

@@ -14,7 +14,7 @@ from minilib import claims
 from minilib.batch import Batch
 from minilib.models.vlcounter import VLCounter
 from minilib.recipes.shared.counting import CountingScenes, Questions, answers, counted_classes
-from minilib.recipes.vlcounter import experiments, recipe
+from minilib.recipes.vlcounter import experiments, protocol, recipe
 from minilib.scenes import VOCABULARY
 
 TINY = recipe.Values(
@@ -222,7 +222,7 @@ def test_paper_protocol_counts_photographs_through_windows(
     monkeypatch.setattr(VLCounter, "from_official", classmethod(lambda cls, state: untrained))
     real = untrained.density
     monkeypatch.setattr(untrained, "density", lambda image, name: asked.append(name) or real(image, name))
-    report = recipe.paper_protocol(tmp_path, tmp_path / "best.pth")
+    report = protocol.paper_protocol(tmp_path, tmp_path / "best.pth")
     assert report["images"] == 2 and asked == ["sea shells", "nail polishes"]
     # Two of the dots share a pixel: the authors' truth for that photograph is 2, not 3.
     assert report["errors"]["bias"] == pytest.approx(report["errors_smoothed"]["bias"] - 0.5, abs=1e-3)
@@ -230,6 +230,6 @@ def test_paper_protocol_counts_photographs_through_windows(
 
 def test_paper_protocol_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="FSC-147.*weights"):
-        recipe.paper_protocol("", "")
+        protocol.paper_protocol("", "")
     with pytest.raises(FileNotFoundError):
-        recipe.paper_protocol(tmp_path, tmp_path / "none.pth")
+        protocol.paper_protocol(tmp_path, tmp_path / "none.pth")
