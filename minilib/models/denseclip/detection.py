@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from minilib.layers.detection import UnresizedTransform
 from minilib.layers.fpn import FeaturePyramid
 from minilib.models.clip import CLIP
 from minilib.models.denseclip.backbones import AnyBackbone
@@ -113,13 +113,6 @@ class GuidedPyramid(TextGuided):
         return OrderedDict((str(i), level) for i, level in enumerate(self.neck(maps[self.first :])))
 
 
-class _Unresized(GeneralizedRCNNTransform):
-    """Normalise and pad images, and leave their size alone; torchvision's own option does so in training only."""
-
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        return image, target
-
-
 class DenseCLIPDetector(nn.Module):
     """RetinaNet on text-guided maps, with the auxiliary box loss on the score map.
 
@@ -161,7 +154,7 @@ class DenseCLIPDetector(nn.Module):
             topk_candidates=candidates,
         )
         mean, std = list(clip.image_mean), list(clip.image_std)
-        self.detector.transform = _Unresized(0, 0, mean, std, size_divisible=self.stride)
+        self.detector.transform = UnresizedTransform(0, 0, mean, std, size_divisible=self.stride)
 
     @classmethod
     def from_clip(
