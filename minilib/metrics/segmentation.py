@@ -64,6 +64,11 @@ class SegmentationScore:
         """Return the pixels (K,) int64 that prediction or truth gives to each class."""
         return self.confusion.sum(dim=0) + self.confusion.sum(dim=1) - self.intersection
 
+    @property
+    def occurring(self) -> list[int]:
+        """Return the classes that occur in the truth, ascending."""
+        return self.confusion.sum(dim=1).nonzero()[:, 0].tolist()
+
     def iou(self) -> Tensor:
         """Return the IoU (K,) float of each class; nan where a class occurs in neither."""
         return self.intersection.double().div(self.union).float()

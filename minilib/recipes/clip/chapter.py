@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from minilib.batch import Batch
-from minilib.datasets import CAPTION_TEMPLATES, load_photos
+from minilib.datasets import CAPTION_TEMPLATES
 from minilib.metrics import accuracy
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, ViTConfig
-from minilib.parameters import repository
 from minilib.recipes.clip import recipe
 from minilib.recipes.clip.experiments import Lab, class_scores, shot_pool
+from minilib.recipes.shared.photographs import class_folders
 from minilib.scenes import SceneConfig, names
 from minilib.tokenizer import Tokenizer, vocabulary_of
 from minilib.training import TrainConfig, Training
@@ -106,7 +106,11 @@ def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu") 
 
 
 def photos_study(
-    values: Values, root: str | Path, seed: int, device: torch.device | str = "cpu", fraction: float = 1.0
+    values: Values,
+    seed: int,
+    device: torch.device | str = "cpu",
+    data: str | Path = "",
+    fraction: float = 1.0,
 ) -> Study:
     """Return a folder per class (or a zip of it) as a study; captions are templates filled with class names.
 
@@ -115,15 +119,8 @@ def photos_study(
     Raises:
         ValueError: no folder given, or the folder is not a data set (see ``minilib.datasets``).
     """
-    if not str(root).strip():
-        raise ValueError(
-            "profile='photos' needs data='FOLDER', a folder with train/<class>/ and test/<class>/ "
-            "(python data_scripts/get_cifar10.py makes one)"
-        )
-    # A relative path is meant from the repository's root: a notebook's kernel starts in another folder.
-    root = (repository() or Path.cwd()) / Path(root).expanduser()
     training = values.main
-    train, test = load_photos(root, size=training.model.image_size, device=device, seed=seed)
+    train, test = class_folders(data, training.model.image_size, seed, device)
     generator = torch.Generator().manual_seed(seed)
     if fraction < 1:
         keep = torch.randperm(len(train), generator=generator)[: max(1, int(fraction * len(train)))]
@@ -161,7 +158,7 @@ def main_training(profile: str, seed: int, device: torch.device | str = "cpu", *
     if profile == "quick":
         values = replace(values, main=values.lab.pretraining())
     if profile == "photos":
-        return study_training(photos_study(values, data, seed, device), seed, device)
+        return study_training(photos_study(values, seed, device, data), seed, device)
     study = scenes_study(values, seed, device)
     if profile == "quick":
         study = replace(study, names=values.lab.names, test=values.lab.test(seed=seed).to(device))

@@ -1,7 +1,7 @@
 """The experiments behind chapter 1's claims: small trainings at equal cost, and questions put to a trained CLIP.
 
 Every experiment returns plain numbers; the chapter draws and records them. Which claim an experiment tests, and the
-rule that judges it, stand in ``minilib/ledger/clip.yaml``.
+rule that judges it, are in ``minilib/ledger/clip.yaml``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minilib.batch import Batch
 from minilib.metrics import LinearProbe, accuracy
@@ -33,6 +33,8 @@ from minilib.recipes.clip.recipe import (
     single_objects,
     text_config,
 )
+from minilib.recipes.shared.classifier import ImageClassifier
+from minilib.recipes.shared.segmentation import evenly_spaced
 from minilib.scenes import TINTS, CaptionConfig, EmojiScenes, SceneConfig, find, held_out_tint, names, noun_phrase
 from minilib.scenes import polysemous as polysemous_words
 from minilib.training import History, TrainConfig, fit
@@ -63,8 +65,7 @@ class Lab:
     @property
     def names(self) -> tuple[str, ...]:
         """The class names of the lab."""
-        every = names()
-        return tuple(every[i * len(every) // self.classes] for i in range(self.classes))
+        return evenly_spaced(names(), self.classes)
 
     @property
     def evaluation_steps(self) -> list[int]:
@@ -72,8 +73,21 @@ class Lab:
         every = max(1, self.steps // self.evaluations)
         return sorted({*range(every, self.steps + 1, every), self.steps})
 
-    def pretraining(self, kind: str = "transformer", **changes: object) -> Pretraining:
-        """Return the lab's pre-training with a text tower of ``kind``; ``changes`` go to Pretraining."""
+    def pretraining(
+        self,
+        kind: str = "transformer",
+        scenes: SceneConfig | None = None,
+        captions: CaptionConfig | None = None,
+        pairs: int | None = None,
+    ) -> Pretraining:
+        """Return the lab's pre-training.
+
+        Args:
+            kind: of the text tower, see TextConfig.
+            scenes: what images show; by default one object of the lab's classes.
+            captions: how they are described; by default with precise names.
+            pairs: number of distinct pairs, None = never the same twice.
+        """
         text = text_config(self.width, 2, self.width // 32, kind)
         vision = ViTConfig(patch=8, width=self.width, layers=3, heads=self.width // 32, stem="conv")
         train = TrainConfig(
@@ -83,9 +97,14 @@ class Lab:
             evaluate_every=max(1, self.steps // self.evaluations),
             log_every=10,
         )
-        scenes = SceneConfig(size=self.image_size, objects=(1, 1), classes=self.names, tint=0.25)
-        settings = {"scenes": scenes, "captions": CaptionConfig(kind=0.0, disambiguate=1.0)} | changes
-        return Pretraining(model=clip_config(vision, self.image_size, 96, text), train=train, **settings)
+        single = SceneConfig(size=self.image_size, objects=(1, 1), classes=self.names, tint=0.25)
+        return Pretraining(
+            model=clip_config(vision, self.image_size, 96, text),
+            train=train,
+            scenes=scenes or single,
+            captions=captions or CaptionConfig(kind=0.0, disambiguate=1.0),
+            pairs=pairs,
+        )
 
     def test(self, style: str = "noto", seed: int = 0) -> Batch:
         """Return the lab's test scenes; labels count within ``names``."""
@@ -102,7 +121,7 @@ def train_clip(
     shuffled: bool = False,
     progress: str | None = None,
 ) -> tuple[CLIP, History]:
-    """Pre-train a CLIP from scratch; ``shuffled`` deals the captions of a batch to the wrong images, as a control."""
+    """Pre-train a CLIP from scratch; ``shuffled`` permutes the captions within a batch, as a control."""
     model = build(recipe.model, seed).to(device)
     pairs = scene_pairs(recipe, seed, device)
 
@@ -116,21 +135,6 @@ def train_clip(
         after_step=clamp_logit_scale, evaluate=evaluate, progress=progress,
     )  # fmt: skip
     return model, history
-
-
-class ImageClassifier(nn.Module):
-    """The image tower of a CLIP with a linear head, for every method that has no text tower."""
-
-    def __init__(self, clip: CLIP, outputs: int) -> None:
-        """Take the image tower of ``clip``; ``outputs`` = classes, or words to predict."""
-        super().__init__()
-        self.clip = clip.visual
-        self.preprocess = clip.preprocess
-        self.head = nn.Linear(clip.config.embed_dim, outputs)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Score images (B, 3, H, W) in [0, 1] -> (B, outputs)."""
-        return self.head(self.clip(self.preprocess(image)))
 
 
 def _image_classifier(recipe: Pretraining, outputs: int, seed: int, device: torch.device | str) -> ImageClassifier:

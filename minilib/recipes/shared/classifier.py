@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from minilib.models.clip import CLIP
@@ -20,9 +22,8 @@ class ImageClassifier(nn.Module):
         super().__init__()
         self.visual = clip.visual
         self.head = nn.Linear(clip.config.embed_dim, outputs).to(clip.device)
-        # In a tuple, so that the text tower is not a part of this module.
-        self._clip = (clip,)
+        self.preprocess = partial(normalise, clip)
 
     def forward(self, image: Tensor) -> Tensor:
         """Score images (B, 3, H, W) in [0, 1], of any size the tower reads: (B, K)."""
-        return self.head(self.visual(normalise(self._clip[0], image)))
+        return self.head(self.visual(self.preprocess(image)))

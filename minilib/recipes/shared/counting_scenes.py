@@ -99,7 +99,7 @@ def described_scenes(
     """
     drawn = np.random.default_rng([seed, SPLITS.index(split), n])
     allowed = np.array([find(name).index for name in classes])
-    source = scenes.scenes(classes, size=shape or scenes.size)
+    source = scenes.scenes(classes, shape=shape)
     layout, _ = source.layout("count", n, split, seed)
     layout = _recast(layout, allowed, coloured, companions, drawn)
     images, centers = [], []
@@ -113,9 +113,22 @@ def described_scenes(
     return DescribedScenes(torch.cat(images), tuple(centers), asked, scenes.sigma)
 
 
-def scenes_of(scenes: CountingScenes, n: int, part: str, split: str, seed: int, **options: object) -> DescribedScenes:
-    """Return :func:`described_scenes` of the classes of ``part``: "train", or "test", which is never counted."""
-    return described_scenes(scenes, counted_classes(part), n, split, seed, **options)
+def scenes_of(
+    scenes: CountingScenes,
+    n: int,
+    part: str,
+    split: str,
+    seed: int,
+    coloured: float = 0.4,
+    companions: tuple[int, int] = (1, 3),
+    shape: tuple[int, int] | None = None,
+) -> DescribedScenes:
+    """Return :func:`described_scenes` of the classes of ``part``.
+
+    "train", or "test", whose classes are never counted in training.
+    """
+    classes = counted_classes(part)
+    return described_scenes(scenes, classes, n, split, seed, coloured, companions, shape)
 
 
 def _rows(layout: Layout, rows: slice) -> Layout:

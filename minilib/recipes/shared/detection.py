@@ -105,7 +105,7 @@ def cropped(
             f"corner {tuple(corner.shape)} and mirror {tuple(mirror.shape)} of "
             f"{len(batch)} images: expected ({len(batch)}, 2) and ({len(batch)},)"
         )
-    device, (height, width) = batch.image.device, size
+    device, width = batch.image.device, size[1]
     corner, mirror = corner.to(device), mirror.to(device)
     image = _window(batch.image, corner, size, fill)
     image = torch.where(rearrange(mirror, "b -> b 1 1 1"), image.flip(-1), image)
