@@ -148,7 +148,9 @@ def clip_boxes(
 
 
 @torch.no_grad()
-def score_boxes(model: nn.Module, test: Batch, batch_size: int = 40) -> dict[str, float]:
+def score_boxes(
+    model: nn.Module, test: Batch, batch_size: int = 40
+) -> dict[str, float]:
     """Return ``ap`` and ``ap50`` of a detector; see ``metrics.detection``.
 
     Args:
@@ -163,7 +165,9 @@ def score_boxes(model: nn.Module, test: Batch, batch_size: int = 40) -> dict[str
     return average_precision(found, test.boxes, test.classes)
 
 
-def _window(image: Tensor, corner: Tensor, size: tuple[int, int], fill: float) -> Tensor:
+def _window(
+    image: Tensor, corner: Tensor, size: tuple[int, int], fill: float
+) -> Tensor:
     """Return the windows (B, C, h, w) at ``corner`` (B, 2); outside the image ``fill``."""
     channels, height, width = image.shape[1:]
     rows = corner[:, :1] + torch.arange(size[0], device=image.device)  # (B, h)

@@ -121,7 +121,8 @@ class CamVidStream:
         position = torch.arange(step * size, (step + 1) * size)
         epochs = (position // count).unique().tolist()
         orders = [
-            torch.randperm(count, generator=_mixed(self.seed, epoch)) for epoch in epochs
+            torch.randperm(count, generator=_mixed(self.seed, epoch))
+            for epoch in epochs
         ]
         order = torch.cat(orders)
         batch = self.frames.batch(order[position - epochs[0] * count], self.device)

@@ -28,7 +28,9 @@ def evenly_spaced(sequence: Sequence[T], n: int) -> tuple[T, ...]:
         ValueError: n is not between 1 and the length of the sequence.
     """
     if not 1 <= n <= len(sequence):
-        raise ValueError(f"n={n}: expected 1 to {len(sequence)}, the length of the sequence")
+        raise ValueError(
+            f"n={n}: expected 1 to {len(sequence)}, the length of the sequence"
+        )
     return tuple(sequence[i * len(sequence) // n] for i in range(n))
 
 
@@ -55,7 +57,9 @@ class LabelSpace:
             ValueError: a label is out of range, or is named twice.
         """
         every = (*self.seen, *self.unseen, *self.always)
-        if len(set(every)) < len(every) or not set(every) <= set(range(len(self.names))):
+        if len(set(every)) < len(every) or not set(every) <= set(
+            range(len(self.names))
+        ):
             raise ValueError(
                 f"seen={self.seen}, unseen={self.unseen}, other={self.other}: "
                 f"expected each of 0 to {len(self.names) - 1} at most once"
@@ -90,7 +94,9 @@ class LabelSpace:
 
     def from_scene(self, mask: Tensor) -> Tensor:
         """Renumber a scene's mask by these labels; see :func:`scene_labels`."""
-        named = {name: label for label, name in enumerate(self.names) if label != self.other}
+        named = {
+            name: label for label, name in enumerate(self.names) if label != self.other
+        }
         return scene_labels(named, self.other).to(mask.device)[mask]
 
 
@@ -108,7 +114,9 @@ def scene_labels(labels: Mapping[str, int], other: int | None = None) -> Tensor:
     """
     every = class_names()
     if unknown := sorted(set(labels) - set(every)):
-        raise ValueError(f"{unknown[0]!r} is not a name of an object or a background of EmojiScenes")
+        raise ValueError(
+            f"{unknown[0]!r} is not a name of an object or a background of EmojiScenes"
+        )
     table = torch.full((256,), IGNORED)
     if other is not None:
         table[len(every) - len(BACKGROUNDS) : len(every)] = other
@@ -147,5 +155,7 @@ def score_masks(
     for start in range(0, len(mask), batch_size):
         rows = slice(start, start + batch_size)
         for name, found in predict(rows).items():
-            scores.setdefault(name, SegmentationScore(classes, IGNORED)).update(found, mask[rows])
+            scores.setdefault(name, SegmentationScore(classes, IGNORED)).update(
+                found, mask[rows]
+            )
     return scores

@@ -68,7 +68,9 @@ class Study:
         return grid_of(self.clip, self.train)
 
 
-def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu") -> Study:
+def scenes_study(
+    values: Values, seed: int, device: torch.device | str = "cpu"
+) -> Study:
     """Return scenes of several classes.
 
     Each scene is asked for every class in it and for one that is absent.
