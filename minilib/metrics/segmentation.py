@@ -39,7 +39,7 @@ class SegmentationScore:
             target: (B, H, W) integer class of each pixel, or ``ignore``.
 
         Raises:
-            ValueError: the shapes differ, or a value is no class.
+            ValueError: the shapes differ, or a value is not a class.
         """
         if prediction.shape != target.shape:
             raise ValueError(

@@ -97,7 +97,7 @@ class _Brush:
         self.x = (torch.arange(width) / unit)[None].expand(height, width)
 
     def noise(self, cells_y: float, cells_x: float | None = None) -> Tensor:
-        """Smooth noise in [0, 1] with so many cells per scene side, (H, W)."""
+        """Smooth noise in [0, 1] with this many cells per scene side, (H, W)."""
         height, width = self.size
         rows = max(2, round(cells_y * height / self.unit))
         columns = max(2, round((cells_y if cells_x is None else cells_x) * width / self.unit))

@@ -8,7 +8,7 @@ reads them. Each class has
 * a ``word`` that it may share with another class: "mouse" for "house mouse" and for "computer mouse". This is
   the polysemy of CLIP's section 3.1.4, where "crane" is a bird and a machine;
 * a frequency band as in LVIS, and the base / novel split that ViLD makes of it: rare classes are novel;
-* one of four folds, dealt out over category and frequency, as in PASCAL-5i;
+* one of four folds, balanced over category and frequency, as in PASCAL-5i;
 * a habitat: the background on which it usually stands (a train on a railway).
 
 240 classes and 14 backgrounds leave the label value 255 free, which marks pixels to ignore.

@@ -187,7 +187,7 @@ def main_model(
 ) -> tuple[CLIP, list[dict]]:
     """Return the model to be examined, and the metrics of its training: loaded at ``quick``, else trained here.
 
-    A training that was interrupted goes on where it stopped (its checkpoint is in ``out``), and one that
+    An interrupted training resumes (its checkpoint is in ``out``), and one that
     ``minilib.train.launch`` has finished on several devices is only loaded.
     """
     if values.main is None:
@@ -198,7 +198,7 @@ def main_model(
 
 
 def floor_of_loss(captions: list[str]) -> float:
-    """Return the least value that InfoNCE can reach on these captions: equal ones cannot be told apart."""
+    """Return the least value that InfoNCE can reach on these captions: equal ones cannot be distinguished."""
     sizes = torch.tensor([captions.count(caption) for caption in captions], dtype=torch.float64)
     return sizes.log().mean().item()
 

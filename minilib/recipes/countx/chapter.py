@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,7 +47,7 @@ class Values:
     decoder_width: int = 32
     """Channels of the density decoder."""
     controls: tuple[str, ...] = ()
-    """Switches of the training, each thrown in one more training: "frozen", "blind"."""
+    """Switches of the schedule, each set in one more training: "frozen", "blind"."""
     continued: int = 0
     """Further steps of the shipped mini-countx, asked for everything, and asked as FSC-147 asks; 0 = none."""
 
@@ -163,7 +164,32 @@ def baselines(study: Study, clip: CLIP, device: torch.device | str = "cpu") -> d
     }
 
 
-def record(claim_id: str, run: Run, **numbers: object) -> None:
-    """Record a measurement where the ledger has a test of the claim at the run's profile; elsewhere do nothing."""
-    if not isinstance(claims.load("countx")[claim_id].tests[run.profile], str):
-        claims.record(claim_id, profile=run.profile, seed=run.seed, out=run.out, **numbers)
+def record(
+    claim_id: str,
+    run: Run,
+    *,
+    treatment: float,
+    control: float,
+    n: int,
+    controls: Mapping[str, float] | None = None,
+    interval: tuple[float, float] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Record a measurement where the ledger has a test of the claim at the run's profile; elsewhere do nothing.
+
+    Arguments as in ``claims.record``.
+    """
+    if isinstance(claims.load("countx")[claim_id].tests[run.profile], str):
+        return
+    claims.record(
+        claim_id,
+        treatment=treatment,
+        control=control,
+        profile=run.profile,
+        seed=run.seed,
+        out=run.out,
+        n=n,
+        controls=controls,
+        interval=interval,
+        details=details,
+    )

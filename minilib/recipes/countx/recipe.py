@@ -41,7 +41,7 @@ class Schedule:
     frozen: bool = False
     """Leave CLIP's image tower untrained (ablation)."""
     blind: bool = False
-    """Tell the network the same words whatever is asked (control)."""
+    """Give the network the same text whatever is asked (control)."""
 
     def config(self, seed: int) -> TrainConfig:
         """Return the optimisation; momentum constants and weight decay are the authors'."""
@@ -60,7 +60,7 @@ class Schedule:
 
 
 BLIND_TEXT = "the things"
-"""What a blind network is told instead of the description."""
+"""The text that a blind network gets instead of the description."""
 
 
 def build(

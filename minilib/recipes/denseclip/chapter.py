@@ -122,10 +122,7 @@ class Trained:
 def train_variant(
     name: str, study: Study, clip: CLIP, values: Values, seed: int, out: Path | None = None
 ) -> Trained:
-    """Train the variant ``name`` and judge it.
-
-    An interrupted training in ``out`` goes on where it stopped.
-    """
+    """Train the variant ``name`` and judge it; an interrupted training in ``out`` resumes."""
     prepared = recipe.training(name, study.names, study.batches, clip, values.lab, seed)
     folder = None if out is None else out / name.replace(",", "").replace(" ", "-")
     history = prepared.fit(folder, progress=name)

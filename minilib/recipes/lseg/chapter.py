@@ -136,7 +136,7 @@ def study_training(values: Values, study: Study, seed: int, device: torch.device
 def main_model(
     values: Values, study: Study, seed: int, device: torch.device | str, out: Path
 ) -> tuple[Segmenter, History]:
-    """Train the segmenter with words; an interrupted training goes on where it stopped."""
+    """Train the segmenter with words; an interrupted training resumes."""
     training = study_training(values, study, seed, device)
     history = training.fit(out / "main", progress="LSeg")
     return training.model.eval(), history

@@ -311,7 +311,7 @@ def mean_iou(model: Segmenter, study: Study, kind: str, n: int | None = None) ->
 def episodes(model: Segmenter | None, study: Study, kind: str = "unseen", batch_size: int = 24) -> EpisodeScore:
     """Score the few-shot protocol with no shots: each image asks for one class that is in it, against "other".
 
-    Without a model, every pixel is said to be the class: what the protocol gives for nothing.
+    Without a model, every pixel is labelled with the class: what the protocol gives for nothing.
 
     Raises:
         ValueError: the study has no label "other" to tell the class from.

@@ -144,12 +144,12 @@ def maps_of(model: VLCounter, batch: Batch, templates: Sequence[str] = PLURAL) -
     }
 
 
-# --- How a count is read off a map -----------------------------------------------------------------------------------
+# --- Ways to read a count from a map ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def read_outs(model: VLCounter, questions: Questions, batch_size: int = 40) -> dict[str, float]:
-    """Return the mean absolute error of each way to read a count off the same density maps.
+    """Return the mean absolute error of each way to read a count from the same density maps.
 
     "sum" is the plain one. "cells" is the authors' rule for CARPK and PUCPR+, with cells of one patch as theirs;
     "against smoothed dots" keeps the sum and takes for the truth what their script for FSC-147 does.
@@ -189,7 +189,7 @@ def train_countx(
 ) -> tuple[torch.nn.Module, Counter]:
     """Train CounTX on the very questions, in the very order, for as many steps as a variant of the ablation.
 
-    It hears "the dogs" and starts with patches and texts of mean zero, as in its own chapter. It trains its image
+    It reads "the dogs" and starts with patches and texts of mean zero, as in its own chapter. It trains its image
     tower, as its authors do, unless ``frozen``.
 
     Raises:

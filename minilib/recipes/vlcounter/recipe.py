@@ -204,7 +204,7 @@ def train(
 
 
 def counter_of(model: VLCounter, templates: Sequence[str] = PLURAL, rename: Callable[[str], str] = str) -> Counter:
-    """Return a trained model as a counter; its answers are neither rounded nor kept from falling below zero."""
+    """Return a trained model as a counter; its answers are neither rounded nor clamped at zero."""
     words = Words(model, templates, rename)
 
     @torch.no_grad()

@@ -336,7 +336,7 @@ def test_a_few_seconds_of_training_reach_far_above_chance_and_shuffled_captions_
     def top1(model: CLIP) -> dict[str, float]:
         return {"top1": recipe.accuracy(claims.class_scores(model, lab.names, test.image), test.label)}
 
-    settings = lab.pretraining(batch_size=64)
+    settings = replace(lab.pretraining(), batch_size=64)
     learnt = claims.train_clip(settings, 0, evaluate=top1)[1].column("top1")[1][-1]
     shuffled = claims.train_clip(settings, 0, evaluate=top1, shuffled=True)[1].column("top1")[1][-1]
     assert learnt > 0.55 and shuffled < 0.3  # chance is one in eight

@@ -23,7 +23,7 @@ from minilib.recipes.countx.recipe import (
     train,
 )
 from minilib.recipes.shared.counting import CountingScenes, answers, counted_classes
-from minilib.recipes.shared.counting_scenes import GROUPS, described_scenes, scenes_of
+from minilib.recipes.shared.counting_scenes import GROUPS, scenes_of
 from minilib.scenes import VOCABULARY
 from minilib.weights import load_clip
 
@@ -92,7 +92,7 @@ def test_plain_questions_leave_the_colour_out(scenes) -> None:
 
 
 def test_wide_scenes() -> None:
-    wide = described_scenes(TINY, counted_classes("test"), 3, "test", 0, shape=(32, 96))
+    wide = scenes_of(TINY, 3, "test", "test", 0, shape=(32, 96))
     assert wide.image.shape == (3, 3, 32, 96)
 
 
@@ -244,7 +244,7 @@ def test_crowding_keeps_the_errors(scenes) -> None:
 
 
 def test_wide_pictures_four_ways(model: CounTX) -> None:
-    wide = described_scenes(TINY, counted_classes("test"), 2, "test", 0, shape=(32, 96)).questions()
+    wide = scenes_of(TINY, 2, "test", "test", 0, shape=(32, 96)).questions()
     errors = experiments.merging(model, wide)
     assert len(errors) == 4 and all(e.images == len(wide) for e in errors.values())
 
