@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "minilib" / "weights", help="where the checkpoint goes")
     given = parser.parse_args(arguments)
 
-    mini = recipe.MINI[given.model].but_steps(given.steps)
+    mini = recipe.MINI[given.model].with_steps(given.steps)
     work = given.work or ROOT / "runs" / "weights" / given.model
     model = recipe.build(mini.model, given.seed).to(given.device)
     print(

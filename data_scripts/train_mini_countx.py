@@ -49,8 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         "starts_from": "mini-vit",
         "seed": given.seed,
         "steps": steps,
-        "images_in_a_step": recipe.TRAINING.images,
-        "questions_about_each": recipe.TRAINING.each,
+        "images_in_a_step": recipe.SCHEDULE.images,
+        "questions_about_each": recipe.SCHEDULE.each,
         "scenes_version": scenes.VERSION,
         "parameters": size,
         "hardware": f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"

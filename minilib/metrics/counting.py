@@ -121,6 +121,40 @@ def count_errors(
     )
 
 
+def error_difference(first: Tensor, second: Tensor, truth: Tensor) -> Tensor:
+    """Return |first - truth| - |second - truth| of every question, (N,).
+
+    Negative where ``first`` is nearer. For an interval over questions: both counters
+    answered the same ones, so that what makes a question hard cancels.
+
+    Args:
+        first: (N,) answers of one counter.
+        second: (N,) answers of another.
+        truth: (N,) true counts.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if not first.shape == second.shape == truth.shape:
+        raise ValueError(
+            f"answers {tuple(first.shape)} and {tuple(second.shape)} to questions "
+            f"{tuple(truth.shape)}: expected one each for the same questions"
+        )
+    return (first - truth).abs() - (second - truth).abs()
+
+
+def paired(first: Tensor, second: Tensor, truth: Tensor) -> dict[str, float]:
+    """Compare two counters' answers (N,) to the same questions; errors as above.
+
+    Returns:
+        "difference", the mean of :func:`error_difference`, and "wins", the share of
+        questions on which ``first`` is nearer, ties counting one half.
+    """
+    gap = error_difference(first, second, truth)
+    wins = (gap < 0).double() + 0.5 * (gap == 0).double()
+    return {"difference": gap.mean().item(), "wins": wins.mean().item()}
+
+
 def _counts(name: str, values: Tensor | Sequence[float]) -> Tensor:
     """Return (N,) float64 on the host, or say what is wrong with it."""
     tensor = torch.as_tensor(values, dtype=torch.float64).detach().cpu()

@@ -51,9 +51,8 @@ class LinearProbe:
             y: (n,) int64 labels.
             C: inverse strength of the penalty, 1 / lambda in the paper.
             classes: K; one more than the highest label when left out.
-            init: (K, D) weights to start from, else zeros. The optimum does not depend on it, a fit cut
-            short by
-                ``max_iter`` does.
+            init: (K, D) weights to start from, else zeros. The optimum does not depend on
+                it; a fit cut short by ``max_iter`` does.
             pull_to: (K, D) weights W_0 that the penalty pulls towards, such as zero-shot weights; else zeros.
             max_iter: steps at most.
             tolerance: stop when no entry of the gradient of the mean objective is larger.

@@ -39,7 +39,7 @@ class SegmentationScore:
             target: (B, H, W) integer class of each pixel, or ``ignore``.
 
         Raises:
-            ValueError: the shapes differ, or a value is no class.
+            ValueError: the shapes differ, or a value is not a class.
         """
         if prediction.shape != target.shape:
             raise ValueError(
@@ -63,6 +63,11 @@ class SegmentationScore:
     def union(self) -> Tensor:
         """Return the pixels (K,) int64 that prediction or truth gives to each class."""
         return self.confusion.sum(dim=0) + self.confusion.sum(dim=1) - self.intersection
+
+    @property
+    def occurring(self) -> list[int]:
+        """Return the classes that occur in the truth, ascending."""
+        return self.confusion.sum(dim=1).nonzero()[:, 0].tolist()
 
     def iou(self) -> Tensor:
         """Return the IoU (K,) float of each class; nan where a class occurs in neither."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -75,9 +72,12 @@ class EmojiScenes:
         self.captions = captions or CaptionConfig()
         self.device = torch.device(device)
 
-    def but(self, **changes: Any) -> EmojiScenes:
-        """Return the same data set with some values of its SceneConfig changed, by name."""
-        return EmojiScenes(replace(self.config, **changes), self.captions, self.device)
+    def with_config(self, config: SceneConfig) -> EmojiScenes:
+        """Return the same data set with another SceneConfig; captions and device stay.
+
+        >>> few = scenes.with_config(replace(scenes.config, objects=(1, 2)))
+        """
+        return EmojiScenes(config, self.captions, self.device)
 
     def layout(self, task: str, n: int, split: str = "train", seed: int = 0, start: int = 0) -> tuple[Layout, Stream]:
         """Draw the layouts of scenes ``start`` ... ``start + n - 1`` without rendering them.

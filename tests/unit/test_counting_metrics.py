@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from minilib.metrics.counting import count_errors
+from minilib.metrics.counting import count_errors, error_difference, paired
 
 
 def test_errors_of_a_small_example() -> None:
@@ -79,3 +79,13 @@ def test_negative_predictions_are_not_clamped() -> None:
 def test_bad_input_is_named(predicted: list, true: list, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         count_errors(predicted, true, **options)
+
+
+def test_counters_are_compared_question_by_question() -> None:
+    first, second = torch.tensor([1.0, 4.0, 9.0]), torch.tensor([3.0, 4.0, 6.0])
+    truth = torch.tensor([1.0, 5.0, 6.0])
+    assert error_difference(first, second, truth).tolist() == [-2, 0, 3]
+    found = paired(first, second, truth)
+    assert found == {"difference": pytest.approx(1 / 3), "wins": pytest.approx(0.5)}
+    with pytest.raises(ValueError, match=r"answers \(3,\) and \(2,\) to questions \(3,\)"):
+        error_difference(first, second[:2], truth)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -201,13 +202,11 @@ def test_class_names_are_the_mask_values():
     assert len(set(class_names())) == len(class_names()) and len(names()) >= 240 and len(BACKGROUNDS) >= 12
 
 
-def test_but_changes_one_value_and_leaves_the_original():
+def test_with_config_keeps_the_captions_and_leaves_the_original():
     scenes = EmojiScenes(SceneConfig(size=32), CaptionConfig(opening=0))
-    other = scenes.but(objects=(2, 2))
+    other = scenes.with_config(replace(scenes.config, objects=(2, 2)))
     assert other.config == SceneConfig(size=32, objects=(2, 2)) and other.captions == scenes.captions
     assert scenes.config.objects == (1, 4)
-    with pytest.raises(TypeError, match="colour"):
-        scenes.but(colour="red")
 
 
 def test_statistics_need_no_pixels():

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from minilib.layers.detection import UnresizedTransform
 from minilib.layers.fpn import FeaturePyramid
 from minilib.models.clip import CLIP
 from minilib.models.denseclip.backbones import DenseTower
@@ -118,13 +118,6 @@ class GuidedPyramid(TextGuided):
         return OrderedDict((str(i), level) for i, level in enumerate(self.neck(maps[self.first :])))
 
 
-class _Unresized(GeneralizedRCNNTransform):
-    """Pad images and leave their size alone; torchvision's option does so in training only."""
-
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        return image, target
-
-
 class DenseCLIPDetector(nn.Module):
     """RetinaNet on text-guided maps, with the auxiliary box loss on the score map.
 
@@ -165,7 +158,7 @@ class DenseCLIPDetector(nn.Module):
             topk_candidates=candidates,
         )
         # Pixels are standardised before: nothing is left to torchvision but to pad them.
-        self.detector.transform = _Unresized(
+        self.detector.transform = UnresizedTransform(
             0, 0, [0.0] * 3, [1.0] * 3, size_divisible=self.stride
         )
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from minilib.batch import Batch
 from minilib.claims.chapter import Chapter, Run
-from minilib.datasets import CAPTION_TEMPLATES, load_photos
+from minilib.datasets import CAPTION_TEMPLATES
 from minilib.metrics import accuracy
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, ViTConfig
 from minilib.parameters import Parameters
 from minilib.recipes.clip import recipe
 from minilib.recipes.clip.experiments import Lab, class_scores, shot_pool
+from minilib.recipes.shared.photographs import class_folders
 from minilib.scenes import SceneConfig, names
 from minilib.tokenizer import Tokenizer, vocabulary_of
 from minilib.training import TrainConfig, Training
@@ -113,7 +114,7 @@ def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu") 
 
 
 def photos_study(
-    values: Values, root: Path, seed: int, device: torch.device | str = "cpu", fraction: float = 1.0
+    values: Values, seed: int, device: torch.device | str, data: Path, fraction: float = 1.0
 ) -> Study:
     """Return a folder per class (or a zip of it) as a study; captions are templates filled with class names.
 
@@ -123,7 +124,7 @@ def photos_study(
         ValueError: the folder is not a data set (see ``minilib.datasets``).
     """
     training = values.main
-    train, test = load_photos(root, size=training.model.image_size, device=device, seed=seed)
+    train, test = class_folders(data, training.model.image_size, seed, device)
     generator = torch.Generator().manual_seed(seed)
     if fraction < 1:
         keep = torch.randperm(len(train), generator=generator)[: max(1, int(fraction * len(train)))]
@@ -218,7 +219,7 @@ def photo_rows(
 
 
 def floor_of_loss(captions: list[str]) -> float:
-    """Return the least value that InfoNCE can reach on these captions: equal ones cannot be told apart."""
+    """Return the least value that InfoNCE can reach on these captions: equal ones cannot be distinguished."""
     sizes = torch.tensor([captions.count(caption) for caption in captions], dtype=torch.float64)
     return sizes.log().mean().item()
 

@@ -1,7 +1,7 @@
 """The experiments behind chapter 1's claims: small trainings at equal cost, and questions put to a trained CLIP.
 
 Every experiment returns plain numbers; the chapter draws and records them. Which claim an experiment tests, and the
-rule that judges it, stand in ``minilib/ledger/clip.yaml``.
+rule that judges it, are in ``minilib/ledger/clip.yaml``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minilib.batch import Batch
 from minilib.metrics import LinearProbe, accuracy
@@ -34,6 +34,8 @@ from minilib.recipes.clip.recipe import (
     single_objects,
     text_config,
 )
+from minilib.recipes.shared.classifier import ImageClassifier
+from minilib.recipes.shared.segmentation import evenly_spaced
 from minilib.scenes import (
     BACKGROUNDS,
     TINTS,
@@ -74,8 +76,7 @@ class Lab:
     @property
     def names(self) -> tuple[str, ...]:
         """The class names of the lab."""
-        every = names()
-        return tuple(every[i * len(every) // self.classes] for i in range(self.classes))
+        return evenly_spaced(names(), self.classes)
 
     @property
     def evaluation_steps(self) -> list[int]:
@@ -83,8 +84,19 @@ class Lab:
         every = max(1, self.steps // self.evaluations)
         return sorted({*range(every, self.steps + 1, every), self.steps})
 
-    def pretraining(self, **changes: object) -> Pretraining:
-        """Return the lab's pre-training; ``changes`` go to Pretraining."""
+    def pretraining(
+        self,
+        scenes: SceneConfig | None = None,
+        captions: CaptionConfig | None = None,
+        pairs: int | None = None,
+    ) -> Pretraining:
+        """Return the lab's pre-training.
+
+        Args:
+            scenes: what images show; by default one object of the lab's classes.
+            captions: how they are described; by default with precise names.
+            pairs: number of distinct pairs, None = never the same twice.
+        """
         text = text_config(self.width, 2, self.width // 32)
         vision = ViTConfig(patch=8, width=self.width, layers=3, heads=self.width // 32, stem="conv")
         train = TrainConfig(
@@ -94,9 +106,14 @@ class Lab:
             evaluate_every=max(1, self.steps // self.evaluations),
             log_every=10,
         )
-        scenes = SceneConfig(size=self.image_size, objects=(1, 1), classes=self.names, tint=0.25)
-        settings = {"scenes": scenes, "captions": CaptionConfig(kind=0.0, disambiguate=1.0)} | changes
-        return Pretraining(model=clip_config(vision, self.image_size, 96, text), train=train, **settings)
+        single = SceneConfig(size=self.image_size, objects=(1, 1), classes=self.names, tint=0.25)
+        return Pretraining(
+            model=clip_config(vision, self.image_size, 96, text),
+            train=train,
+            scenes=scenes or single,
+            captions=captions or CaptionConfig(kind=0.0, disambiguate=1.0),
+            pairs=pairs,
+        )
 
     def test(self, style: str = "noto", seed: int = 0) -> Batch:
         """Return the lab's test scenes; labels count within ``names``."""
@@ -142,21 +159,6 @@ def live_training(lab: Lab, seed: int, device: torch.device | str = "cpu") -> tu
         return {"top1": accuracy(class_scores(model, lab.names, test.image), test.label)}
 
     return train_clip(lab.pretraining(), seed, device, watch, progress="live CLIP")
-
-
-class ImageClassifier(nn.Module):
-    """The image tower of a CLIP with a linear head, for every method that has no text tower."""
-
-    def __init__(self, clip: CLIP, outputs: int) -> None:
-        """Take the image tower of ``clip``; ``outputs`` = classes, or words to predict."""
-        super().__init__()
-        self.clip = clip.visual
-        self.preprocess = clip.preprocess
-        self.head = nn.Linear(clip.config.embed_dim, outputs)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Score images (B, 3, H, W) in [0, 1] -> (B, outputs)."""
-        return self.head(self.clip(self.preprocess(image)))
 
 
 def _image_classifier(

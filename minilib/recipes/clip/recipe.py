@@ -12,12 +12,12 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from minilib.batch import Batch
 from minilib.metrics import accuracy, recall_at_k
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig, clip_loss, zero_shot_weights
+from minilib.recipes.shared.segmentation import score_masks
 from minilib.scenes import (
     BACKGROUNDS,
     TINTS,
@@ -92,13 +92,13 @@ class Pretraining:
     captions: CaptionConfig = field(default_factory=CaptionConfig)
     """What people write under them."""
     batch_size: int = 128
-    """Pairs in a batch: each image is told apart from so many captions."""
+    """Pairs in a batch; each image is contrasted with this many captions."""
     simple_first: float = 0.0
     """Share of the steps at the start that show scenes of one or two objects only."""
     pairs: int | None = None
     """Number of distinct pairs, shown again and again; None = never the same pair twice."""
 
-    def but_steps(self, steps: int | None) -> Pretraining:
+    def with_steps(self, steps: int | None) -> Pretraining:
         """Return the same training with another number of steps (None = unchanged)."""
         return self if steps is None else replace(self, train=replace(self.train, steps=steps))
 
@@ -140,7 +140,8 @@ class ScenePairs:
     def __init__(self, recipe: Pretraining, seed: int, device: torch.device | str = "cpu") -> None:
         self.recipe, self.seed = recipe, seed
         self.everything = EmojiScenes(recipe.scenes, recipe.captions, device)
-        self.few = self.everything.but(objects=(1, min(2, recipe.scenes.objects[1])))
+        few = replace(recipe.scenes, objects=(1, min(2, recipe.scenes.objects[1])))
+        self.few = self.everything.with_config(few)
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of ``step``."""
@@ -241,27 +242,27 @@ def patch_report(model: CLIP, n: int = 300, size: int = 64, seed: int = 0, mode:
     stuff = embed_texts(model, list(BACKGROUNDS.values())).T
     weights = torch.cat([classifier(model, names()), stuff], dim=1)
     present = torch.stack([torch.bincount(mask.flatten(), minlength=len(class_names())) > 0 for mask in batch.mask])
-    report = {}
-    pixels = model.standardise(batch.image)
-    dense = torch.cat([model.encode_patches(chunk, normalize=True, mode=mode) for chunk in pixels.split(100)])
-    pooled = torch.cat([model.encode_image(chunk, normalize=True) for chunk in pixels.split(100)])
-    maps = {"patch_miou": dense, "patch_miou_one_label": pooled[:, :, None, None]}
-    for name, features in maps.items():
+
+    def labelled(rows: slice) -> dict[str, Tensor]:
+        pixels = model.standardise(batch.image[rows])
+        dense = model.encode_patches(pixels, normalize=True, mode=mode)
+        pooled = model.encode_image(pixels, normalize=True)[:, :, None, None]
+        return {
+            "patch_miou": best_label(dense, rows),
+            "patch_miou_one_label": best_label(pooled, rows),
+        }
+
+    def best_label(features: Tensor, rows: slice) -> Tensor:
         scores = torch.einsum("behw,ek->bkhw", features, weights)
-        scores = scores.masked_fill(~present[:, :, None, None], -2)
-        scores = F.interpolate(scores, batch.mask.shape[-2:], mode="bilinear") if scores.shape[-1] > 1 else scores
-        report[name] = round(mean_iou(scores.argmax(1).expand_as(batch.mask), batch.mask), 4)
-    return report
+        scores = scores.masked_fill(~present[rows, :, None, None], -2)
+        if scores.shape[-1] > 1:
+            scores = F.interpolate(scores, batch.mask.shape[-2:], mode="bilinear")
+        return scores.argmax(1).expand_as(batch.mask[rows])
+
+    found = score_masks(labelled, batch.mask, len(class_names()), batch_size=100)
+    return {name: round(score.mean_iou(score.occurring), 4) for name, score in found.items()}
 
 
-def mean_iou(predicted: Tensor, truth: Tensor) -> float:
-    """Return the IoU averaged over the classes that occur in ``truth``; both (B, H, W) int64."""
-    classes = len(class_names())
-    confusion = torch.bincount(truth.flatten() * classes + predicted.flatten(), minlength=classes**2)
-    confusion = rearrange(confusion, "(t p) -> t p", t=classes).double()
-    hit = confusion.diagonal()
-    iou = hit / (confusion.sum(0) + confusion.sum(1) - hit).clamp(min=1)
-    return iou[confusion.sum(1) > 0].mean().item()
 
 
 def full_report(model: CLIP) -> dict[str, float]:

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
 from minilib import claims
 from minilib.batch import Batch
-from minilib.datasets.bccd import Bccd, load_bccd
-from minilib.datasets.density import points_inside
 from minilib.models.clip import CLIP
 from minilib.models.countx import CounTX
-from minilib.parameters import Run, repository
+from minilib.parameters import Run
 from minilib.recipes.countx.mini import SCENES
-from minilib.recipes.countx.recipe import BLIND_TEXT, Training, build, counter_of, scene_batches, train, window_counter
+from minilib.recipes.countx.recipe import BLIND_TEXT, Schedule, build, counter_of, scene_batches, train
 from minilib.recipes.shared.counting import (
     Counter,
     CountingScenes,
     Questions,
-    bccd_questions,
     similarity_threshold,
     training_mean,
+    window_counter,
 )
 from minilib.recipes.shared.counting_scenes import DescribedScenes, scenes_of
-from minilib.scenes.renderer import density_map
+from minilib.recipes.shared.photographs import bccd, bccd_crops, bccd_questions
 from minilib.training import History
 
 
@@ -36,7 +34,7 @@ from minilib.training import History
 class Values:
     """What differs between profiles; everything else is the same code."""
 
-    training: Training = field(default_factory=lambda: Training(steps=300, lr=4e-3))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=300, lr=4e-3))
     """The training of the model that is examined; its controls differ from it in one switch each."""
     scenes: CountingScenes = field(
         default_factory=lambda: CountingScenes(size=64, count=(1, 24), distractors=(0, 5), sigma=4.0)
@@ -49,22 +47,22 @@ class Values:
     decoder_width: int = 32
     """Channels of the density decoder."""
     controls: tuple[str, ...] = ()
-    """Switches of the training, each thrown in one more training: "frozen", "blind"."""
+    """Switches of the schedule, each set in one more training: "frozen", "blind"."""
     continued: int = 0
-    """Steps for which the shipped mini-countx goes on, once asked for everything and once as FSC-147 asks; 0 = not."""
+    """Further steps of the shipped mini-countx, asked for everything, and asked as FSC-147 asks; 0 = none."""
 
 
 PROFILES = {
     "quick": Values(),
     "full": Values(
-        training=Training(steps=350, lr=4e-3),
+        schedule=Schedule(steps=350, lr=4e-3),
         train_images=1600,
         test_images=300,
         controls=("frozen", "blind"),
         continued=120,
     ),
     "photos": Values(
-        training=Training(steps=350, images=6, each=3, lr=4e-3),
+        schedule=Schedule(steps=350, images=6, each=3, lr=4e-3),
         scenes=CountingScenes(size=72, sigma=4.0),
     ),
 }
@@ -77,7 +75,7 @@ MICROGRAPH = (72, 96)
 class Study:
     """Data as chapter 9 uses them."""
 
-    batches: Callable[[Training], Callable[[int], Batch]]
+    batches: Callable[[Schedule], Callable[[int], Batch]]
     """Training batches by step."""
     train: Questions
     """Training questions, for the baselines."""
@@ -91,7 +89,7 @@ class Study:
 
     def counter(self, model: CounTX, blind: bool = False) -> Counter:
         """Return the model as a counter of this study's images."""
-        return window_counter(model) if self.photos else counter_of(model, BLIND_TEXT if blind else None)
+        return window_counter(model.density) if self.photos else counter_of(model, BLIND_TEXT if blind else None)
 
 
 def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu") -> Study:
@@ -99,7 +97,7 @@ def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu") 
     shown = scenes_of(values.scenes, values.train_images, "train", "train", seed)
     unseen = scenes_of(values.scenes, values.test_images, "test", "test", seed)
     return Study(
-        batches=lambda training: scene_batches(shown, training, seed, device),
+        batches=lambda schedule: scene_batches(shown, schedule, seed, device),
         train=shown.leading(),
         test=unseen.leading(),
         seen=scenes_of(values.scenes, values.test_images, "train", "test", seed).leading(),
@@ -107,60 +105,23 @@ def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu") 
     )
 
 
-def data_folder(data: str | Path, what: str) -> Path:
-    """Return the folder that a notebook's parameter ``data`` names, a relative one from the repository's root.
-
-    Raises:
-        ValueError: it is empty; ``what`` says what should be there.
-    """
-    if not str(data).strip():
-        raise ValueError(f"data='' names no folder: pass data='FOLDER', {what}")
-    return (repository() or Path.cwd()) / Path(data).expanduser()
-
-
-def photos_study(data: str | Path, values: Values, seed: int, device: torch.device | str = "cpu") -> Study:
+def photos_study(
+    values: Values, seed: int, device: torch.device | str = "cpu", data: str | Path = ""
+) -> Study:
     """Return BCCD as a study: every micrograph is asked for its three kinds of cells.
 
     Raises:
         ValueError: no folder given.
         FileNotFoundError: BCCD is not there.
     """
-    folder = data_folder(data, "BCCD's folder (python data_scripts/get_bccd.py makes it)")
-    shown, test = (load_bccd(folder, split, MICROGRAPH) for split in ("train", "test"))
+    shown, test = (bccd(data, split, MICROGRAPH) for split in ("train", "test"))
     sigma = values.scenes.sigma
     return Study(
-        batches=lambda training: micrograph_batches(shown, training, sigma, seed, device),
+        batches=lambda schedule: bccd_crops(shown, schedule.images, sigma, seed, device),
         train=bccd_questions(shown, sigma),
         test=bccd_questions(test, sigma),
         photos=True,
     )
-
-
-def micrograph_batches(
-    shown: Bccd, training: Training, sigma: float, seed: int, device: torch.device | str = "cpu"
-) -> Callable[[int], Batch]:
-    """Return ``step -> Batch`` of square crops, mirrored at random, each asked for all three kinds of cells."""
-
-    def batch(step: int) -> Batch:
-        drawn = np.random.default_rng([seed, step, 5])
-        side, width = shown.image.shape[-2:]
-        images, texts, points = [], [], []
-        for row in drawn.integers(0, len(shown), training.images).tolist():
-            left, mirrored, upended = int(drawn.integers(0, width - side + 1)), *(drawn.random(2) < 0.5)
-            crop = shown.image[row, :, :, left : left + side]
-            crop = crop.flip(-1) if mirrored else crop
-            images.append(crop.flip(-2) if upended else crop)
-            for asked, name in enumerate(shown.names):
-                there = shown.points(row, asked) - torch.tensor([left, 0.0])
-                there = there[points_inside(there, (side, side))]
-                x = side - there[:, 0] if mirrored else there[:, 0]
-                y = side - there[:, 1] if upended else there[:, 1]
-                texts.append(("the " if drawn.random() < 0.5 else "") + name)
-                points.append(torch.stack([x, y], dim=1).to(device))
-        image = torch.stack(images).to(device).float() / 255
-        return Batch(image, texts, points=points, density=density_map(points, (side, side), sigma))
-
-    return batch
 
 
 def trained(
@@ -170,12 +131,14 @@ def trained(
     seed: int,
     out: Path | None = None,
     progress: str | None = None,
-    **switches: bool,
+    *,
+    frozen: bool = False,
+    blind: bool = False,
 ) -> tuple[CounTX, History]:
-    """Train CounTX on a study; ``switches`` of Training make the controls (``frozen=True``, ...)."""
-    training = replace(values.training, **switches)
+    """Train CounTX on a study; ``frozen`` and ``blind`` of Schedule make the controls."""
+    schedule = replace(values.schedule, frozen=frozen, blind=blind)
     model = build(clip, values.scenes.size, values.decoder_width, seed, study.train.image[:200], study.train.names)
-    history = train(model, study.batches(training), training, seed, progress=progress, out=out)
+    history = train(model, study.batches(schedule), schedule, seed, progress=progress, out=out)
     return model.eval(), history
 
 
@@ -184,12 +147,12 @@ def continued(reader: CounTX, values: Values, seed: int, everything: bool, out: 
 
     ``everything``: questions of all kinds; else only for what fills the picture.
     """
-    shown = scenes_of(SCENES, 50 * values.training.images, "train", "train", 1000 + seed)
-    training = Training(
-        steps=values.continued, images=values.training.images, each=4, everything=everything, lr=1e-3, tower_lr=0.1
+    shown = scenes_of(SCENES, 50 * values.schedule.images, "train", "train", 1000 + seed)
+    schedule = Schedule(
+        steps=values.continued, images=values.schedule.images, each=4, everything=everything, lr=1e-3, tower_lr=0.1
     )
     model = deepcopy(reader)
-    train(model, scene_batches(shown, training, seed, model.device), training, seed, progress="continued", out=out)
+    train(model, scene_batches(shown, schedule, seed, model.device), schedule, seed, progress="continued", out=out)
     return model.eval()
 
 
@@ -201,7 +164,32 @@ def baselines(study: Study, clip: CLIP, device: torch.device | str = "cpu") -> d
     }
 
 
-def record(claim_id: str, run: Run, **numbers: object) -> None:
-    """Record a measurement where the ledger has a test of the claim at the run's profile; elsewhere do nothing."""
-    if not isinstance(claims.load("countx")[claim_id].tests[run.profile], str):
-        claims.record(claim_id, profile=run.profile, seed=run.seed, out=run.out, **numbers)
+def record(
+    claim_id: str,
+    run: Run,
+    *,
+    treatment: float,
+    control: float,
+    n: int,
+    controls: Mapping[str, float] | None = None,
+    interval: tuple[float, float] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Record a measurement where the ledger has a test of the claim at the run's profile; elsewhere do nothing.
+
+    Arguments as in ``claims.record``.
+    """
+    if isinstance(claims.load("countx")[claim_id].tests[run.profile], str):
+        return
+    claims.record(
+        claim_id,
+        treatment=treatment,
+        control=control,
+        profile=run.profile,
+        seed=run.seed,
+        out=run.out,
+        n=n,
+        controls=controls,
+        interval=interval,
+        details=details,
+    )

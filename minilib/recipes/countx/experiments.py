@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minilib.batch import Batch
-from minilib.claims.pictures import from_text, to_text
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.countx import CounTX
-from minilib.recipes.countx.recipe import counter_of, counting_loss, window_counter
-from minilib.recipes.shared.counting import Counter, Questions, answers, evaluate
+from minilib.recipes.countx.recipe import counter_of, counting_loss
+from minilib.recipes.shared.counting import Counter, Questions, answers, evaluate, window_counter
 from minilib.recipes.shared.counting_scenes import DescribedScenes
 from minilib.scenes import VOCABULARY
 
@@ -133,13 +132,15 @@ def knock_out(model: CounTX, questions: Questions) -> dict[str, float]:
 def merging(model: CounTX, wide: Questions) -> dict[str, CountErrors]:
     """Return the errors on wide images read through windows, merged in two ways or laid side by side, or squeezed."""
     side = model.config.window
+    uniform = partial(model.density, merge="uniform")
+    apart = partial(model.density, stride=side)
     squeezed = replace(
         wide, image=(F.interpolate(wide.image / 255.0, (side, side), mode="bilinear", antialias=True) * 255).byte()
     )
     return {
-        "windows, authors' merge": evaluate(window_counter(model), wide, model.device),
-        "windows, uniform merge": evaluate(window_counter(model, "uniform"), wide, model.device),
-        "windows side by side": evaluate(window_counter(model, stride=side), wide, model.device),
+        "windows, authors' merge": evaluate(window_counter(model.density), wide, model.device),
+        "windows, uniform merge": evaluate(window_counter(uniform), wide, model.device),
+        "windows side by side": evaluate(window_counter(apart), wide, model.device),
         "squeezed to one window": evaluate(counter_of(model), squeezed, model.device),
     }
 
@@ -172,29 +173,6 @@ def by_crowding(predicted: Tensor, questions: Questions, scenes: DescribedScenes
     return count_errors(predicted - questions.counts + crowd, crowd, bins=(0, 10, 20, 30, 40))
 
 
-def per_item_difference(first: Tensor, second: Tensor, questions: Questions) -> Tensor:
-    """Return |first - truth| - |second - truth| of every question, (N,), for an interval over test questions."""
-    return (first - questions.counts).abs() - (second - questions.counts).abs()
-
-
-def packed(image: Tensor, densities: Tensor) -> dict[str, Any]:
-    """Return a picture (3, H, W) uint8 and densities (T, H, W) as text that fits into a record; negatives are lost."""
-    peak = max(densities.max().item(), 1e-9)
-    pixels = (densities.cpu().clamp_min(0) / peak * 255).round().byte()
-    return {
-        "image": to_text(image.permute(1, 2, 0)),
-        "densities": [to_text(one) for one in pixels],
-        "peak": round(peak, 6),
-        "counts": [round(one.sum().item(), 2) for one in densities],
-    }
-
-
-def unpacked(record: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the picture (3, H, W) in [0, 1] and the densities (T, H, W) that :func:`packed` stored."""
-    picture, *densities = (torch.from_numpy(from_text(one)) for one in (record["image"], *record["densities"]))
-    return picture.permute(2, 0, 1) / 255, torch.stack(densities) / 255 * record["peak"]
-
-
 def by_class(predicted: Tensor, questions: Questions) -> dict[str, CountErrors]:
     """Return the errors of every name that is asked for."""
     rows = {name: [i for i, asked in enumerate(questions.asked) if asked == name] for name in questions.names}
@@ -210,13 +188,10 @@ __all__ = [
     "knock_out",
     "maps",
     "merging",
-    "packed",
-    "per_item_difference",
     "prompt_matrix",
     "rephrased",
     "text_bias",
     "tricks",
-    "unpacked",
     "without_text",
     "wordings",
 ]

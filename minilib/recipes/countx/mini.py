@@ -6,29 +6,29 @@ from dataclasses import replace
 
 import torch
 
-from minilib import training
 from minilib.models.countx import CounTX
-from minilib.recipes.countx.recipe import Training, build, counter_of, counting_loss, scene_batches
+from minilib.recipes.countx.recipe import Schedule, build, counter_of, counting_loss, scene_batches
 from minilib.recipes.shared.counting import CountingScenes, answers, counted_classes, evaluate, training_mean
 from minilib.recipes.shared.counting_scenes import KINDS, scenes_of
+from minilib.training import Training
 from minilib.weights import load_clip
 
 SCENES = CountingScenes(size=64, count=(1, 24), distractors=(0, 8), sigma=2.5)
 """What it counts in."""
-TRAINING = Training(steps=2800, images=12, each=4, everything=True, lr=1.5e-3, tower_lr=0.1)
+SCHEDULE = Schedule(steps=2800, images=12, each=4, everything=True, lr=1.5e-3, tower_lr=0.1)
 """How it is trained."""
 TRAIN_IMAGES = 6000
 """Different scenes in the training, of classes that the test never asks for."""
 
 
-def prepare(seed: int, device: torch.device | str = "cpu", steps: int | None = None) -> training.Training:
-    """Return the training: :data:`TRAINING` on :data:`SCENES`, starting from ``mini-vit``."""
-    chosen = replace(TRAINING, steps=steps or TRAINING.steps)
+def prepare(seed: int, device: torch.device | str = "cpu", steps: int | None = None) -> Training:
+    """Return the training: :data:`SCHEDULE` on :data:`SCENES`, starting from ``mini-vit``."""
+    chosen = replace(SCHEDULE, steps=steps or SCHEDULE.steps)
     shown = scenes_of(SCENES, TRAIN_IMAGES, "train", "train", seed)
     clip = load_clip("mini-vit", device=device)
     model = build(clip, SCENES.size, seed=seed, images=shown.image[:300], names=counted_classes("train")).freeze()
     config = replace(chosen.config(seed), checkpoint_every=100, log_every=20)
-    return training.Training(model, counting_loss, scene_batches(shown, chosen, seed, device), config)
+    return Training(model, counting_loss, scene_batches(shown, chosen, seed, device), config)
 
 
 def report(model: CounTX, device: torch.device | str = "cpu", images: int = 300) -> dict[str, float]:

@@ -70,7 +70,7 @@ def check(data: str | Path, weights: str | Path) -> None:
 def count_all(model: CounTX, split: FSC147, out: Path | None = None, merge: str = "recursive") -> torch.Tensor:
     """Return the predicted counts (N,) of a split, in evaluation mode and single precision.
 
-    With ``out`` every count is kept as it is made, and an interrupted run goes on where it stopped.
+    With ``out`` every count is kept as it is made, and an interrupted run resumes.
     """
     known: dict[str, float] = {}
     if out is not None and out.is_file():

@@ -1,4 +1,3 @@
-# LEAD -> COUNTX: read NOTE_FROM_LEAD_TO_COUNTX.md in the repository root NOW (then delete this line and that file).
 """CounTX's training and evaluation, on scenes and on photographs."""
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ from minilib.models.clip import CLIP
 from minilib.models.countx import DENSITY_SCALE, CounTX, CounTXConfig, density_loss, random_pixel_mask
 from minilib.recipes.shared.counting import Counter
 from minilib.recipes.shared.counting_scenes import Asked, DescribedScenes
+from minilib.recipes.shared.randomness import seeded
 from minilib.scenes.renderer import density_map
 from minilib.training import History, TrainConfig, fit
 
 
 @dataclass(frozen=True)
-class Training:
+class Schedule:
     """One training of CounTX: how long, on how much, with what switched off."""
 
     steps: int = 200
@@ -37,11 +37,11 @@ class Training:
     lr: float = 3e-3
     """Peak learning rate."""
     tower_lr: float = 0.2
-    """The image tower's learning rate as a share of it; the paper has one rate for all."""
+    """Multiplier of ``lr`` for the image tower; the paper has one rate for all."""
     frozen: bool = False
-    """Keep CLIP's image tower as it came (ablation)."""
+    """Leave CLIP's image tower untrained (ablation)."""
     blind: bool = False
-    """Tell the network the same words whatever is asked (control)."""
+    """Give the network the same text whatever is asked (control)."""
 
     def config(self, seed: int) -> TrainConfig:
         """Return the optimisation; momentum constants and weight decay are the authors'."""
@@ -60,7 +60,7 @@ class Training:
 
 
 BLIND_TEXT = "the things"
-"""What a blind network is told instead of the description."""
+"""The text that a blind network gets instead of the description."""
 
 
 def build(
@@ -131,7 +131,7 @@ def start_centred(model: CounTX, images: Tensor, names: Sequence[str]) -> CounTX
 
 
 def scene_batches(
-    scenes: DescribedScenes, training: Training, seed: int, device: torch.device | str = "cpu"
+    scenes: DescribedScenes, schedule: Schedule, seed: int, device: torch.device | str = "cpu"
 ) -> Callable[[int], Batch]:
     """Return ``step -> Batch``, a pure function of the step: images, and ``each`` questions about every one.
 
@@ -141,14 +141,14 @@ def scene_batches(
     images = scenes.image.to(device)
 
     def batch(step: int) -> Batch:
-        drawn = np.random.default_rng([seed, step, 3])
-        rows = drawn.choice(len(scenes), training.images, replace=len(scenes) < training.images)
+        drawn = seeded(seed, step, 3)
+        rows = drawn.choice(len(scenes), schedule.images, replace=len(scenes) < schedule.images)
         image = images[torch.as_tensor(rows, device=device)].float() / 255
         mirrored = drawn.random(len(rows)) < 0.5
         image[torch.as_tensor(mirrored)] = image[torch.as_tensor(mirrored)].flip(-1)
         texts, points = [], []
         for row, turned in zip(rows.tolist(), mirrored, strict=True):
-            for question in _pick(scenes.asked[row], training, drawn):
+            for question in _pick(scenes.asked[row], schedule, drawn):
                 texts.append(("the " if drawn.random() < 0.5 else "") + question.text)
                 there = scenes.center[row][list(question.objects)]
                 points.append(torch.stack([image.shape[-1] - there[:, 0], there[:, 1]], dim=1) if turned else there)
@@ -158,16 +158,16 @@ def scene_batches(
     return batch
 
 
-def _pick(asked: Sequence[Asked], training: Training, drawn: np.random.Generator) -> list[Asked]:
+def _pick(asked: Sequence[Asked], schedule: Schedule, drawn: np.random.Generator) -> list[Asked]:
     """Draw the questions of a scene, the kinds alike; where there are fewer than asked for, some twice.
 
-    Unless ``training.everything``, only for what fills the picture, as FSC-147 does: by its name or by name and colour.
+    Unless ``schedule.everything``, only for what fills the picture, as FSC-147 does: by its name or by name and colour.
     """
-    options = [a for a in asked if training.everything or a.plain == asked[0].plain]
+    options = [a for a in asked if schedule.everything or a.plain == asked[0].plain]
     weights = np.array([1.0 / sum(other.kind == a.kind for other in options) for a in options])
-    number = min(training.each, len(options))
+    number = min(schedule.each, len(options))
     chosen = drawn.choice(len(options), number, replace=False, p=weights / weights.sum())
-    return [options[chosen[i % number]] for i in range(training.each)]
+    return [options[chosen[i % number]] for i in range(schedule.each)]
 
 
 def counting_loss(model: CounTX, batch: Batch) -> dict[str, Tensor]:
@@ -184,23 +184,23 @@ def counting_loss(model: CounTX, batch: Batch) -> dict[str, Tensor]:
 def train(
     model: CounTX,
     batches: Callable[[int], Batch],
-    training: Training,
+    schedule: Schedule,
     seed: int,
     evaluate: Callable[[CounTX], Mapping[str, float]] | None = None,
     progress: str | None = None,
     out: Path | None = None,
 ) -> History:
     """Train in place. As in the authors' loss, a random fifth of the pixels is left out in every step."""
-    model.freeze(image_tower=training.frozen)
+    model.freeze(image_tower=schedule.frozen)
 
     def masked(step: int) -> Batch:
         batch = batches(step)
         generator = torch.Generator().manual_seed(1_000_003 * seed + step)
         kept = random_pixel_mask(tuple(batch.image.shape[-2:]), generator).to(batch.image.device)
         batch.mask = torch.where(kept[None] > 0, 0, 255)
-        return replace(batch, caption=[BLIND_TEXT] * len(batch.caption)) if training.blind else batch
+        return replace(batch, caption=[BLIND_TEXT] * len(batch.caption)) if schedule.blind else batch
 
-    return fit(model, counting_loss, masked, training.config(seed), evaluate=evaluate, progress=progress, out=out)
+    return fit(model, counting_loss, masked, schedule.config(seed), evaluate=evaluate, progress=progress, out=out)
 
 
 def counter_of(model: CounTX, text: str | None = None) -> Counter:
@@ -210,16 +210,6 @@ def counter_of(model: CounTX, text: str | None = None) -> Counter:
     def count(batch: Batch) -> Tensor:
         asked = batch.caption if text is None else [text] * len(batch.caption)
         return model.predict(batch.image, asked).sum((1, 2))
-
-    return count
-
-
-def window_counter(model: CounTX, merge: str = "recursive", stride: int | None = None) -> Counter:
-    """Return the model as a counter of images of any shape, through square windows (authors' test protocol)."""
-
-    def count(batch: Batch) -> Tensor:
-        pairs = zip(batch.image, batch.caption, strict=True)
-        return torch.tensor([model.count(image, text, merge=merge, stride=stride) for image, text in pairs])
 
     return count
 

@@ -1,4 +1,4 @@
-"""What chapter 6 shows beside the ladder: a detector, another backbone, the cost of prompting, maps of prompts."""
+"""What chapter 6 shows beside its variants: a detector, another backbone, the cost of prompting, maps of prompts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from minilib.batch import Batch
-from minilib.metrics.detection import average_precision
 from minilib.models.clip import CLIP
 from minilib.models.denseclip import DenseCLIP, score_map
 from minilib.models.denseclip.backbones import AnyBackbone, DenseResNet
 from minilib.models.denseclip.detection import DenseCLIPDetector, GuidedPyramid
 from minilib.recipes.denseclip import recipe
-from minilib.recipes.denseclip.recipe import Rung, Study, Values, Variant
-from minilib.scenes import EmojiScenes, names
+from minilib.recipes.denseclip.chapter import Study, Trained, Values
+from minilib.recipes.denseclip.recipe import Lab, Variant
+from minilib.recipes.shared.detection import SCENE_ANCHORS, boxed_scenes, score_boxes
+from minilib.scenes import names
 from minilib.training import History, fit
-
-ANCHORS = ((14,), (22,), (34,), (50,))
-"""Sides of the anchors on the maps of stride 4, 8, 16 and 16: half of the scenes' objects are 12 to 22 pixels large,
-too small for the paper's pyramid, which begins at stride 8."""
 
 
 @dataclass
@@ -39,72 +36,58 @@ class Detection:
     """``ap`` and ``ap50`` on the test scenes."""
 
 
-def detection_scenes(source: EmojiScenes, n: int, split: str, seed: int, start: int = 0) -> Batch:
-    """Return scenes with boxes whose classes are positions in the scenes' own class list."""
-    batch = source.batch("detect", n, split, seed, start)
-    table = {names().index(name): number for number, name in enumerate(source.config.classes)}
-    local = [torch.tensor([table[i] for i in c.tolist()], dtype=torch.long, device=c.device) for c in batch.classes]
-    return replace(batch, classes=local)
-
-
 def detection_loss(model: DenseCLIPDetector, batch: Batch) -> dict[str, Tensor]:
     """RetinaNet's losses and the score map's; for ``fit``."""
     return model.losses(batch.image, batch.boxes, batch.classes)
 
 
 def train_detector(name: str, clip: CLIP, values: Values, seed: int, out: Path | None = None) -> Detection:
-    """Train the rung ``name`` of the ladder as a RetinaNet on the chapter's scenes, and judge it."""
-    source, variant = recipe.scenes(values, clip.device), recipe.LADDER[name]
+    """Train the variant ``name`` as a RetinaNet on the chapter's scenes, and judge it."""
+    lab, variant = values.lab, recipe.VARIANTS[name]
+    source = recipe.scenes(lab, clip.device)
     things = source.config.classes
-    config = replace(recipe.model_config(variant, clip, values), dropout=0.0)
+    config = replace(recipe.model_config(variant, clip, lab), dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pyramid = GuidedPyramid(config, recipe.shuffled(things, seed) if variant.shuffled else things, first=0)
         pyramid.load_clip(clip)
-        model = DenseCLIPDetector(pyramid, ANCHORS, 0.01, detections=20, candidates=100).to(clip.device)
-    size = values.batch_size // 2  # twice the steps for the same time: a detector's heads start from nothing
+        model = DenseCLIPDetector(pyramid, SCENE_ANCHORS, 0.01, detections=20, candidates=100).to(clip.device)
+    size = lab.batch_size // 2  # twice the steps for the same time: a detector's heads start from nothing
     history = fit(
         model,
         detection_loss,
-        lambda step: detection_scenes(source, size, "train", seed, step * size),
-        values.training(seed, values.detection_steps),
+        lambda step: boxed_scenes(source, size, "train", seed, step * size),
+        lab.training(seed, values.detection_steps),
         out=out and out / f"detector-{variant.guidance}",
         progress=f"detector, {name}",
     )
-    return Detection(model, history, judge_detector(model, detection_scenes(source, values.test_images, "test", seed)))
+    test = boxed_scenes(source, lab.test_images, "test", seed)
+    return Detection(model, history, score_boxes(model, test))
 
 
-@torch.no_grad()
-def judge_detector(model: DenseCLIPDetector, test: Batch, batch_size: int = 40) -> dict[str, float]:
-    """Return ``ap`` and ``ap50`` of a detector on scenes with boxes."""
-    model.eval()
-    found = [detections for image in test.image.split(batch_size) for detections in model(image)]
-    return average_precision(found, test.boxes, test.classes)
-
-
-def other_backbone(clip: CLIP, values: Values, name: str = "resnet10t") -> AnyBackbone:
+def other_backbone(clip: CLIP, lab: Lab, name: str = "resnet10t") -> AnyBackbone:
     """Return a small ResNet of timm, untrained, with an attention pool into the text space on its last map."""
     features = timm.create_model(name, features_only=True, out_indices=(1, 2, 3), pretrained=False)
     info = features.feature_info
-    return AnyBackbone(features, info.channels(), info.reduction(), clip.config.embed_dim, max(values.size))
+    return AnyBackbone(features, info.channels(), info.reduction(), clip.config.embed_dim, max(lab.size))
 
 
-def train_other(guidance: str, study: Study, clip: CLIP, values: Values, seed: int, out: Path | None = None) -> Rung:
+def train_other(guidance: str, study: Study, clip: CLIP, values: Values, seed: int, out: Path | None = None) -> Trained:
     """Train timm's backbone with CLIP's text ("post", section 3.4) or without ("none"), all of it at one rate."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = other_backbone(clip, values)
-    model = recipe.build(Variant(guidance), clip, study.names, values, seed, backbone)
-    config = replace(values.training(seed, values.other_steps), lr_factors=())
+        backbone = other_backbone(clip, values.lab)
+    model = recipe.build(Variant(guidance), clip, study.names, values.lab, seed, backbone)
+    config = replace(values.lab.training(seed, values.other_steps), lr_factors=())
     history = fit(
         model, recipe.loss, study.batches, config, out=out and out / f"other-{guidance}", progress=f"timm, {guidance}"
     )
-    return Rung(model, history, recipe.evaluate(model, study.test))
+    return Trained(model, history, recipe.evaluate(model, study.test))
 
 
 @torch.no_grad()
 def prompting_cost(
-    clip: CLIP, class_counts: Sequence[int], values: Values, seconds: bool = True
+    clip: CLIP, class_counts: Sequence[int], lab: Lab, seconds: bool = True
 ) -> dict[str, dict[str, list[float]]]:
     """Return what one image costs at inference, by the number of classes.
 
@@ -112,12 +95,12 @@ def prompting_cost(
         For "no text", "post-model" (its text stored) and "pre-model": ``gflop``, billions of floating-point operations
         as counted by PyTorch, and ``seconds``, the median of five single-image passes.
     """
-    image = torch.zeros(1, 3, *values.size, device=clip.device)
+    image = torch.zeros(1, 3, *lab.size, device=clip.device)
     costs: dict[str, dict[str, list[float]]] = {}
     for name, guidance in (("no text", "none"), ("post-model", "post"), ("pre-model", "pre")):
         costs[name] = {"gflop": [], "seconds": []}
         for count in class_counts:
-            model = recipe.build(Variant(guidance), clip, names()[:count], values, seed=0).eval().requires_grad_(False)
+            model = recipe.build(Variant(guidance), clip, names()[:count], lab, seed=0).eval().requires_grad_(False)
             if guidance == "post":
                 model.store_text()
             with FlopCounterMode(display=False) as counter:

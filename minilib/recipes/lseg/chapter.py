@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from minilib.batch import Batch
-from minilib.datasets.augment import shift_and_mirror
-from minilib.datasets.camvid import CamVid, load_camvid
-from minilib.parameters import repository
 from minilib.recipes.lseg import recipe
 from minilib.recipes.lseg.recipe import Lab, Segmenter, Study
+from minilib.recipes.shared.photographs import CamVidStream, camvid
+from minilib.recipes.shared.segmentation import LabelSpace
 from minilib.training import History, Training
 
 
@@ -32,7 +28,7 @@ class Values:
     centred: bool = False
     """Also train with the words' vectors less what all words have in common."""
     share: float = 1.0
-    """Also train with so many of the masks."""
+    """Also train with only this share of the masks."""
     frame: tuple[int, int] = (64, 80)
     """Rows and columns of CamVid's frames."""
 
@@ -63,27 +59,39 @@ def fold(seed: int) -> int:
     return seed % recipe.FOLDS
 
 
-def study_of(values: Values, profile: str, seed: int, device: torch.device | str = "cpu", data: str = "") -> Study:
+def scenes_study(
+    values: Values,
+    seed: int,
+    device: torch.device | str = "cpu",
+    seen_classes: int | None = None,
+) -> Study:
+    """Return EmojiScenes with the words of one fold unseen; see ``recipe.scenes_study``."""
+    return recipe.scenes_study(values.lab, seed, device, fold(seed), seen_classes)
+
+
+def study_of(
+    values: Values,
+    seed: int,
+    device: torch.device | str = "cpu",
+    data: str | Path = "",
+    *,
+    profile: str,
+) -> Study:
     """Return what a profile trains and tests on.
 
     Raises:
         ValueError: profile ``photos`` without ``data``.
     """
     if profile == "photos":
-        return camvid_study(values, data, seed, device)
-    return recipe.scenes_study(values.lab, seed, device, fold(seed))
+        return photos_study(values, seed, device, data)
+    return scenes_study(values, seed, device)
 
 
-@lru_cache(maxsize=4)
-def _camvid(folder: Path, split: str, size: tuple[int, int]) -> CamVid:
-    return load_camvid(folder, split, size)
-
-
-def camvid_study(
+def photos_study(
     values: Values,
-    folder: str | Path,
     seed: int,
     device: torch.device | str = "cpu",
+    data: str | Path = "",
     held_out: tuple[str, ...] | None = None,
 ) -> Study:
     """Return CamVid with the classes of one fold unseen; ``held_out=()`` trains on all eleven.
@@ -94,47 +102,16 @@ def camvid_study(
         ValueError: no folder given.
         FileNotFoundError: the folder is not CamVid as ``data_scripts/get_camvid.py`` lays it out.
     """
-    if not str(folder).strip():
-        raise ValueError(
-            "profile='photos' needs data='FOLDER' with CamVid in it "
-            "(python data_scripts/get_camvid.py makes data/camvid)"
-        )
-    # A relative path is meant from the repository's root: a notebook's kernel starts in another folder.
-    root = (repository() or Path.cwd()) / Path(folder).expanduser()
-    train, test = (_camvid(root, split, values.frame) for split in ("train", "test"))
+    train, test = (camvid(data, split, values.frame) for split in ("train", "test"))
     held_out = HELD_OUT[fold(seed)] if held_out is None else held_out
     unseen = tuple(train.names.index(name) for name in held_out)
+    seen = tuple(i for i in range(len(train.names)) if i not in unseen)
     frames = test.batch(range(len(test)), device)
     return Study(
-        words=train.names,
-        seen=tuple(i for i in range(len(train.names)) if i not in unseen),
-        unseen=unseen,
-        always=(),
-        batches=lambda step: _frames(train, values.lab.batch_size, step, seed, device),
+        labels=LabelSpace(train.names, seen, unseen),
+        batches=CamVidStream(train, values.lab.batch_size, seed, "shift", device),
         test={"seen": frames, "unseen": frames} if unseen else {"seen": frames},
     )
-
-
-def _frames(data: CamVid, size: int, step: int, seed: int, device: torch.device | str) -> Batch:
-    """Return the batch of ``step``: frames of an endless shuffle, moved by up to an eighth and mirrored."""
-    position = torch.arange(step * size, (step + 1) * size)
-    epochs = (position // len(data)).unique().tolist()
-    order = torch.cat([torch.randperm(len(data), generator=_generator(seed, epoch)) for epoch in epochs])
-    batch = data.batch(order[position - epochs[0] * len(data)], device)
-    chance = _generator(seed, step, 1)
-    reach = min(batch.image.shape[-2:]) // 8
-    shift = torch.randint(-reach, reach + 1, (size, 2), generator=chance)
-    mirror = torch.rand(size, generator=chance) < 0.5
-    mask = shift_and_mirror(batch.mask[:, None], shift, mirror)[:, 0]
-    return Batch(image=shift_and_mirror(batch.image, shift, mirror), mask=mask)
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    """Return a generator seeded by all of the numbers."""
-    state = 0
-    for number in numbers:
-        state = (state * 1_000_003 + number + 1) % (2**62)
-    return torch.Generator().manual_seed(state)
 
 
 def main_training(profile: str, seed: int, device: torch.device | str = "cpu", *, data: str = "") -> Training:
@@ -146,7 +123,7 @@ def main_training(profile: str, seed: int, device: torch.device | str = "cpu", *
     if profile not in PROFILES:
         raise ValueError(f"profile={profile!r} trains nothing here: expected one of {', '.join(PROFILES)}")
     values = PROFILES[profile]
-    study = study_of(values, profile, seed, device, data)
+    study = study_of(values, seed, device, data, profile=profile)
     return study_training(values, study, seed, device)
 
 
@@ -159,31 +136,49 @@ def study_training(values: Values, study: Study, seed: int, device: torch.device
 def main_model(
     values: Values, study: Study, seed: int, device: torch.device | str, out: Path
 ) -> tuple[Segmenter, History]:
-    """Train the segmenter with words; an interrupted training goes on where it stopped."""
+    """Train the segmenter with words; an interrupted training resumes."""
     training = study_training(values, study, seed, device)
     history = training.fit(out / "main", progress="LSeg")
     return training.model.eval(), history
 
 
 def control(
-    values: Values, study: Study, kind: str, seed: int, device: torch.device | str, out: Path, **head: Any
+    values: Values,
+    study: Study,
+    kind: str,
+    seed: int,
+    device: torch.device | str,
+    out: Path,
+    block: str = "none",
+    block_depth: int = 1,
 ) -> Segmenter:
     """Train the same network with other label vectors or another head, at the same cost."""
-    name = "-".join([kind, *(str(value) for value in head.values()), str(len(study.seen))])
-    model, _ = recipe.train(values.lab, study, kind, seed, device, out=out / name, progress=name, **head)
+    head = [] if block == "none" else [block, str(block_depth)]
+    name = "-".join([kind, *head, str(len(study.labels.seen))])
+    model, _ = recipe.train(
+        values.lab,
+        study,
+        kind,
+        seed,
+        device,
+        progress=name,
+        out=out / name,
+        block=block,
+        block_depth=block_depth,
+    )
     return model.eval()
 
 
 def by_class(model: Segmenter, study: Study) -> dict[str, float]:
     """Return the IoU of every word of CamVid, all words being asked for, seen or not."""
-    labels = tuple(range(len(study.words)))
-    result = recipe.score(model, study, "seen", labels=labels)
-    return dict(zip(study.words, result.iou().tolist(), strict=True))
+    names = study.labels.names
+    result = recipe.score(model, study, "seen", labels=tuple(range(len(names))))
+    return dict(zip(names, result.iou().tolist(), strict=True))
 
 
 def fewer_words(values: Values, seed: int, device: torch.device | str, count: int) -> Study:
     """Return the fold of ``seed`` with ``count`` seen words; what is tested does not change."""
-    return recipe.scenes_study(values.lab, seed, device, fold(seed), count)
+    return scenes_study(values, seed, device, count)
 
 
 def fewer_masks(values: Values, study: Study, share: float) -> Study:
@@ -198,9 +193,11 @@ def fewer_masks(values: Values, study: Study, share: float) -> Study:
     return replace(study, batches=lambda step: study.batches(step % batches))
 
 
-def all_classes(values: Values, folder: str | Path, seed: int, device: torch.device | str) -> Study:
+def all_classes(
+    values: Values, seed: int, device: torch.device | str, data: str | Path
+) -> Study:
     """Return CamVid with all eleven classes seen."""
-    return camvid_study(values, folder, seed, device, held_out=())
+    return photos_study(values, seed, device, data, held_out=())
 
 
 def text_cosines(words: tuple[str, ...]) -> Tensor:

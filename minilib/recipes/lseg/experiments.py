@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from torch import Tensor
 from minilib.metrics.segmentation import SegmentationScore
 from minilib.models.clip import CLIP
 from minilib.models.lseg import embed_labels
-from minilib.recipes.lseg.recipe import IGNORED, OTHER, Lab, Segmenter, Study, predict, renumber
+from minilib.recipes.lseg.recipe import OTHER, Lab, Segmenter, Study, predict, score_labels
+from minilib.recipes.shared.segmentation import IGNORED, renumber, scene_labels
 from minilib.scenes import VOCABULARY, EmojiScenes, SceneConfig, find
 
 GROUPS_BY = ("name", "wrong name", "mean", "any")
@@ -26,15 +28,14 @@ def reworded(model: Segmenter, study: Study, clip: CLIP, phrases: Sequence[str],
         study: of scenes.
         clip: the text tower.
         phrases: one for each seen word, in their order.
-        wrong: deal the phrases out to the wrong words, as a control.
+        wrong: permute the phrases so that each is another word's, as a control.
     """
     text = embed_labels(clip, list(phrases)).to(model.vectors)
-    other = model.vectors[list(study.always)]
+    other = model.vectors[[study.labels.other]]
     vectors = torch.cat([text.roll(1, dims=0) if wrong else text, other])
-    labels, batch = study.labels("seen"), study.test["seen"]
-    result = SegmentationScore(len(labels), IGNORED)
-    prediction = predict(Segmenter(model.lseg, vectors), batch.image, range(len(labels)))
-    result.update(prediction, renumber(batch.mask, labels))
+    batch = study.test["seen"]
+    batch = replace(batch, mask=renumber(batch.mask, study.labels.asked("seen")))
+    result = score_labels(Segmenter(model.lseg, vectors), batch, range(len(vectors)))
     return result.mean_iou(range(len(phrases)))
 
 
@@ -61,10 +62,8 @@ def hypernyms(model: Segmenter, lab: Lab, clip: CLIP, seed: int, by: str = "name
         raise ValueError(f"by={by!r}: expected one of {', '.join(GROUPS_BY)}")
     groups = _groups(lab.words)
     device = model.vectors.device
-    place = torch.full((256,), len(groups), device=device)
-    place[[concept.index for concept in VOCABULARY]] = torch.tensor(
-        [groups.index(c.group) if c.group in groups else IGNORED for c in VOCABULARY], device=device
-    )
+    of_group = {c.name: groups.index(c.group) for c in VOCABULARY if c.group in groups}
+    table = scene_labels(of_group, other=len(groups)).to(device)
     config = SceneConfig(size=lab.image_size, objects=lab.objects, classes=lab.words, tint=0.0)
     batch = EmojiScenes(config, device=device).batch("segment", n, "test", seed)
     group_of = range(len(groups))  # the group that each vector stands for
@@ -78,7 +77,7 @@ def hypernyms(model: Segmenter, lab: Lab, clip: CLIP, seed: int, by: str = "name
     group_of = torch.tensor([*group_of, len(groups)], device=device)
     result = SegmentationScore(len(groups) + 1, IGNORED)
     prediction = group_of[predict(Segmenter(model.lseg, text), batch.image, range(len(text)))]
-    result.update(prediction, place[batch.mask])
+    result.update(prediction, table[batch.mask])
     return dict(zip(groups, result.iou().tolist(), strict=False))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +20,17 @@ from minilib.batch import Batch
 from minilib.metrics.segmentation import EpisodeScore, SegmentationScore
 from minilib.models.clip import CLIP
 from minilib.models.lseg import CLIPBackbone, LSeg, LSegConfig, embed_labels, pixel_cross_entropy
-from minilib.scenes import VOCABULARY, EmojiScenes, SceneConfig, class_names, find
-from minilib.training import History, TrainConfig, Training, fit
+from minilib.recipes.shared.segmentation import LabelSpace, evenly_spaced, renumber, score_masks
+from minilib.scenes import VOCABULARY, EmojiScenes, SceneConfig, find
+from minilib.training import History, TrainConfig, Training
 from minilib.weights import load_clip
 
-IGNORED = 255
 FOLDS = 4
 OTHER = "other"
 EMBEDDINGS = ("words", "centred", "random", "shuffled", "learned")
 """Vectors of the labels: of the frozen text tower; the same less the mean over the vocabulary, which all words share;
-random ones; those of the text tower, dealt out to the wrong words; and free ones, trained with the rest, which make
-LSeg an ordinary segmenter."""
+random ones; the text tower's vectors, permuted across words; and free ones, trained with the rest, which make LSeg an
+ordinary segmenter."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Lab:
     lr: float = 4e-3
     """Peak learning rate of decoder and head."""
     backbone_factor: float = 0.1
-    """Learning rate of the backbone, as a share of ``lr``: the paper's is a tenth too."""
+    """Multiplier of ``lr`` for the backbone; a tenth in the paper too."""
     evaluations: int = 4
     """Evaluations along the main training."""
     test_images: int = 120
@@ -61,7 +61,7 @@ class Lab:
     @property
     def words(self) -> tuple[str, ...]:
         """The words with masks."""
-        return tuple(VOCABULARY[i * len(VOCABULARY) // self.classes].name for i in range(self.classes))
+        return evenly_spaced([concept.name for concept in VOCABULARY], self.classes)
 
     def training(self, seed: int, evaluations: int = 1) -> TrainConfig:
         """Return the optimisation with its seed."""
@@ -80,22 +80,12 @@ class Lab:
 class Study:
     """What there is to learn and to ask, whatever the images are."""
 
-    words: tuple[str, ...]
-    """All labels; a mask's values count within them."""
-    seen: tuple[int, ...]
-    """The labels whose masks are trained on."""
-    unseen: tuple[int, ...]
-    """The labels that have no mask in training."""
-    always: tuple[int, ...]
-    """Labels that belong to every set of labels: "other", or none."""
+    labels: LabelSpace
+    """All words; a mask's values are labels of it."""
     batches: Callable[[int], Batch]
-    """Training images by step; masks hold seen labels, those of ``always``, and 255."""
+    """Training images by step; masks hold seen labels, "other" where there is one, and 255."""
     test: Mapping[str, Batch]
     """Test images, ``"seen"`` and ``"unseen"``."""
-
-    def labels(self, kind: str) -> tuple[int, ...]:
-        """Return the labels that are asked for on the test images of ``kind``."""
-        return (self.seen if kind == "seen" else self.unseen) + self.always
 
 
 @lru_cache(maxsize=4)
@@ -115,7 +105,7 @@ def scenes_study(
         seed: seed of the training images, and of the test images.
         device: where images are drawn.
         fold: 0 to 3.
-        seen_classes: train on so many of the seen words only, evenly spaced; the number of images stays.
+        seen_classes: train on only this many of the seen words, evenly spaced; the number of images stays.
 
     Raises:
         ValueError: an unknown fold, or more words asked for than the fold leaves.
@@ -123,15 +113,13 @@ def scenes_study(
     if fold not in range(FOLDS):
         raise ValueError(f"fold={fold}: expected 0 to {FOLDS - 1}")
     words = lab.words
-    seen = [i for i, word in enumerate(words) if find(word).fold != fold]
-    unseen = [i for i, word in enumerate(words) if find(word).fold == fold]
-    if seen_classes is not None:
-        if not 1 <= seen_classes <= len(seen):
-            raise ValueError(f"seen_classes={seen_classes}: expected 1 to {len(seen)}")
-        seen = [seen[i * len(seen) // seen_classes] for i in range(seen_classes)]
-    place = torch.full((256,), IGNORED)
-    place[[find(word).index for word in words]] = torch.arange(len(words))
-    place[len(VOCABULARY) : len(class_names())] = len(words)
+    labels = LabelSpace(
+        names=(*words, OTHER),
+        seen=tuple(i for i, word in enumerate(words) if find(word).fold != fold),
+        unseen=tuple(i for i, word in enumerate(words) if find(word).fold == fold),
+        other=len(words),
+    )
+    labels = labels if seen_classes is None else labels.with_seen(seen_classes)
 
     def scenes(classes: Sequence[int]) -> EmojiScenes:
         names = tuple(words[i] for i in classes)
@@ -140,19 +128,15 @@ def scenes_study(
         )
 
     def numbered(batch: Batch) -> Batch:
-        return replace(batch, mask=place.to(batch.mask.device)[batch.mask])
+        return replace(batch, mask=labels.from_scene(batch.mask))
 
-    training = scenes(seen)
-    tests = {"seen": seen, "unseen": unseen}
+    training = scenes(labels.seen)
     return Study(
-        words=(*words, OTHER),
-        seen=tuple(seen),
-        unseen=tuple(unseen),
-        always=(len(words),),
+        labels=labels,
         batches=lambda step: numbered(training.batch("segment", lab.batch_size, "train", seed, step * lab.batch_size)),
         test={
-            kind: numbered(scenes(classes).batch("segment", lab.test_images, "test", seed))
-            for kind, classes in tests.items()
+            kind: numbered(scenes(labels.counted(kind)).batch("segment", lab.test_images, "test", seed))
+            for kind in ("seen", "unseen")
         },
     )
 
@@ -204,7 +188,9 @@ def build(
     seed: int = 0,
     device: torch.device | str = "cpu",
     text: str = "mini-rn",
-    **head: Any,
+    *,
+    block: str = "none",
+    block_depth: int = 1,
 ) -> Segmenter:
     """Return an untrained segmenter whose backbone starts from ``mini-rn``'s image tower.
 
@@ -218,7 +204,8 @@ def build(
         seed: of decoder, head and random vectors.
         device: where to put it.
         text: the CLIP that reads the labels.
-        **head: values of LSegConfig, such as ``block``.
+        block: after the correlation, see LSegConfig.
+        block_depth: how often it is applied.
     """
     clip, tower = text_tower(text), text_tower("mini-rn")
     config = LSegConfig(
@@ -227,23 +214,17 @@ def build(
         embed_dim=clip.config.embed_dim,
         image_mean=tower.config.image_mean,
         image_std=tower.config.image_std,
-        **head,
+        block=block,
+        block_depth=block_depth,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         lseg = LSeg(config)
     state = {key: value for key, value in tower.visual.state_dict().items() if not key.startswith("attnpool.")}
     lseg.backbone.load_state_dict(state)
-    vectors = label_vectors(clip, study.words, kind, seed)
+    vectors = label_vectors(clip, study.labels.names, kind, seed)
     segmenter = Segmenter(lseg, vectors, learned=kind == "learned")
     return segmenter.to(device, memory_format=torch.channels_last)  # a fifth faster on CPUs, the same numbers
-
-
-def renumber(mask: Tensor, labels: Sequence[int]) -> Tensor:
-    """Return the mask with each value replaced by its place in ``labels``, and 255 where it is none of them."""
-    place = torch.full((256,), IGNORED, device=mask.device)
-    place[list(labels)] = torch.arange(len(labels), device=mask.device)
-    return place[mask]
 
 
 def make_training(
@@ -251,18 +232,15 @@ def make_training(
 ) -> Training:
     """Return the training of a segmenter on the seen labels: equation 2 over all of them at every labelled pixel.
 
-    With ``evaluations`` seen and unseen mIoU are logged so many times, on ``watched`` images of each.
+    Seen and unseen mIoU are logged ``evaluations`` times, on ``watched`` images of each.
     """
-    labels = study.labels("seen")
+    labels = study.labels.asked("seen")
 
     def loss(model: Segmenter, batch: Batch) -> dict[str, Tensor]:
         return {"loss": pixel_cross_entropy(model(batch.image, labels), renumber(batch.mask, labels))}
 
     def evaluate(model: Segmenter) -> dict[str, float]:
-        return {kind: score(model, study, kind, watched).mean_iou(range(size(kind))) for kind in study.test}
-
-    def size(kind: str) -> int:
-        return len(study.labels(kind)) - len(study.always)
+        return {kind: mean_iou(model, study, kind, watched) for kind in study.test}
 
     return Training(
         model=segmenter,
@@ -281,17 +259,15 @@ def train(
     device: torch.device | str = "cpu",
     progress: str | None = None,
     evaluations: int = 0,
-    out: Any = None,
-    **head: Any,
+    out: Path | None = None,
+    *,
+    block: str = "none",
+    block_depth: int = 1,
 ) -> tuple[Segmenter, History]:
     """Build and train a segmenter; arguments as in ``build`` and ``make_training``."""
-    segmenter = build(lab, study, kind, seed, device, **head)
+    segmenter = build(lab, study, kind, seed, device, block=block, block_depth=block_depth)
     training = make_training(segmenter, study, lab, seed, evaluations)
-    history = fit(
-        training.model, training.loss, training.batches, training.config,
-        evaluate=training.evaluate, progress=progress, out=out,
-    )  # fmt: skip
-    return segmenter, history
+    return segmenter, training.fit(out, progress)
 
 
 @torch.no_grad()
@@ -310,28 +286,40 @@ def score(
         study: the data.
         kind: ``"seen"`` or ``"unseen"``.
         n: number of test images, all by default.
-        labels: what to choose from, by default ``study.labels(kind)``; classes count in this order.
+        labels: what to choose from, by default ``study.labels.asked(kind)``; classes count in this order.
     """
-    labels = labels or study.labels(kind)
-    batch = study.test[kind]
-    result = SegmentationScore(len(labels), IGNORED)
-    result.update(predict(model, batch.image[:n], labels), renumber(batch.mask[:n], labels))
-    return result
+    labels = labels or study.labels.asked(kind)
+    return score_labels(model, study.test[kind], labels, n)
 
 
-def mean_iou(model: Segmenter, study: Study, kind: str) -> float:
-    """Return the mean IoU over the seen or the unseen words on their test images, "other" not counted."""
-    return score(model, study, kind).mean_iou(range(len(study.labels(kind)) - len(study.always)))
+def score_labels(model: Segmenter, batch: Batch, labels: Sequence[int], n: int | None = None) -> SegmentationScore:
+    """Count right and wrong pixels of the first ``n`` images (all by default), each pixel given one of ``labels``."""
+    image, mask = batch.image[:n], renumber(batch.mask[:n], labels)
+
+    def predict_rows(rows: slice) -> dict[str, Tensor]:
+        return {"labels": predict(model, image[rows], labels)}
+
+    return score_masks(predict_rows, mask, len(labels), batch_size=24)["labels"]
+
+
+def mean_iou(model: Segmenter, study: Study, kind: str, n: int | None = None) -> float:
+    """Return the mean IoU over the seen or unseen words on ``n`` of their test images, "other" not counted."""
+    return score(model, study, kind, n).mean_iou(range(len(study.labels.counted(kind))))
 
 
 @torch.no_grad()
 def episodes(model: Segmenter | None, study: Study, kind: str = "unseen", batch_size: int = 24) -> EpisodeScore:
     """Score the few-shot protocol with no shots: each image asks for one class that is in it, against "other".
 
-    Without a model, every pixel is said to be the class: what the protocol gives for nothing.
+    Without a model, every pixel is labelled with the class: what the protocol gives for nothing.
+
+    Raises:
+        ValueError: the study has no label "other" to tell the class from.
     """
-    batch, other = study.test[kind], study.always[0]
-    result = EpisodeScore(study.labels(kind)[: -len(study.always)])
+    batch, other = study.test[kind], study.labels.other
+    if other is None:
+        raise ValueError("these labels have no 'other' to tell a class from: score episodes on scenes")
+    result = EpisodeScore(study.labels.counted(kind))
     for begin in range(0, len(batch), batch_size):
         image, mask = batch.image[begin : begin + batch_size], batch.mask[begin : begin + batch_size]
         asked = torch.stack([m[m != other].mode().values if (m != other).any() else m.new_tensor(other) for m in mask])
@@ -350,7 +338,8 @@ def episodes(model: Segmenter | None, study: Study, kind: str = "unseen", batch_
 def independence(model: Segmenter, study: Study, n: int = 4) -> float:
     """Return by how much scores of the unseen labels change, at most, when the seen ones are asked for as well."""
     image = study.test["unseen"].image[:n]
-    alone, among = study.labels("unseen"), study.labels("unseen") + study.seen
+    alone = study.labels.asked("unseen")
+    among = alone + study.labels.seen
     with torch.no_grad():
         few, many = model(image, alone), model(image, among)[:, : len(alone)]
     return (few - many).abs().max().item()

@@ -17,10 +17,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from minilib.batch import Batch
-from minilib.datasets.bccd import Bccd
 from minilib.datasets.density import dot_map, smooth
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.clip import CLIP, prompt_ensemble
+from minilib.recipes.shared.randomness import seeded
 from minilib.scenes import VOCABULARY, EmojiScenes, SceneConfig
 from minilib.scenes.renderer import density_map
 
@@ -92,7 +92,7 @@ class Questions:
         def batch(step: int) -> Batch:
             places = range(step * batch_size, (step + 1) * batch_size)
             rows = [int(_shuffle(len(self), seed, p // len(self))[p % len(self)]) for p in places]
-            mirror = np.random.default_rng([seed, step, 1]).random(batch_size) < 0.5
+            mirror = seeded(seed, step, 1).random(batch_size) < 0.5
             return self.batch(rows, device, mirror.tolist())
 
         return batch
@@ -100,12 +100,12 @@ class Questions:
 
 @lru_cache(maxsize=8)
 def _shuffle(n: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch, 0]).permutation(n)
+    return seeded(seed, epoch, 0).permutation(n)
 
 
 @dataclass(frozen=True)
 class CountingScenes:
-    """Scenes to count in: one class is asked for, others stand among it."""
+    """Scenes to count in: one class is asked for, others are mixed in."""
 
     size: int = 96
     """Image side in pixels."""
@@ -117,60 +117,29 @@ class CountingScenes:
     """Object side relative to its cell."""
     jitter: float = 1.2
     """Above 1 neighbours may hide a part of each other."""
-    train: int = 640
-    """Training questions."""
-    test: int = 240
-    """Test questions."""
     sigma: float = 1.5
     """Standard deviation of the target density's bells, in pixels."""
 
-    def scenes(self, classes: Sequence[str], device: torch.device | str = "cpu", **changes: object) -> EmojiScenes:
-        """Return the scenes that show ``classes`` alone; ``changes`` are to SceneConfig."""
+    def scenes(
+        self,
+        classes: Sequence[str],
+        device: torch.device | str = "cpu",
+        shape: tuple[int, int] | None = None,
+    ) -> EmojiScenes:
+        """Return the scenes that show ``classes`` alone.
+
+        ``shape`` is (height, width) in pixels instead of the square of ``size``.
+        """
         config = SceneConfig(
-            size=self.size, count=self.count, distractors=self.distractors, scale=self.scale, jitter=self.jitter,
-            tint=0.0, classes=tuple(classes),
-        )  # fmt: skip
-        return EmojiScenes(config, device=device).but(**changes)
-
-    def questions(self, classes: Sequence[str], n: int, split: str, seed: int, **changes: object) -> Questions:
-        """Draw ``n`` scenes of a split, one question about each."""
-        scenes = self.scenes(classes, **changes)
-        parts = [scenes.batch("count", min(128, n - i), split, seed, i) for i in range(0, n, 128)]
-        image = torch.cat([(part.image * 255).round().to(torch.uint8) for part in parts])
-        asked = tuple(VOCABULARY[i].plural for part in parts for i in part.label.tolist())
-        points = tuple(points for part in parts for points in part.points)
-        return Questions(image, torch.arange(n), asked, points, self.sigma)
-
-    def training(self, seed: int) -> Questions:
-        """Return the training questions; classes of the test are neither asked for nor shown."""
-        return self.questions(counted_classes("train"), self.train, "train", seed)
-
-    def testing(self, seed: int, classes: str = "test") -> Questions:
-        """Return questions about new scenes of ``classes`` "test" (never counted in training) or "train"."""
-        return self.questions(counted_classes(classes), self.test, "test", seed)
-
-    def pairs(self, n: int, seed: int, each: tuple[int, int] = (3, 12)) -> Questions:
-        """Return 2n questions about n scenes of two test classes: question i and i + n are about the same image."""
-        chosen = counted_classes("test")
-        scenes, drawn = self.scenes(chosen), np.random.default_rng([seed, 7])
-        images, asked, points = [], ([], []), ([], [])
-        for i in range(n):
-            first, second = drawn.choice(len(chosen), 2, replace=False)
-            numbers = drawn.integers(each[0], each[1] + 1, 2)
-            two = scenes.but(
-                classes=(chosen[first], chosen[second]),
-                count=(int(numbers[0]),) * 2,
-                distractors=(int(numbers[1]),) * 2,
-            )
-            batch = two.batch("count", 1, "test", seed, i)
-            images.append((batch.image * 255).round().to(torch.uint8))
-            is_asked = batch.classes[0] == batch.label[0]
-            centres = (batch.boxes[0][:, :2] + batch.boxes[0][:, 2:]) / 2
-            for place, mask in enumerate((is_asked, ~is_asked)):
-                asked[place].append(VOCABULARY[int(batch.classes[0][mask][0])].plural)
-                points[place].append(centres[mask])
-        about = torch.arange(n).repeat(2)
-        return Questions(torch.cat(images), about, (*asked[0], *asked[1]), (*points[0], *points[1]), self.sigma)
+            size=shape or self.size,
+            count=self.count,
+            distractors=self.distractors,
+            scale=self.scale,
+            jitter=self.jitter,
+            tint=0.0,
+            classes=tuple(classes),
+        )
+        return EmojiScenes(config, device=device)
 
 
 def counted_classes(part: str) -> tuple[str, ...]:
@@ -184,18 +153,6 @@ def counted_classes(part: str) -> tuple[str, ...]:
     if part not in ("train", "test"):
         raise ValueError(f"part={part!r}: expected 'train' or 'test'")
     return tuple(c.name for c in VOCABULARY if (c.index % 5 == 2) == (part == "test"))
-
-
-def bccd_questions(split: Bccd, sigma: float = 1.5) -> Questions:
-    """Ask for every class in every micrograph: questions i, i + M and i + 2M are about image i."""
-    pairs = [(i, c) for c in range(len(split.names)) for i in range(len(split))]
-    return Questions(
-        split.image,
-        torch.tensor([i for i, _ in pairs]),
-        tuple(split.names[c] for _, c in pairs),
-        tuple(split.points(i, c) for i, c in pairs),
-        sigma,
-    )
 
 
 def validation_target(points: Tensor, size: tuple[int, int], new_size: tuple[int, int], sigma: float = 1.0) -> Tensor:
@@ -219,6 +176,23 @@ def answers(counter: Counter, questions: Questions, device: torch.device | str =
     """Return the counter's answers to all questions, (N,) on the host."""
     rows = torch.arange(len(questions)).split(batch_size)
     return torch.cat([counter(questions.batch(part.tolist(), device)).float().cpu() for part in rows])
+
+
+def window_counter(density: Callable[[Tensor, str], Tensor]) -> Counter:
+    """Return a counter of images of any shape, one at a time, such as through windows.
+
+    Args:
+        density: image (3, H, W) in [0, 1] and what to count -> density (H', W') whose
+            sum is the count; a model's own ``density``, with ``functools.partial`` for
+            its options.
+    """
+
+    @torch.no_grad()
+    def count(batch: Batch) -> Tensor:
+        pairs = zip(batch.image, batch.caption, strict=True)
+        return torch.stack([density(image, asked).sum() for image, asked in pairs])
+
+    return count
 
 
 def evaluate(counter: Counter, questions: Questions, device: torch.device | str = "cpu") -> CountErrors:
@@ -252,7 +226,7 @@ def similarity_map(clip: CLIP, image: Tensor, asked: Sequence[str], template: st
 def similarity_threshold(
     clip: CLIP, train: Questions, device: torch.device | str = "cpu", most: int = 320
 ) -> tuple[Counter, dict[str, float]]:
-    """Count without a detector: blobs of CLIP's similarity map above a threshold, both read off the training questions.
+    """Count without a detector: blobs of CLIP's similarity map above a threshold, fitted to the training questions.
 
     The map is enlarged to the image, cut at ``threshold`` standard deviations above its own mean, and its connected
     blobs are counted; a line, count = ``slope`` * blobs + ``offset``, corrects for blobs that touch. The threshold with

@@ -46,7 +46,7 @@ class DescribedScenes:
     center: tuple[Tensor, ...]
     """Per scene (n, 2) centres of all its objects, x y in pixels, by slot."""
     asked: tuple[tuple[Asked, ...], ...]
-    """Per scene its questions; the first one means the class that the scene shows most deliberately."""
+    """Per scene its questions; the first one asks for the counted class."""
     sigma: float
 
     def __len__(self) -> int:
@@ -74,10 +74,10 @@ class DescribedScenes:
         return Questions(self.image, torch.tensor(about, dtype=torch.int64), tuple(texts), tuple(points), self.sigma)
 
 
-def described_scenes(
+def scenes_of(
     scenes: CountingScenes,
-    classes: Sequence[str],
     n: int,
+    part: str,
     split: str,
     seed: int,
     coloured: float = 0.4,
@@ -88,34 +88,31 @@ def described_scenes(
 
     Args:
         scenes: sizes and numbers.
-        classes: names of the classes that may occur.
         n: number of scenes.
+        part: "train", or "test", whose classes are never counted in training; see
+            ``counted_classes``.
         split: ``train``, ``val`` or ``test``.
         seed: another data set of the same kind.
-        coloured: share of the scenes whose many objects are of two colours.
-        companions: least and largest number of other classes in a scene; (0, 0) leaves the counted class alone, as
-            nearly every photograph of FSC-147 does.
+        coloured: share of the scenes whose counted objects are of two colours.
+        companions: least and largest number of other classes in a scene; (0, 0) leaves
+            the counted class alone, as nearly every photograph of FSC-147 does.
         shape: (height, width) in pixels instead of the scenes' own square.
     """
+    classes = counted_classes(part)
     drawn = np.random.default_rng([seed, SPLITS.index(split), n])
     allowed = np.array([find(name).index for name in classes])
-    source = scenes.scenes(classes, size=shape or scenes.size)
+    source = scenes.scenes(classes, shape=shape)
     layout, _ = source.layout("count", n, split, seed)
     layout = _recast(layout, allowed, coloured, companions, drawn)
     images, centers = [], []
     for start in range(0, n, 128):
-        part = _rows(layout, slice(start, start + 128))
-        picture = render(part, source.config.shape)
+        chunk = _rows(layout, slice(start, start + 128))
+        picture = render(chunk, source.config.shape)
         images.append((picture.image * 255).round().to(torch.uint8))
         middle = (picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2
-        centers += middle.split((part.concept >= 0).sum(axis=1).tolist())
+        centers += middle.split((chunk.concept >= 0).sum(axis=1).tolist())
     asked = tuple(_asked(layout, b, allowed, drawn) for b in range(n))
     return DescribedScenes(torch.cat(images), tuple(centers), asked, scenes.sigma)
-
-
-def scenes_of(scenes: CountingScenes, n: int, part: str, split: str, seed: int, **options: object) -> DescribedScenes:
-    """Return :func:`described_scenes` of the classes of ``part``: "train", or "test", which is never counted."""
-    return described_scenes(scenes, counted_classes(part), n, split, seed, **options)
 
 
 def _rows(layout: Layout, rows: slice) -> Layout:

@@ -16,8 +16,9 @@ from minilib.models.vlcounter import VLCounter
 from minilib.recipes.countx import recipe as countx
 from minilib.recipes.shared.counting import Counter, Questions, counted_classes, validation_target
 from minilib.recipes.shared.counting_scenes import scenes_of
+from minilib.recipes.vlcounter.chapter import Study
 from minilib.recipes.vlcounter.protocol import cell_readout
-from minilib.recipes.vlcounter.recipe import PLURAL, Study
+from minilib.recipes.vlcounter.recipe import PLURAL
 from minilib.scenes import VOCABULARY
 
 # --- What a counter does with the question ---------------------------------------------------------------------------
@@ -131,8 +132,8 @@ def map_scores(maps: Tensor, large: LargeObjects) -> dict[str, float]:
 def maps_of(model: VLCounter, batch: Batch, templates: Sequence[str] = PLURAL) -> dict[str, Tensor]:
     """Return the maps on the way from CLIP to the count, (B, h, w) each, and ``density`` (B, H, W) in objects.
 
-    ``cosine`` is raw CLIP's, with the encoder as the arm prompts it; ``S`` and ``S'`` stand before and after the
-    affine map.
+    ``cosine`` is raw CLIP's, with the encoder as the variant prompts it; ``S`` and ``S'`` are before and after
+    the affine map.
     """
     text = model.encode_names(batch.caption, templates)
     output = model.eval()(model.preprocess(batch.image), text)
@@ -144,12 +145,12 @@ def maps_of(model: VLCounter, batch: Batch, templates: Sequence[str] = PLURAL) -
     }
 
 
-# --- How a count is read off a map -----------------------------------------------------------------------------------
+# --- Ways to read a count from a map ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def read_outs(model: VLCounter, questions: Questions, batch_size: int = 40) -> dict[str, float]:
-    """Return the mean absolute error of each way to read a count off the same density maps.
+    """Return the mean absolute error of each way to read a count from the same density maps.
 
     "sum" is the plain one. "cells" is the authors' rule for CARPK and PUCPR+, with cells of one patch as theirs;
     "against smoothed dots" keeps the sum and takes for the truth what their script for FSC-147 does.
@@ -181,26 +182,15 @@ def wide_scenes(study: Study, n: int, seed: int) -> Questions:
     return scenes.questions(("class", "absent"), plain=True, article=False)
 
 
-def windowed(model: VLCounter, merge: str, stride: int | None = None) -> Counter:
-    """Return the model as a counter of images wider than its grid, through windows (see ``VLCounter.density``)."""
-
-    def count(batch: Batch) -> Tensor:
-        pairs = zip(batch.image, batch.caption, strict=True)
-        sums = [model.density(image, name, stride, merge, PLURAL).sum() for image, name in pairs]
-        return torch.stack(sums)
-
-    return count
-
-
 # --- Beside CounTX ---------------------------------------------------------------------------------------------------
 
 
 def train_countx(
     study: Study, seed: int, *, frozen: bool = False, progress: str | None = None
 ) -> tuple[torch.nn.Module, Counter]:
-    """Train CounTX on the very questions, in the very order, for as many steps as an arm of the ablation.
+    """Train CounTX on the very questions, in the very order, for as many steps as a variant of the ablation.
 
-    It hears "the dogs" and starts with patches and texts of mean zero, as in its own chapter. It trains its image
+    It reads "the dogs" and starts with patches and texts of mean zero, as in its own chapter. It trains its image
     tower, as its authors do, unless ``frozen``.
 
     Raises:
@@ -209,30 +199,22 @@ def train_countx(
     height, width = study.train.image.shape[-2:]
     if height != width:
         raise ValueError(f"CounTX reads square windows, the images have {height} x {width} pixels: make them square")
-    values = study.values
+    lab = study.values.lab
     model = countx.build(
-        study.clip, width, decoder_width=values.channels, seed=seed, images=study.train.image[:100],
+        study.clip,
+        width,
+        decoder_width=lab.channels,
+        seed=seed,
+        images=study.train.image[:100],
         names=study.train.names,
-    )  # fmt: skip
-    stream = study.train.stream(values.batch_size, seed, study.clip.device)
+    )
+    stream = study.train.stream(lab.batch_size, seed, study.clip.device)
 
     def batches(step: int) -> Batch:
         batch = stream(step)
         return replace(batch, caption=[f"the {name}" for name in batch.caption])
 
-    recipe = countx.Training(steps=values.steps, images=values.batch_size, each=1, frozen=frozen)
-    countx.train(model, batches, recipe, seed, progress=progress)
+    schedule = countx.Schedule(steps=lab.steps, images=lab.batch_size, each=1, frozen=frozen)
+    countx.train(model, batches, schedule, seed, progress=progress)
     plain = countx.counter_of(model.eval())
     return model, lambda batch: plain(replace(batch, caption=[f"the {name}" for name in batch.caption]))
-
-
-def paired(first: Tensor, second: Tensor, truth: Tensor) -> dict[str, float]:
-    """Compare two counters' answers (N,) to the same questions.
-
-    Returns:
-        "difference", mean of |first - truth| - |second - truth| (negative where the first is better), and "wins", the
-        share of questions on which the first is nearer, ties counting one half.
-    """
-    gap = (first - truth).abs() - (second - truth).abs()
-    wins = (gap < 0).double() + 0.5 * (gap == 0).double()
-    return {"difference": gap.mean().item(), "wins": wins.mean().item()}

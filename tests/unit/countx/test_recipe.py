@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from minilib.recipes.countx import protocol as countx_paper
 from minilib.recipes.countx.chapter import PROFILES, Values, baselines, continued, photos_study, scenes_study, trained
 from minilib.recipes.countx.recipe import (
     BLIND_TEXT,
-    Training,
+    Schedule,
     build,
     counter_of,
     paper_learning_rate,
@@ -24,13 +23,13 @@ from minilib.recipes.countx.recipe import (
     train,
 )
 from minilib.recipes.shared.counting import CountingScenes, answers, counted_classes
-from minilib.recipes.shared.counting_scenes import GROUPS, described_scenes, scenes_of
+from minilib.recipes.shared.counting_scenes import GROUPS, scenes_of
 from minilib.scenes import VOCABULARY
 from minilib.weights import load_clip
 
 TINY = CountingScenes(size=32, count=(2, 6), distractors=(1, 4))
 VALUES = Values(
-    training=Training(steps=3, images=2, each=2), scenes=TINY, train_images=8, test_images=6, decoder_width=8
+    schedule=Schedule(steps=3, images=2, each=2), scenes=TINY, train_images=8, test_images=6, decoder_width=8
 )
 
 
@@ -93,12 +92,12 @@ def test_plain_questions_leave_the_colour_out(scenes) -> None:
 
 
 def test_wide_scenes() -> None:
-    wide = described_scenes(TINY, counted_classes("test"), 3, "test", 0, shape=(32, 96))
+    wide = scenes_of(TINY, 3, "test", "test", 0, shape=(32, 96))
     assert wide.image.shape == (3, 3, 32, 96)
 
 
 def test_batches_are_a_pure_function_of_the_step(scenes) -> None:
-    batches = scene_batches(scenes, VALUES.training, 0)
+    batches = scene_batches(scenes, VALUES.schedule, 0)
     first, again, other = batches(4), batches(4), batches(5)
     assert first.caption == again.caption and torch.equal(first.density, again.density)
     assert first.caption != other.caption
@@ -118,7 +117,7 @@ def test_training_moves_what_it_should(scenes) -> None:
     for frozen in (False, True):
         model = build(load_clip("mini-vit"), 32, 8)
         before = {name: p.clone() for name, p in model.named_parameters()}
-        history = train(model, scene_batches(scenes, VALUES.training, 0), replace(VALUES.training, frozen=frozen), 0)
+        history = train(model, scene_batches(scenes, VALUES.schedule, 0), replace(VALUES.schedule, frozen=frozen), 0)
         moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
         assert any(name.startswith("clip_model.visual.") for name in moved) != frozen
         assert not any(name.startswith("clip_model.") and not name.startswith("clip_model.visual.") for name in moved)
@@ -131,7 +130,7 @@ def test_a_blind_network_hears_one_thing(scenes) -> None:
     model = build(load_clip("mini-vit"), 32, 8)
     tokenize = model.tokenize
     model.tokenize = lambda texts: heard.append(set(texts)) or tokenize(texts)
-    train(model, scene_batches(scenes, VALUES.training, 0), replace(VALUES.training, blind=True), 0)
+    train(model, scene_batches(scenes, VALUES.schedule, 0), replace(VALUES.schedule, blind=True), 0)
     assert heard == [{BLIND_TEXT}] * 3
 
 
@@ -139,7 +138,7 @@ def test_training_repeats(scenes) -> None:
     weights = []
     for _ in range(2):
         model = build(load_clip("mini-vit"), 32, 8, seed=3)
-        train(model, scene_batches(scenes, VALUES.training, 3), VALUES.training, 3)
+        train(model, scene_batches(scenes, VALUES.schedule, 3), VALUES.schedule, 3)
         weights.append(model.decode_head0[0].weight)
     torch.testing.assert_close(*weights)
 
@@ -157,7 +156,7 @@ def test_the_study_from_end_to_end(tmp_path: Path) -> None:
 def test_what_training_asks_for(scenes) -> None:
     """As FSC-147, only for what fills the picture, by name or name and colour; or for everything."""
     for everything in (False, True):
-        batches = scene_batches(scenes, replace(VALUES.training, images=20, each=2, everything=everything), 0)
+        batches = scene_batches(scenes, replace(VALUES.schedule, images=20, each=2, everything=everything), 0)
         asked = {text.removeprefix("the ") for step in range(4) for text in batches(step).caption}
         fills = {a.text for row in scenes.asked for a in row if a.plain == row[0].plain}
         assert (asked <= fills) != everything
@@ -225,7 +224,7 @@ def test_silencing_the_text(model: CounTX, scenes) -> None:
 
 
 def test_dead_gradients(model: CounTX, scenes) -> None:
-    sizes = experiments.dead_gradients(model, scene_batches(scenes, VALUES.training, 0)(0))
+    sizes = experiments.dead_gradients(model, scene_batches(scenes, VALUES.schedule, 0)(0))
     assert sizes["wv"] == 1 and max(sizes["wq"], sizes["wk"], sizes["norm1"]) < 1e-4
 
 
@@ -245,18 +244,9 @@ def test_crowding_keeps_the_errors(scenes) -> None:
 
 
 def test_wide_pictures_four_ways(model: CounTX) -> None:
-    wide = described_scenes(TINY, counted_classes("test"), 2, "test", 0, shape=(32, 96)).questions()
+    wide = scenes_of(TINY, 2, "test", "test", 0, shape=(32, 96)).questions()
     errors = experiments.merging(model, wide)
     assert len(errors) == 4 and all(e.images == len(wide) for e in errors.values())
-
-
-def test_pictures_fit_into_a_record(scenes) -> None:
-    densities = torch.rand(2, 32, 32) * 0.3
-    record = json.loads(json.dumps(experiments.packed(scenes.image[0], densities)))
-    image, back = experiments.unpacked(record)
-    torch.testing.assert_close(image, scenes.image[0] / 255)
-    torch.testing.assert_close(back, densities, rtol=0, atol=0.3 / 255)
-    assert record["counts"] == pytest.approx(densities.sum((1, 2)).tolist(), abs=0.01)
 
 
 def test_tricks_do_what_they_say(model: CounTX, scenes) -> None:
@@ -285,9 +275,9 @@ def test_the_papers_schedule(epoch: float, rate: float) -> None:
 
 def test_photos_and_paper_say_what_they_need(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="get_bccd.py"):
-        photos_study("", PROFILES["photos"], 0)
+        photos_study(PROFILES["photos"], 0)
     with pytest.raises(FileNotFoundError):
-        photos_study(tmp_path, PROFILES["photos"], 0)
+        photos_study(PROFILES["photos"], 0, data=tmp_path)
     with pytest.raises(ValueError, match="paper-model.pth"):
         countx_paper.check("", "")
     with pytest.raises(FileNotFoundError, match="Train_Test_Val"):

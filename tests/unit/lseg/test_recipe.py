@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from minilib.models.lseg import LSeg, LSegConfig, ResNetBackbone
 from minilib.recipes.lseg import chapter, recipe
 from minilib.recipes.lseg import experiments as wordings
 from minilib.recipes.lseg import protocol as paper
+from minilib.recipes.shared.segmentation import renumber
 from minilib.scenes import find
 
 TINY = recipe.Lab(image_size=32, classes=24, objects=(1, 2), features=8, batch_size=4, steps=2, test_images=12)
@@ -32,25 +34,26 @@ def model(study: recipe.Study) -> recipe.Segmenter:
 
 def test_folds_share_out_all_words() -> None:
     folds = [recipe.scenes_study(TINY, 0, fold=fold) for fold in range(4)]
-    unseen = [set(study.unseen) for study in folds]
+    unseen = [set(study.labels.unseen) for study in folds]
     assert set.union(*unseen) == set(range(24)) and sum(map(len, unseen)) == 24
     for study in folds:
-        assert set(study.seen) == set(range(24)) - set(study.unseen)
-        assert all(find(study.words[i]).fold == find(study.words[study.unseen[0]]).fold for i in study.unseen)
-        assert study.always == (24,) and study.words[24] == "other"
+        assert set(study.labels.seen) == set(range(24)) - set(study.labels.unseen)
+        assert len({find(study.labels.names[i]).fold for i in study.labels.unseen}) == 1
+        assert study.labels.always == (24,) and study.labels.names[24] == "other"
 
 
 def test_no_mask_of_an_unseen_word_is_ever_trained_on(study: recipe.Study) -> None:
     values = torch.cat([study.batches(step).mask.unique() for step in range(8)]).unique().tolist()
-    assert set(values) <= {*study.seen, 24} and 24 in values
-    assert set(study.test["unseen"].mask.unique().tolist()) <= {*study.unseen, 24}
+    assert set(values) <= {*study.labels.seen, 24} and 24 in values
+    assert set(study.test["unseen"].mask.unique().tolist()) <= {*study.labels.unseen, 24}
 
 
 def test_fewer_seen_words_leave_the_test_as_it_is(study: recipe.Study) -> None:
     fewer = recipe.scenes_study(TINY, 0, fold=1, seen_classes=4)
-    assert len(fewer.seen) == 4 and set(fewer.seen) < set(study.seen) and fewer.unseen == study.unseen
+    assert len(fewer.labels.seen) == 4 and set(fewer.labels.seen) < set(study.labels.seen)
+    assert fewer.labels.unseen == study.labels.unseen
     torch.testing.assert_close(fewer.test["unseen"].mask, study.test["unseen"].mask)
-    assert set(fewer.batches(0).mask.unique().tolist()) <= {*fewer.seen, 24}
+    assert set(fewer.batches(0).mask.unique().tolist()) <= {*fewer.labels.seen, 24}
     with pytest.raises(ValueError, match="expected 1 to"):
         recipe.scenes_study(TINY, 0, seen_classes=24)
     with pytest.raises(ValueError, match="fold=4"):
@@ -99,16 +102,11 @@ def test_the_loss_falls(study: recipe.Study) -> None:
     assert len(history.column("unseen")[0]) == 2
 
 
-def test_labels_are_numbered_anew() -> None:
-    mask = torch.tensor([[3, 5, 9, 255]])
-    assert recipe.renumber(mask, (5, 3)).tolist() == [[1, 0, 255, 255]]
-
-
 def test_score_counts_the_words_that_were_asked_for(model: recipe.Segmenter, study: recipe.Study) -> None:
     result = recipe.score(model, study, "unseen")
-    assert result.classes == len(study.unseen) + 1
+    assert result.classes == len(study.labels.unseen) + 1
     assert result.confusion.sum() == study.test["unseen"].mask.numel()
-    only = recipe.score(model, study, "unseen", labels=study.unseen)
+    only = recipe.score(model, study, "unseen", labels=study.labels.unseen)
     assert only.confusion.sum() == (study.test["unseen"].mask != 24).sum()
     assert recipe.mean_iou(model, study, "unseen") == pytest.approx(result.iou()[:-1].nanmean().item(), nan_ok=True)
 
@@ -120,7 +118,7 @@ def test_episodes_ask_for_the_largest_class(study: recipe.Study) -> None:
     share = {}
     for wanted, m in zip(largest.tolist(), mask, strict=True):
         share.setdefault(wanted, []).append([(m == wanted).sum().item(), m.numel()])
-    for position, wanted in enumerate(study.unseen):
+    for position, wanted in enumerate(study.labels.unseen):
         expected = sum(a for a, _ in share.get(wanted, [])) / max(1, sum(b for _, b in share.get(wanted, [])))
         assert trivial.iou()[position].item() == pytest.approx(expected)
     assert trivial.intersection[0].sum() == 0
@@ -138,7 +136,7 @@ def test_a_perfect_segmenter_is_scored_as_perfect(study: recipe.Study) -> None:
 
     mask = study.test["seen"].mask
     image = (mask / 50)[:, None].expand(-1, 3, -1, -1)
-    answer = recipe.replace(study, test={"seen": recipe.replace(study.test["seen"], image=image)})
+    answer = replace(study, test={"seen": replace(study.test["seen"], image=image)})
     assert recipe.mean_iou(Oracle(), answer, "seen") == 1
 
 
@@ -147,6 +145,9 @@ def test_hypernyms_and_independence(model: recipe.Segmenter, study: recipe.Study
     answers = [wordings.hypernyms(model, TINY, clip, 0, by, n=6) for by in wordings.GROUPS_BY]
     assert all(answer.keys() == answers[0].keys() and "animal" in answer for answer in answers)
     assert len({tuple(answer.values()) for answer in answers}) == len(answers), "what is asked with matters"
+    wide = replace(study, labels=replace(study.labels, other=None))
+    with pytest.raises(ValueError, match="no 'other'"):
+        recipe.episodes(None, wide)
     with pytest.raises(ValueError, match="by='groups'"):
         wordings.hypernyms(model, TINY, clip, 0, "groups")
     assert recipe.independence(model, study) < 1e-4
@@ -164,11 +165,11 @@ def test_merged_words_lie_between_their_members() -> None:
 
 
 def test_other_wordings(model: recipe.Segmenter, study: recipe.Study) -> None:
-    clip, seen = recipe.text_tower(), [study.words[i] for i in study.seen]
+    clip, seen = recipe.text_tower(), [study.labels.names[i] for i in study.labels.seen]
     same = wordings.reworded(model, study, clip, seen)
     assert same == pytest.approx(recipe.mean_iou(model, study, "seen"))
     assert wordings.reworded(model, study, clip, seen, wrong=True) != same
-    share, chance = wordings.hypernyms_of_text(clip, study.words[:-1])
+    share, chance = wordings.hypernyms_of_text(clip, study.labels.names[:-1])
     assert 0 <= share <= 1 and 0 < chance < 0.5
 
 
@@ -193,24 +194,16 @@ SMALL = chapter.Values(lab=recipe.Lab(features=8, batch_size=3, steps=2), frame=
 
 
 def test_camvid_as_a_study(camvid: Path) -> None:
-    study = chapter.camvid_study(SMALL, camvid, seed=1)
-    assert [study.words[i] for i in study.unseen] == ["building", "sign", "pedestrian"]
-    assert len(study.seen) == 8 and study.always == () and study.words == NAMES
+    study = chapter.photos_study(SMALL, 1, data=camvid)
+    assert [study.labels.names[i] for i in study.labels.unseen] == ["building", "sign", "pedestrian"]
+    assert len(study.labels.seen) == 8 and study.labels.always == () and study.labels.names == NAMES
     batch = study.batches(0)
     assert batch.image.shape == (3, 3, 36, 48) and batch.mask.shape == (3, 36, 48)
-    trained = recipe.renumber(batch.mask, study.labels("seen"))
-    assert (trained[torch.isin(batch.mask, torch.tensor(study.unseen))] == 255).all()
-    everything = chapter.camvid_study(SMALL, camvid, 1, held_out=())
-    assert everything.unseen == () and list(everything.test) == ["seen"]
+    trained = renumber(batch.mask, study.labels.asked("seen"))
+    assert (trained[torch.isin(batch.mask, torch.tensor(study.labels.unseen))] == 255).all()
+    everything = chapter.photos_study(SMALL, 1, data=camvid, held_out=())
+    assert everything.labels.unseen == () and list(everything.test) == ["seen"]
     assert set(chapter.by_class(recipe.build(SMALL.lab, study).eval(), study)) == set(NAMES)
-
-
-def test_frames_come_all_once_an_epoch_and_by_step_alone(camvid: Path) -> None:
-    data = chapter._camvid(camvid, "train", SMALL.frame)
-    torch.testing.assert_close(chapter._frames(data, 3, 7, 0, "cpu").image, chapter._frames(data, 3, 7, 0, "cpu").image)
-    plain = [chapter._frames(data, 5, step, 0, "cpu").image.mean(dim=(1, 2, 3)) for step in range(2)]
-    assert plain[0].shape == plain[1].shape == (5,)
-    assert (chapter._frames(data, 5, 0, 1, "cpu").image - chapter._frames(data, 5, 0, 0, "cpu").image).abs().max() > 0.1
 
 
 def test_photos_without_data_say_what_to_do(tmp_path: Path) -> None:

@@ -7,24 +7,24 @@ from collections import Counter as Tally
 import pytest
 import torch
 
-from minilib.datasets.bccd import Bccd
 from minilib.recipes.shared import counting
 from minilib.recipes.shared.counting import CountingScenes, Questions
+from minilib.recipes.shared.counting_scenes import scenes_of
 from minilib.scenes import VOCABULARY, find
 from minilib.weights import load_clip
 
-SMALL = CountingScenes(size=48, count=(0, 8), distractors=(0, 6), train=40, test=24)
+SMALL = CountingScenes(size=48, count=(0, 8), distractors=(0, 6))
 NAMED = {c.plural: c.name for c in VOCABULARY}
 
 
 @pytest.fixture(scope="module")
 def train() -> Questions:
-    return SMALL.training(0)
+    return scenes_of(SMALL, 40, "train", "train", 0).questions(article=False).take(range(40))
 
 
 @pytest.fixture(scope="module")
 def test() -> Questions:
-    return SMALL.testing(0)
+    return scenes_of(SMALL, 24, "test", "test", 0).questions(article=False).take(range(24))
 
 
 def test_classes_of_the_test_are_neither_asked_for_nor_shown_in_training(train: Questions, test: Questions) -> None:
@@ -62,28 +62,6 @@ def test_stream_is_a_pure_function_of_the_step_and_shows_everything_once_an_epoc
     epoch = [name for step in range(5) for name in stream(step).caption]
     assert Tally(epoch) == Tally(train.asked)
     assert not torch.equal(train.stream(8, seed=2)(0).image, first.image)
-
-
-def test_pairs_ask_two_questions_about_one_image() -> None:
-    pairs = SMALL.pairs(6, seed=0, each=(2, 5))
-    assert len(pairs) == 12 and len(pairs.image) == 6
-    counts = pairs.counts
-    assert ((counts >= 2) & (counts <= 5)).all()
-    for i in range(6):
-        first, second = pairs.asked[i], pairs.asked[i + 6]
-        assert first != second and {NAMED[first], NAMED[second]} <= set(counting.counted_classes("test"))
-    assert torch.equal(pairs.batch([0]).image, pairs.batch([6]).image)
-
-
-def test_micrographs_are_asked_for_every_class() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [10.0, 4.0, 20.0, 8.0]])
-    split = Bccd(
-        torch.zeros(2, 3, 16, 24, dtype=torch.uint8), [boxes, boxes[:1]],
-        [torch.tensor([0, 2]), torch.tensor([1])], ("a", "b"),
-    )  # fmt: skip
-    questions = counting.bccd_questions(split)
-    assert questions.counts.tolist() == [1, 0, 0, 1, 1, 0] and questions.about.tolist() == [0, 1] * 3
-    assert questions.points[4].tolist() == [[15, 6]] and questions.asked[0] == "red blood cells"
 
 
 def test_training_mean_knows_the_name_only_where_asked(train: Questions, test: Questions) -> None:

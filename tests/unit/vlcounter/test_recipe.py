@@ -1,9 +1,10 @@
-"""VLCounter's recipe: arms that differ only in their parts, trainings, and the questions put to trained counters."""
+"""VLCounter's recipe: variants that differ only in their parts, trainings, and questions to trained counters."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,26 +14,30 @@ from PIL import Image
 from minilib import claims
 from minilib.batch import Batch
 from minilib.models.vlcounter import VLCounter
-from minilib.recipes.shared.counting import CountingScenes, Questions, answers, counted_classes
-from minilib.recipes.vlcounter import experiments, protocol, recipe
+from minilib.recipes.shared.counting import CountingScenes, Questions, answers, counted_classes, window_counter
+from minilib.recipes.vlcounter import chapter, experiments, protocol, recipe
 from minilib.scenes import VOCABULARY
 
-TINY = recipe.Values(
-    scenes=CountingScenes(size=64, count=(1, 6), distractors=(1, 6), train=10, test=6),
-    steps=2,
-    batch_size=4,
-    channels=8,
+TINY = chapter.Values(
+    lab=recipe.Lab(steps=2, batch_size=4, channels=8),
+    scenes=CountingScenes(size=64, count=(1, 6), distractors=(1, 6)),
+    train_images=10,
+    test_images=6,
 )
 
 
-@pytest.fixture(scope="module")
-def study() -> recipe.Study:
-    return recipe.scenes_study(TINY, 0)
+def build(study: chapter.Study, variant: str, seed: int) -> VLCounter:
+    return recipe.build(study.clip, TINY.lab, study.grid, variant, seed)
 
 
 @pytest.fixture(scope="module")
-def untrained(study: recipe.Study) -> VLCounter:
-    return recipe.build(study, "M5", 0)
+def study() -> chapter.Study:
+    return chapter.scenes_study(TINY, 0)
+
+
+@pytest.fixture(scope="module")
+def untrained(study: chapter.Study) -> VLCounter:
+    return build(study, "M5", 0)
 
 
 def questions(counts: list[int], about: list[int]) -> Questions:
@@ -44,7 +49,7 @@ def questions(counts: list[int], about: list[int]) -> Questions:
 # --- Arms and trainings ----------------------------------------------------------------------------------------------
 
 
-def test_every_scene_is_asked_for_all_its_classes_and_one_that_is_absent(study: recipe.Study) -> None:
+def test_every_scene_is_asked_for_all_its_classes_and_one_that_is_absent(study: chapter.Study) -> None:
     for part in (study.train, study.test, study.seen):
         for image in range(len(part.image)):
             counts = part.counts[part.about == image]
@@ -52,16 +57,16 @@ def test_every_scene_is_asked_for_all_its_classes_and_one_that_is_absent(study: 
     assert not set(study.train.names) & set(study.test.names)
 
 
-def test_arms_start_from_the_same_numbers_where_they_have_the_same_parts(study: recipe.Study) -> None:
-    arms = {arm: dict(recipe.build(study, arm, 3).named_parameters()) for arm in recipe.ARMS}
+def test_variants_start_from_the_same_numbers_where_they_have_the_same_parts(study: chapter.Study) -> None:
+    arms = {arm: dict(build(study, arm, 3).named_parameters()) for arm in recipe.VARIANTS}
     for name in ("head.t_proj.weight", "head.v_proj.weight", "head.t_proj.bias"):
         for arm in arms:
             torch.testing.assert_close(arms[arm][name], arms["M5"][name])
-    sizes = {arm: recipe.trained_parameters(recipe.build(study, arm, 0)) for arm in recipe.ARMS}
+    sizes = {arm: recipe.trained_parameters(build(study, arm, 0)) for arm in recipe.VARIANTS}
     assert sizes["M1"] < sizes["VPT"] < sizes["M2"] < sizes["M3"] < sizes["M5"] == sizes["plain skip"]
     assert sizes["M5"] - sizes["M4"] == 2 * 64
     with pytest.raises(KeyError, match="M6"):
-        recipe.build(study, "M6", 0)
+        build(study, "M6", 0)
 
 
 def test_projections_start_as_principal_axes_of_the_names_to_train_on(untrained: VLCounter) -> None:
@@ -72,22 +77,22 @@ def test_projections_start_as_principal_axes_of_the_names_to_train_on(untrained:
     spread = projected.var(0)
     assert (spread[:-1] >= spread[1:] - 1e-5).all()
     rows = untrained.head.v_proj.weight
-    torch.testing.assert_close(rows @ rows.T, recipe.START**2 * torch.eye(8), atol=1e-3, rtol=0)
+    torch.testing.assert_close(rows @ rows.T, recipe.INITIAL_NORM**2 * torch.eye(8), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"arm": "M1"},
-        {"arm": "M5", "rank": "paper", "rank_weight": 0.1},
-        {"arm": "M2", "shuffled": True},
-        {"arm": "M5", "templates": recipe.SINGULAR, "rename": recipe.singular},
+        {"variant": "M1"},
+        {"variant": "M5", "rank": "paper", "rank_weight": 0.1},
+        {"variant": "M2", "shuffled": True},
+        {"variant": "M5", "templates": recipe.SINGULAR, "rename": recipe.singular},
     ],
 )
-def test_trainings_move_what_they_should_and_repeat_exactly(study: recipe.Study, options: dict) -> None:
-    model, history = recipe.train(study, seed=1, **options)
-    again, _ = recipe.train(study, seed=1, **options)
-    before = recipe.build(study, options["arm"], 1).state_dict()
+def test_trainings_move_what_they_should_and_repeat_exactly(study: chapter.Study, options: dict) -> None:
+    model, history = recipe.train(study.clip, study.train, TINY.lab, seed=1, **options)
+    again, _ = recipe.train(study.clip, study.train, TINY.lab, seed=1, **options)
+    before = build(study, options["variant"], 1).state_dict()
     for key, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[key])
         assert torch.equal(value, before[key]) or not key.startswith("clip.")
@@ -103,21 +108,21 @@ def test_singulars_and_templates_go_together() -> None:
 
 def test_micrographs_need_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="get_bccd.py"):
-        recipe.micrographs_study(TINY, " ")
+        chapter.photos_study(TINY, 0, data=" ")
     with pytest.raises(FileNotFoundError, match="get_bccd.py"):
-        recipe.micrographs_study(TINY, tmp_path)
+        chapter.photos_study(TINY, 0, data=tmp_path)
 
 
 def test_profiles_fit_the_ledger() -> None:
-    assert set(recipe.PROFILES) == {"quick", "full", "photos"}
-    for profile, values in recipe.PROFILES.items():
-        assert {"M1", "M2", "M5"} <= set(values.arms) <= set(recipe.ARMS)
+    assert set(chapter.PROFILES) == {"quick", "full", "photos"}
+    for profile, values in chapter.PROFILES.items():
+        assert {"M1", "M2", "M5"} <= set(values.variants) <= set(recipe.VARIANTS)
         tests = {c.id: c.tests[profile] for c in claims.load("vlcounter").values()}
-        assert isinstance(tests["vlcounter.gate"], str) or "plain skip" in values.arms
-        assert isinstance(tests["vlcounter.rank"], str) or values.variants
+        assert isinstance(tests["vlcounter.gate"], str) or "plain skip" in values.variants
+        assert isinstance(tests["vlcounter.rank"], str) or values.controls
         semantic = tests["vlcounter.semantic"].controls
-        assert ("prompts without text" in semantic) == ("VPT" in values.arms)
-        assert ("shuffled words" in semantic) == values.variants
+        assert ("prompts without text" in semantic) == ("VPT" in values.variants)
+        assert ("shuffled words" in semantic) == values.controls
 
 
 # --- What is asked of counters ---------------------------------------------------------------------------------------
@@ -144,7 +149,7 @@ def test_area_under_curve_counts_ties_half() -> None:
     assert experiments.area_under_curve(score, positive, torch.zeros(4, dtype=torch.bool)) is None
 
 
-def test_cells_of_large_objects_are_scored_by_their_own_masks(study: recipe.Study, untrained: VLCounter) -> None:
+def test_cells_of_large_objects_are_scored_by_their_own_masks(study: chapter.Study, untrained: VLCounter) -> None:
     large = experiments.large_objects(study, 12, seed=0)
     assert not (large.inside & large.other).any() and (large.centre <= large.inside).all()
     assert large.inside.shape == (12, 8, 8)
@@ -155,12 +160,7 @@ def test_cells_of_large_objects_are_scored_by_their_own_masks(study: recipe.Stud
     torch.testing.assert_close(maps["S"], maps["S'"])  # the affine map starts as identity
 
 
-def test_paired_differences() -> None:
-    first, second, truth = torch.tensor([1.0, 4.0]), torch.tensor([3.0, 4.0]), torch.tensor([1.0, 5.0])
-    assert experiments.paired(first, second, truth) == {"difference": -1.0, "wins": 0.75}
-
-
-def test_read_outs_differ_only_where_their_switch_bites(study: recipe.Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_outs_differ_only_where_their_switch_bites(study: chapter.Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted maps: a pixel of -1 where nothing is asked for, else two objects in one cell and the rest in others."""
 
     def planted(model: VLCounter, batch: Batch) -> dict[str, torch.Tensor]:
@@ -172,7 +172,7 @@ def test_read_outs_differ_only_where_their_switch_bites(study: recipe.Study, mon
         return {"density": maps}
 
     monkeypatch.setattr(experiments, "maps_of", planted)
-    asked, model = study.test, recipe.build(study, "M1", 0)
+    asked, model = study.test, build(study, "M1", 0)
     empty, crowded = (asked.counts == 0).double().mean().item(), (asked.counts > 1).double().mean().item()
     reads = experiments.read_outs(model, asked, batch_size=5)
     assert reads["sum"] == reads["rounded"] == pytest.approx(empty, abs=1e-5)
@@ -181,17 +181,20 @@ def test_read_outs_differ_only_where_their_switch_bites(study: recipe.Study, mon
     assert reads["against smoothed dots"] >= reads["sum"] - 1e-5
 
 
-def test_wide_scenes_are_read_through_windows(study: recipe.Study, untrained: VLCounter) -> None:
+def test_wide_scenes_are_read_through_windows(study: chapter.Study, untrained: VLCounter) -> None:
     wide = experiments.wide_scenes(study, 2, seed=0)
     assert wide.image.shape[-2:] == (64, 128) and not set(wide.names) & set(study.train.names)
     part = wide.take(range(2))
-    found = {merge: answers(experiments.windowed(untrained, merge), part) for merge in ("recursive", "uniform")}
+    found = {}
+    for merge in ("recursive", "uniform"):
+        density = partial(untrained.density, merge=merge, templates=recipe.PLURAL)
+        found[merge] = answers(window_counter(density), part)
     direct = untrained.density(part.batch([0]).image[0], part.asked[0], merge="uniform", templates=recipe.PLURAL).sum()
     torch.testing.assert_close(found["uniform"][0], direct)
     assert (found["uniform"] - found["recursive"]).abs().max() > 0
 
 
-def test_countx_trains_on_the_same_questions_and_refuses_oblong_images(study: recipe.Study) -> None:
+def test_countx_trains_on_the_same_questions_and_refuses_oblong_images(study: chapter.Study) -> None:
     model, counter = experiments.train_countx(study, 0, frozen=True)
     assert answers(counter, study.test).isfinite().all()
     projection = study.clip.state_dict()["visual.proj"]

@@ -1,0 +1,147 @@
+"""The small sets of photographs: where they are, and how they come in batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minilib.datasets.bccd import Bccd
+from minilib.datasets.camvid import NAMES, CamVid
+from minilib.parameters import repository
+from minilib.recipes.clip import chapter as clip
+from minilib.recipes.countx import chapter as countx
+from minilib.recipes.denseclip import chapter as denseclip
+from minilib.recipes.lseg import chapter as lseg
+from minilib.recipes.shared import photographs
+from minilib.recipes.shared.photographs import (
+    CamVidStream,
+    bccd_crops,
+    bccd_questions,
+    data_folder,
+)
+from minilib.recipes.vlcounter import chapter as vlcounter
+
+
+@pytest.fixture
+def frames() -> CamVid:
+    """Seven frames of 16 x 24 pixels; each is of one brightness, its mask of one class."""
+    image = torch.arange(7, dtype=torch.uint8)[:, None, None, None] * 30
+    mask = torch.arange(7, dtype=torch.uint8)[:, None, None]
+    return CamVid(
+        NAMES, image.expand(7, 3, 16, 24), mask.expand(7, 16, 24), tuple("abcdefg")
+    )
+
+
+@pytest.fixture
+def micrographs() -> Bccd:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [10.0, 4.0, 20.0, 8.0]])
+    return Bccd(
+        torch.zeros(2, 3, 16, 24, dtype=torch.uint8),
+        [boxes, boxes[:1]],
+        [torch.tensor([0, 2]), torch.tensor([1])],
+        ("a", "b"),
+    )
+
+
+def test_relative_folders_are_meant_from_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert data_folder("data/x", "x", "get_x.py") == repository() / "data" / "x"
+    assert data_folder(tmp_path, "x", "get_x.py") == tmp_path
+    with pytest.raises(ValueError, match=r"with x \(python data_scripts/get_x.py"):
+        data_folder("  ", "x", "get_x.py")
+
+
+def test_every_chapter_reads_a_relative_folder_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels start in another folder than the repository's root."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(photographs, "repository", lambda: tmp_path / "root")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    seen: list[Path] = []
+
+    def stop(folder: Path, *_: object, **__: object) -> None:
+        seen.append(folder)
+        raise InterruptedError
+
+    for name in ("load_camvid", "load_bccd", "load_photos"):
+        monkeypatch.setattr(photographs, name, stop)
+    for chapter in (clip, lseg, denseclip, countx, vlcounter):
+        values = chapter.PROFILES["photos"]
+        with pytest.raises(InterruptedError):
+            chapter.photos_study(values, 0, "cpu", "data/here")
+        with pytest.raises(ValueError, match="data='FOLDER'.*data_scripts/get_"):
+            chapter.photos_study(values, 0, "cpu", "")
+    assert seen == [tmp_path / "root" / "data" / "here"] * 5
+
+
+def test_frames_come_once_an_epoch_or_independently(frames: CamVid) -> None:
+    for augment, once in (("shift", True), ("mirror", False)):
+        stream = CamVidStream(frames, 3, seed=1, augment=augment)
+        drawn = [int(one[0, 0]) for step in range(14) for one in stream(step).mask]
+        epochs = [sorted(drawn[i : i + 7]) for i in range(0, 42, 7)]
+        assert all(epoch == list(range(7)) for epoch in epochs) == once
+        assert set(drawn) == set(range(7))
+        again = CamVidStream(frames, 3, seed=1, augment=augment)
+        assert torch.equal(again(9).image, stream(9).image), "by the step alone"
+        other = CamVidStream(frames, 3, seed=2, augment=augment)
+        assert [int(m[0, 0]) for s in range(14) for m in other(s).mask] != drawn
+    with pytest.raises(ValueError, match="augment='crop'"):
+        CamVidStream(frames, 3, 0, "crop")
+
+
+@pytest.mark.parametrize("augment", ["shift", "mirror"])
+def test_frame_and_mask_move_alike(augment: str) -> None:
+    chance = np.random.default_rng(0)
+    mask = torch.from_numpy(chance.integers(0, 11, (5, 16, 24)).astype(np.uint8))
+    image = (mask * 20)[:, None].expand(5, 3, 16, 24)
+    frames = CamVid(NAMES, image, mask, tuple("abcde"))
+    moved = 0
+    for step in range(4):
+        batch = CamVidStream(frames, 4, seed=0, augment=augment)(step)
+        torch.testing.assert_close(batch.image[:, 0], batch.mask * 20 / 255)
+        for found in batch.mask:
+            moved += not any(torch.equal(found, whole.long()) for whole in mask)
+    assert moved > 4
+
+
+def test_camvid_is_read_once_a_process(tmp_path: Path) -> None:
+    for folder in ("train", "trainannot"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (48, 36), (10, 90, 10)).save(tmp_path / "train" / "0.png")
+    Image.new("L", (48, 36), 1).save(tmp_path / "trainannot" / "0.png")
+    first = photographs.camvid(tmp_path, "train", (18, 24))
+    assert first is photographs.camvid(str(tmp_path), "train", (18, 24))
+    assert photographs.camvid(tmp_path, "train", (9, 12)).image.shape[-2:] == (9, 12)
+
+
+def test_micrographs_are_asked_for_every_class(micrographs: Bccd) -> None:
+    questions = bccd_questions(micrographs)
+    assert questions.counts.tolist() == [1, 0, 0, 1, 1, 0]
+    assert questions.about.tolist() == [0, 1] * 3
+    assert questions.points[4].tolist() == [[15, 6]]
+    assert questions.asked[0] == "red blood cells"
+
+
+def test_crops_of_micrographs_keep_the_points_inside(micrographs: Bccd) -> None:
+    batches = bccd_crops(micrographs, images=4, sigma=1.5, seed=0)
+    for step in range(3):
+        batch = batches(step)
+        assert batch.image.shape == (4, 3, 16, 16) and len(batch.caption) == 12
+        assert [c.removeprefix("the ") for c in batch.caption[:3]] == list(
+            micrographs.names
+        )
+        true = torch.tensor([float(len(p)) for p in batch.points])
+        torch.testing.assert_close(
+            batch.density.sum((1, 2, 3)), true, atol=1e-4, rtol=0
+        )
+        assert all(((p >= 0) & (p <= 16)).all() for p in batch.points)
+        assert batches(step).caption == batch.caption
+    assert batches(0).caption != batches(1).caption
