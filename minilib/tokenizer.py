@@ -1,8 +1,8 @@
 """CLIP's byte-pair encoding, whole or restricted to the ids that a small model needs.
 
 The list of merges is the file that open_clip ships, read without importing open_clip,
-which would take longer than importing torch. The treatment of long texts and of special
-strings is OpenAI's.
+which would take longer than importing torch. The treatment of long texts and of
+special strings is OpenAI's.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class _BytePairs:
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
 
     def split(self, word: str) -> list[str]:
-        """Return the tokens of one word: its bytes, merged as long as a merge applies."""
+        """Return the tokens of one word: its bytes, merged while a merge applies."""
         characters = [self.characters[byte] for byte in word.encode("utf-8")]
         parts = [*characters[:-1], characters[-1] + _END]
         while len(parts) > 1:
@@ -107,7 +107,8 @@ def _bpe() -> _BytePairs:
 
 def _clean(text: str) -> str:
     """Repair broken Unicode and HTML escapes, collapse spaces, fold case."""
-    if not text.isascii() or not text.isprintable() or "&" in text:
+    plain = text.replace("\n", " ").replace("\t", " ")
+    if not plain.isascii() or not plain.isprintable() or "&" in plain:
         import ftfy  # slow, and most texts need no repair
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))

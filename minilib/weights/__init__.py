@@ -1,10 +1,11 @@
-"""Saving and loading models: the shipped mini checkpoints, open_clip's names, local files.
+"""Saving and loading models: mini checkpoints, open_clip's names, local files.
 
 Every mini checkpoint is one safetensors file that says in its ``format`` which model it
 holds: "minilib.countx" is the CounTX of ``minilib.models.countx``. So :func:`save` and
 :func:`load` serve every paper.
 
-Nothing here unpickles more than plain tensors unless the caller says that a file is to be trusted.
+Nothing here unpickles more than plain tensors unless the caller says that a file is to be
+trusted.
 """
 
 from __future__ import annotations
@@ -40,23 +41,27 @@ MINI = ("mini-vit", "mini-rn")
 _CLIP = "minilib.clip"
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], card: Mapping[str, Any]) -> Path:
-    """Write ``model`` with its configuration and card to one safetensors file, atomically.
+def save(
+    model: nn.Module, path: str | os.PathLike[str], card: Mapping[str, Any]
+) -> Path:
+    """Write ``model`` with its configuration and card to one file, atomically.
 
-    Matrices and convolutions are stored in half precision; vectors and running statistics stay in float32.
+    Matrices and convolutions are stored in half precision; vectors and running statistics
+    stay in float32.
 
     Args:
-        model: a paper's model, such as CLIP or CounTX, made from a dataclass that it keeps
-            as ``config``.
-        path: where to; the folder must exist.
-        card: how the weights were made (command, seed, steps, metrics, ...), anything JSON can hold.
+        model: a paper's model, such as CLIP or CounTX, made from a dataclass that it
+            keeps as ``config``.
+        path: where to (.safetensors); the folder must exist.
+        card: how the weights were made (command, seed, steps, metrics, ...), anything
+            JSON can hold.
 
     Returns:
         ``path``.
 
     Raises:
-        ValueError: not a paper's model; or a weight is not finite, or too large for half
-            precision.
+        ValueError: not a paper's model; or a weight is not finite, or too large for
+            half precision.
     """
     path, kind = Path(path), f"minilib.{type(model).__name__.lower()}"
     if _model_class(kind) is not type(model):
@@ -87,9 +92,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], card: Mapping[str, Any]
     return path
 
 
-def load(
-    name: str | os.PathLike[str], device: torch.device | str = "cpu"
-) -> nn.Module:
+def load(name: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn.Module:
     """Load a model that :func:`save` wrote, in evaluation mode and float32.
 
     Args:
@@ -106,7 +109,7 @@ def load(
 
 
 def read_card(name: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the card that :func:`save` stored: how a checkpoint was made, what it reaches.
+    """Return the card that :func:`save` stored: how a model was made, what it reaches.
 
     Raises:
         FileNotFoundError: no checkpoint has this name, or the file does not exist.
@@ -114,7 +117,9 @@ def read_card(name: str | os.PathLike[str]) -> dict[str, Any]:
     """
     _, metadata = _read_file(_path_of(name))
     if "card" not in metadata or _model_class(metadata.get("format", "")) is None:
-        raise ValueError(f"{name} carries no card: it was not written by minilib.weights.save")
+        raise ValueError(
+            f"{name} carries no card: it was not written by minilib.weights.save"
+        )
     return json.loads(metadata["card"])
 
 
@@ -129,15 +134,16 @@ def load_clip(
     """Load a CLIP in evaluation mode and float32; whatever the source, the class is the same.
 
     Args:
-        name: "mini-vit" or "mini-rn"; a model name of open_clip, such as "ViT-B-16"; or a
-            file: one that :func:`save` wrote, a state dict or training checkpoint in
+        name: "mini-vit" or "mini-rn"; a model name of open_clip, such as "ViT-B-16"; or
+            a file: one that :func:`save` wrote, a state dict or training checkpoint in
             OpenAI's, open_clip's or Hugging Face's layout (.pt, .safetensors), or, with
             ``trust``, OpenAI's TorchScript archive.
         pretrained: for open_clip names, the tag of the weights ("openai",
-            "laion2b_s34b_b79k", ...), fetched on first use; "random" for untrained weights.
+            "laion2b_s34b_b79k", ...), fetched on first use; "random" for untrained
+            weights.
         device: where to put the model.
-        quick_gelu: for files that carry no configuration, the activation they were trained
-            with. OpenAI's layout does not tell; True is assumed with a warning.
+        quick_gelu: for files that carry no configuration, the activation they were
+            trained with. OpenAI's layout does not tell; True is assumed with a warning.
         trust: allow a TorchScript archive, which is a program and not only data.
 
     Raises:
@@ -159,7 +165,9 @@ def load_clip(
     if Path(text).exists() or os.sep in text:
         return _load_file(Path(text), quick_gelu, trust).to(device)
     near = difflib.get_close_matches(text, [*MINI, *names])
-    hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
+    hint = "see open_clip.list_models()"
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
     raise ValueError(f"no CLIP is called {text!r} and no such file exists: {hint}")
 
 
@@ -310,11 +318,11 @@ def _build(
 
 
 def _rebuilt(hint: Any, values: Mapping[str, Any]) -> Any:
-    """Return the dataclass of which ``values`` is ``asdict``, after a trip through JSON.
+    """Return the dataclass of which ``values`` is ``asdict``, read from JSON.
 
     Where ``hint`` allows several dataclasses, the names of the fields tell which.
     """
-    options = [kind for kind in get_args(hint) or (hint,) if is_dataclass(kind)]
+    options: list[Any] = list(filter(is_dataclass, get_args(hint) or (hint,)))
     fitting = (k for k in options if {f.name for f in fields(k)} >= set(values))
     if (kind := next(fitting, None)) is None:
         raise ValueError(f"{hint} has no fields {', '.join(values)}")
@@ -338,7 +346,8 @@ def _load_file(path: Path, quick_gelu: bool | None, trust: bool) -> CLIP:
     kind = metadata.get("format", "")
     if kind != _CLIP and _model_class(kind) is not None:
         raise ValueError(
-            f"{path} does not hold a CLIP but a {kind}: load it with minilib.weights.load"
+            f"{path} does not hold a CLIP but a {kind}: "
+            "load it with minilib.weights.load"
         )
     if kind == _CLIP:
         model = _build(path, state, metadata)

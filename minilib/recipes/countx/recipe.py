@@ -1,4 +1,3 @@
-# LEAD -> COUNTX: read NOTE_FROM_LEAD_TO_COUNTX.md in the repository root NOW (then delete this line and that file).
 """CounTX's training and evaluation, on scenes and on photographs."""
 
 from __future__ import annotations
