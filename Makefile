@@ -69,9 +69,12 @@ bench: $(READY) ## benchmarks: ratios measured side by side in one run
 	@mkdir -p $(RUNS)
 	@$(BIN)/python -m pytest tests/benchmarks -s --benchmark-columns=median,iqr,rounds --benchmark-json=$(RUNS)/benchmarks.json
 
-lint: $(READY) ## ruff over library, tests, scripts and notebooks
+lint: $(READY) ## ruff over library and tests and scripts and notebooks; types of the library; no working notes
 	$(call say,Linting)
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy minilib
+	@$(BIN)/python tests/notes.py
 
 clean: ## remove the environment, the built book and caches (runs/ is kept: it may hold hours of work)
 	$(call say,Removing $(VENV) and book/_build and caches; $(RUNS)/ is kept)

@@ -21,7 +21,7 @@ import torch
 from minilib import scenes
 from minilib.recipes.clip import recipe
 from minilib.training import fit
-from minilib.weights import load_clip, save_clip
+from minilib.weights import load_clip, save
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         progress=given.model,
     )
     path = given.out / f"{given.model}.safetensors"
-    save_clip(model, path, {})
+    save(model, path, {})
     metrics = recipe.full_report(load_clip(path, device=given.device))  # of what ships: half precision
     card = {
         "model": given.model,
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         "training_seconds": round(history.rows[-1]["seconds"]),
         "metrics": metrics,
     }
-    save_clip(model, path, card)
+    save(model, path, card)
     card |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(card, indent=2) + "\n")

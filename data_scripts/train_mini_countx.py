@@ -20,7 +20,7 @@ import torch
 from minilib import scenes
 from minilib.files import write_atomically
 from minilib.recipes.countx import mini as recipe
-from minilib.weights.mini_countx import load_countx, save_countx
+from minilib.weights import load, save
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"mini-countx: {size:,} parameters, {steps} steps on {given.device}; working in {given.work}", flush=True)
     history = prepared.fit(given.work, progress="mini-countx")
     path = given.out / "mini-countx.safetensors"
-    save_countx(prepared.model, path, {})
+    save(prepared.model, path, {})
     card = {
         "model": "mini-countx",
         "command": f"python data_scripts/train_mini_countx.py --seed {given.seed}"
@@ -58,9 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         else torch.cuda.get_device_name(),
         "torch": torch.__version__.split("+")[0],
         "training_seconds": round(history.rows[-1]["seconds"]),
-        "metrics": recipe.report(load_countx(path, given.device), given.device),  # of what ships: half precision
+        "metrics": recipe.report(load(path, given.device), given.device),  # of what ships: half precision
     }
-    save_countx(prepared.model, path, card)
+    save(prepared.model, path, card)
     card |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
     write_atomically(path.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
     print(json.dumps(card, indent=2))

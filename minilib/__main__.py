@@ -1,4 +1,7 @@
-"""The command line: ``python -m minilib reproduce``, ``plan``, ``status``, ``collect``, ``clean``, ..."""
+"""The command line: ``minilib reproduce``, ``plan``, ``status``, ``collect``, ...
+
+``python -m minilib`` is the same where the console script is not on the path.
+"""
 
 from __future__ import annotations
 
@@ -105,10 +108,12 @@ def _read(path: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
+    called = Path(sys.argv[0]).stem
+    prog = "minilib" if called == "minilib" else "python -m minilib"
     parser = argparse.ArgumentParser(
-        prog="python -m minilib",
+        prog=prog,
         description="Run chapters, gather what they measured, and show it.",
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES.replace("python -m minilib", prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="command")

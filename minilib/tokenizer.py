@@ -1,17 +1,21 @@
 """CLIP's byte-pair encoding, whole or restricted to the ids that a small model needs.
 
-The merges and their vocabulary file are open_clip's; the treatment of long texts and of special strings is
-OpenAI's.
+The list of merges is the file that open_clip ships, read without importing open_clip,
+which would take longer than importing torch. The treatment of long texts and of
+special strings is OpenAI's.
 """
 
 from __future__ import annotations
 
+import gzip
+import html
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import regex
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 BYTE_IDS = 512
@@ -23,17 +27,92 @@ _WORDS = regex.compile(
 )
 
 
+_VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
+_MERGES = 48894  # the file lists more than CLIP uses
+_END = "</w>"
+
+
+def _merges() -> list[tuple[str, str]]:
+    """Return CLIP's merges, the most frequent pair first.
+
+    Raises:
+        FileNotFoundError: open_clip is not installed, or has no such file.
+    """
+    spec = find_spec("open_clip")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    for path in (Path(folder) / _VOCABULARY_FILE for folder in folders):
+        if path.is_file():
+            lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+            pairs = (line.split() for line in lines[1 : 1 + _MERGES])
+            return [(first, second) for first, second in pairs]
+    raise FileNotFoundError(
+        f"CLIP's vocabulary {_VOCABULARY_FILE} was not found beside open_clip: "
+        "pip install open_clip_torch"
+    )
+
+
+def _printable_bytes() -> dict[int, str]:
+    """Map every byte to a character that can be printed, in the order of their ids."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+    shown += range(ord("®"), ord("ÿ") + 1)
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {byte: chr(byte) for byte in shown} | {
+        byte: chr(256 + number) for number, byte in enumerate(hidden)
+    }
+
+
+class _BytePairs:
+    """CLIP's byte-pair encoding: 256 bytes, 256 bytes that end a word, 48894 merges.
+
+    Attributes:
+        ids: id of each token; a token that ends a word ends in ``</w>``.
+        tokens: the same as a list, by id.
+        characters: a printable character for each byte; bytes: the reverse.
+    """
+
+    def __init__(self) -> None:
+        merges = _merges()
+        self.characters = _printable_bytes()
+        self.bytes = {character: byte for byte, character in self.characters.items()}
+        single = list(self.bytes)
+        self.tokens = [*single, *(character + _END for character in single)]
+        self.tokens += map("".join, merges)
+        self.ids = {token: number for number, token in enumerate(self.tokens)}
+        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+
+    def split(self, word: str) -> list[str]:
+        """Return the tokens of one word: its bytes, merged while a merge applies."""
+        characters = [self.characters[byte] for byte in word.encode("utf-8")]
+        parts = [*characters[:-1], characters[-1] + _END]
+        while len(parts) > 1:
+            pairs = list(zip(parts, parts[1:], strict=False))
+            best = min(pairs, key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            if best not in self._ranks:
+                break
+            merged: list[str] = []
+            position = 0
+            while position < len(parts):
+                here = pairs[position] if position < len(pairs) else None
+                merged.append("".join(best) if here == best else parts[position])
+                position += 2 if here == best else 1
+            parts = merged
+        return parts
+
+
 @lru_cache(maxsize=1)
-def _bpe() -> SimpleTokenizer:
-    """Return the full byte-pair encoder, built once (a quarter of a second)."""
-    return SimpleTokenizer()
+def _bpe() -> _BytePairs:
+    """Return the full byte-pair encoder, built once (a tenth of a second)."""
+    return _BytePairs()
 
 
 def _clean(text: str) -> str:
     """Repair broken Unicode and HTML escapes, collapse spaces, fold case."""
-    if text.isascii() and text.isprintable() and "&" not in text:  # nothing to repair; ftfy is slow
-        return " ".join(text.lower().split())
-    return _bpe().clean_fn(text)
+    plain = text.replace("\n", " ").replace("\t", " ")
+    if not plain.isascii() or not plain.isprintable() or "&" in plain:
+        import ftfy  # slow, and most texts need no repair
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
 
 
 class Tokenizer:
@@ -58,7 +137,7 @@ class Tokenizer:
                 f"context {context} has no room for the start and the end of a text: use at least 2"
             )
         bpe = _bpe()
-        full = bpe.sot_token_id
+        full = len(bpe.tokens)
         kept = range(full) if vocabulary is None else sorted({*range(BYTE_IDS), *vocabulary})
         if kept[0] < 0 or kept[-1] >= full:
             raise ValueError(
@@ -79,16 +158,15 @@ class Tokenizer:
         if word in self._special:
             return [self._special[word]]
         bpe = _bpe()
-        printable = "".join(bpe.byte_encoder[byte] for byte in word.encode("utf-8"))
         ids = []
-        for token in bpe.bpe(printable).split(" "):
-            bpe_id = bpe.encoder[token]
+        for token in bpe.split(word):
+            bpe_id = bpe.ids[token]
             if bpe_id in self._compact:
                 ids.append(self._compact[bpe_id])
                 continue
-            stem = token.removesuffix("</w>")
+            stem = token.removesuffix(_END)
             spelling = [*stem[:-1], stem[-1] + token[len(stem) :]]
-            ids += [self._compact[bpe.encoder[byte]] for byte in spelling]
+            ids += [self._compact[bpe.ids[byte]] for byte in spelling]
         return ids
 
     def encode(self, text: str) -> list[int]:
@@ -109,8 +187,7 @@ class Tokenizer:
             if index in special:
                 parts.append(special[index].encode())
             elif 0 <= index < self.start:
-                symbols = bpe.decoder[self._bpe_ids[index]]
-                parts.append(_symbols_to_bytes(symbols))
+                parts.append(_token_to_bytes(bpe.tokens[self._bpe_ids[index]]))
             else:
                 raise ValueError(f"id {index} is outside the vocabulary of {self.vocab_size}")
         return b"".join(parts).decode("utf-8", errors="replace")
@@ -141,11 +218,11 @@ class Tokenizer:
         return rows
 
 
-def _symbols_to_bytes(symbols: str) -> bytes:
+def _token_to_bytes(token: str) -> bytes:
     """Undo the printable spelling of a BPE token; the end of a word becomes a space."""
-    decoder = _bpe().byte_decoder
-    stem = symbols.removesuffix("</w>")
-    return bytes(decoder[symbol] for symbol in stem) + (b" " if stem != symbols else b"")
+    stem = token.removesuffix(_END)
+    spelt = bytes(_bpe().bytes[character] for character in stem)
+    return spelt + (b" " if stem != token else b"")
 
 
 @lru_cache(maxsize=16)

@@ -9,7 +9,6 @@ from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from minilib.claims.records import Claim, Measurement, Test
 
@@ -96,7 +95,10 @@ def t_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tup
     array = np.asarray(values, dtype=float)
     if array.size < 2:
         raise ValueError(f"an interval over seeds needs at least 2 values, got {array.size}")
-    half = stats.t.ppf((1 + level) / 2, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size)
+    from scipy import stats  # here: slow to import, and most uses of claims need none
+
+    quantile = stats.t.ppf((1 + level) / 2, array.size - 1)
+    half = quantile * array.std(ddof=1) / math.sqrt(array.size)
     return float(array.mean() - half), float(array.mean() + half)
 
 

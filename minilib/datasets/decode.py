@@ -14,10 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pooch
 from einops import rearrange
 from PIL import Image, ImageOps
-from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 from tqdm import tqdm
 
 from minilib.datasets.tree import Tree
@@ -50,6 +48,9 @@ def decode(data: bytes, size: int) -> np.ndarray:
     The shortest side is resized to ``size`` (bicubic, antialiased) and the centre cropped; a photograph that
     has this size already keeps its pixels.
     """
+    # Here: torchvision takes as long to import as torch.
+    from torchvision.transforms.functional import InterpolationMode, center_crop, resize
+
     with Image.open(io.BytesIO(data)) as image:
         rgb = to_rgb(image)
     square = center_crop(resize(rgb, size, InterpolationMode.BICUBIC), size)
@@ -58,6 +59,8 @@ def decode(data: bytes, size: int) -> np.ndarray:
 
 def cache_folder() -> Path:
     """Return the folder for decoded photographs: ``$MINILIB_CACHE``, else the platform's cache folder."""
+    import pooch
+
     return Path(os.environ.get("MINILIB_CACHE") or pooch.os_cache("minilib")).expanduser() / "photographs"
 
 

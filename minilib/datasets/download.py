@@ -10,9 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
-import requests
-
 TIMEOUT = 30  # seconds without an answer before giving up
 
 
@@ -46,6 +43,9 @@ def fetch(data: Published, url: str, md5: str | None, folder: Path) -> Path:
     Raises:
         Refused: there is no connection, or the file is not the expected one.
     """
+    import pooch  # here: loading data that are there needs no network
+    import requests
+
     pooch.get_logger().setLevel("WARNING")
     downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)
     known_hash = f"md5:{md5}" if md5 else None
@@ -66,6 +66,8 @@ def check_archive(data: Published, path: Path, md5: str | None) -> Path:
     Raises:
         Refused: it is missing or another file.
     """
+    import pooch
+
     if not path.is_file():
         raise Refused(f"no archive at {path}: expected {data.archive}, as published at {data.url}")
     if md5 and (found := pooch.file_hash(str(path), "md5")) != md5:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from torchmetrics.detection import MeanAveragePrecision
 
 
 def average_precision(
@@ -27,6 +26,9 @@ def average_precision(
     """
     if not len(found) == len(boxes) == len(classes):
         raise ValueError(f"{len(found)} images, {len(boxes)} lists of boxes, {len(classes)} of classes: give one each")
+    # Here: it imports torchvision, which takes as long as torch.
+    from torchmetrics.detection import MeanAveragePrecision
+
     metric = MeanAveragePrecision(backend="faster_coco_eval")
     metric.warn_on_many_detections = False
     metric.update(

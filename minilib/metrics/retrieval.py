@@ -22,10 +22,11 @@ def recall_at_k(
     """Return R@k, the share of queries that find a right item among their k best.
 
     Args:
-        similarity: (n, n), row i the scores of query i for all items; transpose it for the other direction.
+        similarity: (n, n), row i the scores of query i for all items; transpose it for
+            the other direction.
         ks: the k wanted.
-        groups: n labels, such as the captions: any item with the query's label is right.
-            Without them only item i is, which under-reports where captions repeat.
+        groups: n labels, such as the captions: any item with the query's label is
+            right. Without it only item i is, which under-reports where captions repeat.
 
     An item that ties with the best right one counts as ranked before it, so constant features find nothing.
     """

@@ -29,8 +29,9 @@ def curve_with_band(
         x: (N,) positions.
         ys: (seeds, N) or (N,) values; one seed has no band.
         label: name in the legend.
-        ax: where to draw; by default new axes. Successive calls on one Axes differ in colour, dash and
-        marker. marker: draw a marker at each point.
+        ax: where to draw; by default new axes. Successive calls on one Axes differ in
+            colour, dash and marker.
+        marker: draw a marker at each point.
 
     Raises:
         ValueError: lengths that differ or values that are not finite.

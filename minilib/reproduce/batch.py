@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -21,7 +22,6 @@ from minilib.parameters import writable_folder
 from minilib.reproduce.costs import Cost, makespan
 from minilib.reproduce.executors import Order, Workers, this_process
 from minilib.reproduce.jobs import Job, read_json
-from minilib.reproduce.surroundings import cores
 from minilib.reproduce.texts import duration
 
 _POLL = 0.3  # seconds between two looks at the runs
@@ -77,6 +77,9 @@ class Settings:
     executor: str = "local"
     at_once: int = 1
     """Runs at the same time."""
+    threads: int | None = None
+    """Threads of each run on this machine, unless OMP_NUM_THREADS says otherwise; None
+    leaves them to torch."""
     limit: float | None = None
     """Seconds for each run."""
     keep_going: bool = False
@@ -128,13 +131,15 @@ def time_left(entries: Sequence[Entry], at_once: int) -> str:
     rest = [entry.left for entry in entries if entry.state in (WAITING, QUEUED, RUNNING)]
     if not rest or all(left is None for left in rest):
         return ""
-    seconds, open_end = makespan(sorted(rest, key=lambda left: left is None), at_once)
+    seconds, open_end = makespan(rest, at_once)
     return f"{'more than' if open_end else 'about'} {duration(seconds)} left"
 
 
 def _start(entries: Sequence[Entry], workers: Workers, settings: Settings, view: View) -> None:
     active = [entry for entry in entries if entry.handle is not None]
     waiting = [entry for entry in entries if entry.state == WAITING]
+    if settings.at_once > 1:  # the longest first, so that none is left to run alone
+        waiting.sort(key=lambda entry: -_expected_seconds(entry))
     room = len(waiting) if workers.at_once is None else workers.at_once - len(active)
     taken = {entry.slot for entry in active}
     free = [slot for slot in range(len(entries)) if slot not in taken]
@@ -151,6 +156,11 @@ def _start(entries: Sequence[Entry], workers: Workers, settings: Settings, view:
         entry.handle = handle
         entry.state = RUNNING if workers.local else QUEUED
         view.changed(entry)
+
+
+def _expected_seconds(entry: Entry) -> float:
+    """Return how long an entry is expected to take, endlessly if nothing is known."""
+    return math.inf if entry.cost.seconds is None else entry.cost.seconds
 
 
 def _adopt(entries: Sequence[Entry], workers: Workers, view: View) -> None:
@@ -191,11 +201,13 @@ def _environment(slot: int, settings: Settings) -> dict[str, str | None]:
     """Return what the ``slot``-th of the runs at the same time sees of processors and GPUs."""
     # submitit hides the GPUs from its local processes: put back what is seen here.
     environment: dict[str, str | None] = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")}
-    if settings.at_once > 1:
-        if settings.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = settings.gpus[slot % len(settings.gpus)]
-        if "OMP_NUM_THREADS" not in os.environ:
-            environment["OMP_NUM_THREADS"] = str(max(1, cores() // settings.at_once))
+    if settings.at_once > 1 and settings.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = settings.gpus[slot % len(settings.gpus)]
+    # Numbers depend on the threads in their last digits: the runner fixes them.
+    if settings.threads is not None and "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = str(settings.threads)
+        if "MKL_NUM_THREADS" not in os.environ:
+            environment["MKL_NUM_THREADS"] = str(settings.threads)
     return environment
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,16 @@ from minilib.reproduce.executors import EXECUTORS
 from minilib.reproduce.inputs import library_digests
 from minilib.reproduce.jobs import Job, plan, read_json, what_changed
 from minilib.reproduce.running import OURS, lock_of
-from minilib.reproduce.surroundings import bytes_under, describe_device
+from minilib.reproduce.sharing import MEMORY, share
+from minilib.reproduce.surroundings import (
+    bytes_under,
+    cores,
+    describe_device,
+    free_memory,
+)
 from minilib.reproduce.texts import aligned, duration, parse_duration, size
 
+_JOBS = "runs at the same time (default: one per core, as memory allows; one per GPU)"
 _ARRAY = 256  # so many of an array's jobs may run at the same time, unless --jobs says otherwise
 
 
@@ -39,9 +47,9 @@ def reproduce(options: argparse.Namespace) -> int:
     # Slurm's machines have other devices than this one: there the notebook checks it.
     device = describe_device(options.device) if todo and options.executor != "slurm" else None
     _expect(entries, options.device, device)
-    settings = _settings(options, device, todo)
+    settings = _settings(options, device, entries)
     if options.dry_run:
-        print(views.plan_text(entries, settings.at_once))
+        print(views.plan_text(entries, settings.at_once, _threads(settings)))
         _warn_of_room(entries, jobs[0].out)
         return 0
     live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and todo
@@ -168,7 +176,7 @@ def _add_options_of_runs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--chapters", nargs="+", default=["all"], metavar="NAME", help="chapters, or all (default)")
     command.add_argument("--profile", default="quick", choices=PROFILES, help="default: quick")
     command.add_argument("--seeds", type=parse_seeds, default=[0], help="0, 0,1,2 or 0..4 (default: 0)")
-    command.add_argument("--jobs", type=_count, metavar="N", help="runs at the same time (default: 1)")
+    command.add_argument("--jobs", type=_count, metavar="N", help=_JOBS)
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
     command.add_argument("--out", type=Path, help="folder for runs (default: runs in the repository)")
     command.add_argument(
@@ -225,17 +233,43 @@ def _expect(entries: Sequence[batch.Entry], asked: str, device: Mapping[str, Any
         entry.cost = expected(entry.job, used.partition(":")[0], results)
 
 
-def _settings(options: argparse.Namespace, device: Mapping[str, Any] | None, todo: int) -> batch.Settings:
-    most = options.jobs or (_ARRAY if options.executor == "slurm" else 1)
-    return batch.Settings(
+def _settings(
+    options: argparse.Namespace,
+    device: Mapping[str, Any] | None,
+    entries: Sequence[batch.Entry],
+) -> batch.Settings:
+    todo = [entry.cost.memory or MEMORY for entry in entries if entry.reasons]
+    gpus = _gpus(options.device, device)
+    settings = batch.Settings(
         executor=options.executor,
-        at_once=max(1, min(most, todo)),
         limit=options.time_limit,
         keep_going=options.keep_going,
         device=device,
-        gpus=_gpus(options.device, device),
+        gpus=gpus,
         slurm=dict(options.slurm),
     )
+    if options.executor == "slurm":  # its nodes are others: their threads are torch's
+        return replace(settings, at_once=max(1, min(options.jobs or _ARRAY, len(todo))))
+    # A debugger follows one run at a time.
+    jobs = options.jobs or (1 if options.executor == "debug" else None)
+    on_gpu = device is not None and device["used"] != "cpu"
+    chosen = share(
+        cores(),
+        free_memory(),
+        len(todo),
+        need=max(todo, default=MEMORY),
+        jobs=jobs,
+        gpus=max(1, len(gpus)) if on_gpu else None,
+        processes=int(entries[0].job.parameters.get("devices", 1)),
+    )
+    return replace(settings, at_once=chosen.at_once, threads=chosen.threads)
+
+
+def _threads(settings: batch.Settings) -> str | None:
+    """Return the threads of each run as recorded; None where torch chooses."""
+    if settings.threads is None:
+        return None
+    return os.environ.get("OMP_NUM_THREADS", str(settings.threads))
 
 
 def _conclude(entries: Sequence[batch.Entry], jobs: Sequence[Job], options: argparse.Namespace) -> int:

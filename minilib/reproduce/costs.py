@@ -51,11 +51,14 @@ def expected(job: Job, device: str, results: Path | None) -> Cost:
 
 
 def makespan(lengths: Iterable[float | None], at_once: int | None) -> tuple[float, bool]:
-    """Return how long runs take together and whether any length is unknown, ``at_once`` at a time in order."""
+    """Return how long runs take together, and whether any length is unknown.
+
+    ``at_once`` of them run at a time, the longest first.
+    """
     known = list(lengths)
     ends = [0.0] * (at_once or max(1, len(known)))
-    for length in known:
-        heapq.heappush(ends, heapq.heappop(ends) + (length or 0.0))
+    for length in sorted((length or 0.0 for length in known), reverse=True):
+        heapq.heappush(ends, heapq.heappop(ends) + length)
     return max(ends), None in known
 
 

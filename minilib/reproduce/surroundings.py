@@ -11,10 +11,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from minilib import __version__
 from minilib.parameters import resolve_device
 from minilib.reproduce.inputs import PACKAGE
 
+_CONTROL_GROUP = Path("/sys/fs/cgroup")  # limits of a container, in version 2
 PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "matplotlib", "papermill")
 
 
@@ -53,9 +56,25 @@ def describe_device(device: str) -> dict[str, Any]:
     return {"asked": device, "used": str(used), "name": _device_name(used.type)}
 
 
-def cores() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(control_group: Path = _CONTROL_GROUP) -> int:
+    """Return how many processor cores this process, and its container, may use."""
+    count = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    quota, _, period = _read(control_group / "cpu.max").partition(" ")
+    if quota.isdecimal() and period.isdecimal():
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
+
+
+def free_memory(control_group: Path = _CONTROL_GROUP) -> int:
+    """Return the bytes of memory that are free, within a container's limit."""
+    free = psutil.virtual_memory().available
+    limit = _read(control_group / "memory.max")
+    used = _read(control_group / "memory.current")
+    if limit.isdecimal() and used.isdecimal():
+        free = min(free, max(0, int(limit) - int(used)))
+    return free
 
 
 def cached_bytes() -> int:
@@ -79,6 +98,14 @@ def bytes_under(folder: Path) -> int:
             except OSError:
                 continue  # it was removed meanwhile
     return total
+
+
+def _read(path: Path) -> str:
+    """Return a file's text without the line's end; "" where there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def _git(*arguments: str) -> str | None:

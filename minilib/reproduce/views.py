@@ -22,8 +22,13 @@ _SIGNS = {WAITING: "·", QUEUED: "·", RUNNING: "▶", DONE: "✔", FAILED: "✘
 _STYLES = {RUNNING: "bold", DONE: "green", FAILED: "bold red", WAITING: "dim", QUEUED: "dim", UNCHANGED: "dim"}
 
 
-def plan_text(entries: Sequence[Entry], at_once: int) -> str:
-    """Return what would be run and why, with its expected cost, and the sum."""
+def plan_text(
+    entries: Sequence[Entry], at_once: int, threads: str | None = None
+) -> str:
+    """Return what would be run and why, with its expected cost, and the sum.
+
+    ``threads`` are those of each run, None where they are not chosen here.
+    """
     rows = [("run", "why", "time", "memory", "disk", "download")]
     for entry in entries:
         cost = entry.cost
@@ -37,7 +42,8 @@ def plan_text(entries: Sequence[Entry], at_once: int) -> str:
     text = aligned(rows) + "\n" + "".join(cropped) + ("\n" if cropped else "")
     text += f"{len(todo)} of {len(entries)} to run"
     if todo:
-        text += f", {at_once} at a time: {total(todo, at_once)}"
+        each = f" with {threads} thread{'s' * (threads != '1')} each" if threads else ""
+        text += f", {at_once} at a time{each}: {total(todo, at_once)}"
     sources = sorted({cost.source for cost in todo if cost.source})
     return text + "\n" + (f"Expected from {'; '.join(sources)}.\n" if sources else "")
 

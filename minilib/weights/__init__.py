@@ -1,67 +1,74 @@
-"""Saving and loading CLIP weights: the shipped mini checkpoints, open_clip's names, local files.
+"""Saving and loading models: mini checkpoints, open_clip's names, local files.
 
-Nothing here unpickles more than plain tensors unless the caller says that a file is to be trusted.
+Every mini checkpoint is one safetensors file that says in its ``format`` which model it
+holds: "minilib.countx" is the CounTX of ``minilib.models.countx``. So :func:`save` and
+:func:`load` serve every paper.
+
+Nothing here unpickles more than plain tensors unless the caller says that a file is to be
+trusted.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import importlib.util
 import json
 import os
 import pickle
+import re
 import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-import open_clip
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minilib.models.clip import CLIP, CLIPConfig
-from minilib.models.clip.official import from_hugging_face
+if TYPE_CHECKING:  # importing this module imports no model
+    from minilib.models.clip import CLIP
 
-__all__ = ["MINI", "load_checkpoint", "load_clip", "read_card", "save_clip"]
+__all__ = ["MINI", "load", "load_checkpoint", "load_clip", "read_card", "save"]
 
 FOLDER = Path(__file__).parent
 MINI = ("mini-vit", "mini-rn")
-"""Names of the checkpoints that ship with the package."""
-FORMAT = "minilib.clip"
+"""Names of the CLIPs that ship with the package."""
+_CLIP = "minilib.clip"
 
 
-def save_clip(model: CLIP, path: str | os.PathLike[str], card: Mapping[str, Any]) -> Path:
-    """Write ``model`` with its configuration and card to one safetensors file, atomically.
+def save(
+    model: nn.Module, path: str | os.PathLike[str], card: Mapping[str, Any]
+) -> Path:
+    """Write ``model`` with its configuration and card to one file, atomically.
 
-    Matrices and convolutions are stored in half precision; vectors and running statistics stay in float32.
+    Matrices and convolutions are stored in half precision; vectors and running statistics
+    stay in float32.
 
     Args:
-        model: the model to store.
-        path: where to; the folder must exist.
-        card: how the weights were made (command, seed, steps, metrics, ...), anything JSON can hold.
+        model: a paper's model, such as CLIP or CounTX, made from a dataclass that it
+            keeps as ``config``.
+        path: where to (.safetensors); the folder must exist.
+        card: how the weights were made (command, seed, steps, metrics, ...), anything
+            JSON can hold.
 
     Returns:
         ``path``.
 
     Raises:
-        ValueError: a weight is not finite, or too large for half precision.
+        ValueError: not a paper's model; or a weight is not finite, or too large for
+            half precision.
     """
-    return write_weights(model, path, FORMAT, asdict(model.config), card)
-
-
-def write_weights(
-    model: nn.Module, path: str | os.PathLike[str], kind: str, config: Mapping[str, Any], card: Mapping[str, Any]
-) -> Path:
-    """Write the tensors of any ``model`` with ``config`` and ``card``; ``kind`` says which class reads them.
-
-    Raises:
-        ValueError: a weight is not finite, or too large for half precision.
-    """
-    path = Path(path)
+    path, kind = Path(path), f"minilib.{type(model).__name__.lower()}"
+    if _model_class(kind) is not type(model):
+        raise ValueError(
+            f"{type(model).__name__} is not saved to {path}: expected the model of a "
+            "paper, such as CLIP or CounTX"
+        )
     tensors = {}
     for name, value in model.state_dict().items():
         value = value.detach().cpu()
@@ -70,7 +77,12 @@ def write_weights(
         if not torch.isfinite(value).all():
             raise ValueError(f"{name} is not finite in the precision it is stored in: not saved to {path}")
         tensors[name] = value.contiguous()
-    metadata = {"format": kind, "config": json.dumps(dict(config)), "card": json.dumps(dict(card))}
+    config: Any = model.config
+    metadata = {
+        "format": kind,
+        "config": json.dumps(asdict(config)),
+        "card": json.dumps(dict(card)),
+    }
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, unfinished, metadata)
@@ -80,11 +92,34 @@ def write_weights(
     return path
 
 
-def read_card(name: str) -> dict[str, Any]:
-    """Return the card of a mini checkpoint, by name, or of a file that ``save_clip`` wrote."""
-    _, metadata = read_weights(_mini_path(name) if name in MINI else Path(name))
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{name} carries no card: it was not written by save_clip")
+def load(name: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn.Module:
+    """Load a model that :func:`save` wrote, in evaluation mode and float32.
+
+    Args:
+        name: of a checkpoint that ships, such as "mini-countx", or a file.
+        device: where to put the model.
+
+    Raises:
+        FileNotFoundError: no checkpoint has this name, or the file does not exist.
+        ValueError: the file is truncated, or was not written by :func:`save`.
+    """
+    path = _path_of(name)
+    state, metadata = _read_file(path)
+    return _build(path, state, metadata).to(device)
+
+
+def read_card(name: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the card that :func:`save` stored: how a model was made, what it reaches.
+
+    Raises:
+        FileNotFoundError: no checkpoint has this name, or the file does not exist.
+        ValueError: the file is truncated, or was not written by :func:`save`.
+    """
+    _, metadata = _read_file(_path_of(name))
+    if "card" not in metadata or _model_class(metadata.get("format", "")) is None:
+        raise ValueError(
+            f"{name} carries no card: it was not written by minilib.weights.save"
+        )
     return json.loads(metadata["card"])
 
 
@@ -99,17 +134,16 @@ def load_clip(
     """Load a CLIP in evaluation mode and float32; whatever the source, the class is the same.
 
     Args:
-        name: "mini-vit" or "mini-rn"; a model name of open_clip, such as "ViT-B-16"; or a file: from
-        ``save_clip``,
-            a state dict or training checkpoint in OpenAI's, open_clip's or Hugging Face's layout (.pt,
-            .safetensors), or, with ``trust``, OpenAI's TorchScript archive.
-        pretrained: for open_clip names, the tag of the weights ("openai", "laion2b_s34b_b79k", ...),
-        fetched on first
-            use; "random" for untrained weights.
+        name: "mini-vit" or "mini-rn"; a model name of open_clip, such as "ViT-B-16"; or
+            a file: one that :func:`save` wrote, a state dict or training checkpoint in
+            OpenAI's, open_clip's or Hugging Face's layout (.pt, .safetensors), or, with
+            ``trust``, OpenAI's TorchScript archive.
+        pretrained: for open_clip names, the tag of the weights ("openai",
+            "laion2b_s34b_b79k", ...), fetched on first use; "random" for untrained
+            weights.
         device: where to put the model.
-        quick_gelu: for files that carry no configuration, the activation they were trained with. OpenAI's
-        layout does
-            not tell; True is assumed with a warning.
+        quick_gelu: for files that carry no configuration, the activation they were
+            trained with. OpenAI's layout does not tell; True is assumed with a warning.
         trust: allow a TorchScript archive, which is a program and not only data.
 
     Raises:
@@ -117,42 +151,45 @@ def load_clip(
         FileNotFoundError: the file does not exist.
     """
     text = os.fspath(name)
-    open_clip_name = text.replace("/", "-")
     if text in MINI:
         if pretrained is not None:
             raise ValueError(f"{text} has one set of weights: leave out pretrained={pretrained!r}")
-        model = _load_file(_mini_path(text), quick_gelu, trust)
-    elif open_clip_name in open_clip.list_models():
-        model = _load_open_clip(open_clip_name, pretrained)
-    elif (
-        Path(text).exists() or os.sep in text or Path(text).suffix in (".safetensors", ".pt", ".pth", ".bin")
-    ):
-        model = _load_file(Path(text), quick_gelu, trust)
-    else:
-        near = difflib.get_close_matches(text, [*MINI, *open_clip.list_models()])
-        hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
-        raise ValueError(f"no CLIP is called {text!r} and no such file exists: {hint}")
-    return model.to(device)
+        return _load_file(_path_of(text), quick_gelu, trust).to(device)
+    if Path(text).suffix in (".safetensors", ".pt", ".pth", ".bin"):
+        return _load_file(Path(text), quick_gelu, trust).to(device)
+    import open_clip  # here: it takes longer to import than torch
+
+    names, open_clip_name = open_clip.list_models(), text.replace("/", "-")
+    if open_clip_name in names:
+        return _load_open_clip(open_clip_name, pretrained).to(device)
+    if Path(text).exists() or os.sep in text:
+        return _load_file(Path(text), quick_gelu, trust).to(device)
+    near = difflib.get_close_matches(text, [*MINI, *names])
+    hint = "see open_clip.list_models()"
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    raise ValueError(f"no CLIP is called {text!r} and no such file exists: {hint}")
 
 
 def load_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, on the CPU, without running anything that the file contains.
 
-    A training checkpoint's tensors are looked for under ``state_dict`` or ``model``.
+    A training checkpoint's tensors are looked for under ``state_dict`` (Lightning) or
+    ``model``; beside tensors it may hold the ``argparse.Namespace`` of a command line.
 
     Args:
-        path: .safetensors, or a file of ``torch.save``.
+        path: .safetensors, or a file of ``torch.save``; ``~`` is the home folder.
         trust: also accept a TorchScript archive, whose code torch may run.
 
     Raises:
         ValueError: the file is truncated, foreign, or holds more than tensors; the message says which.
         FileNotFoundError: the file does not exist.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
-        return read_weights(path)[0]
+        return _read_file(path)[0]
     if _is_torchscript(path):
         if not trust:
             raise ValueError(
@@ -165,14 +202,15 @@ def load_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[s
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles that are about to be refused
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} cannot be read as plain tensors: either it is no checkpoint, or it is a pickle that "
+            f"{path} cannot be read as plain tensors: either it is not a checkpoint, or it is a pickle that "
             f"could run code, which is refused. Save the state_dict as safetensors. ({_first_line(error)})"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is truncated or is no checkpoint: {_first_line(error)}") from error
+        raise ValueError(f"{path} is truncated or is not a checkpoint: {_first_line(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -197,7 +235,7 @@ def _is_torchscript(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of a safetensors file.
 
     Raises:
@@ -214,25 +252,108 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path} is truncated or is not a safetensors file: {_first_line(error)}") from error
 
 
-def _mini_path(name: str) -> Path:
+def _path_of(name: str | os.PathLike[str]) -> Path:
+    """Return the file of a checkpoint that ships, by name, or of any other, by path."""
+    path = Path(name).expanduser()
+    if isinstance(name, os.PathLike) or path.suffix or len(path.parts) > 1:
+        return path
     path = FOLDER / f"{name}.safetensors"
-    if not path.is_file():
+    if path.is_file():
+        return path
+    if name in MINI or path.with_suffix(".json").is_file():
+        script = f"train_{name.replace('-', '_')}.py"
+        if name in MINI:
+            script = f"train_mini_clip.py --model {name}"
         raise FileNotFoundError(
-            f"{path} is missing: train it with `python data_scripts/train_mini_clip.py --model {name}`"
+            f"{path} is missing: train it with `python data_scripts/{script}`"
         )
-    return path
+    shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.safetensors")))
+    raise FileNotFoundError(
+        f"no checkpoint is called {name!r}: expected one of {shipped}, or a file"
+    )
+
+
+def _model_class(kind: str) -> type[nn.Module] | None:
+    """Return the model that a ``format`` means, None if it is not minilib's.
+
+    "minilib.countx" is the class in ``minilib.models.countx`` that is called like it,
+    whatever the case of its letters.
+    """
+    if not (match := re.fullmatch(r"minilib\.([a-z0-9_]+)", kind)):
+        return None
+    module = f"minilib.models.{match[1]}"
+    if importlib.util.find_spec(module) is None:
+        return None
+    found = vars(importlib.import_module(module)).values()
+    return next(
+        (
+            thing
+            for thing in found
+            if isinstance(thing, type)
+            and issubclass(thing, nn.Module)
+            and thing.__name__.lower() == match[1]
+        ),
+        None,
+    )
+
+
+def _build(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> nn.Module:
+    """Return the model of a file that :func:`save` wrote, in evaluation mode."""
+    found = _model_class(metadata.get("format", ""))
+    if found is None:
+        raise ValueError(
+            f"{path} was not written by minilib.weights.save: "
+            f"its format is {metadata.get('format')!r}"
+        )
+    try:
+        hint = get_type_hints(found.__init__)["config"]
+        model = found(_rebuilt(hint, json.loads(metadata["config"])))
+        model.load_state_dict(state)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} does not fit a {found.__name__}: {said}") from error
+    return model.eval()
+
+
+def _rebuilt(hint: Any, values: Mapping[str, Any]) -> Any:
+    """Return the dataclass of which ``values`` is ``asdict``, read from JSON.
+
+    Where ``hint`` allows several dataclasses, the names of the fields tell which.
+    """
+    options: list[Any] = list(filter(is_dataclass, get_args(hint) or (hint,)))
+    fitting = (k for k in options if {f.name for f in fields(k)} >= set(values))
+    if (kind := next(fitting, None)) is None:
+        raise ValueError(f"{hint} has no fields {', '.join(values)}")
+    hints, given = get_type_hints(kind), {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            value = _rebuilt(hints[name], value)
+        given[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**given)
 
 
 def _load_file(path: Path, quick_gelu: bool | None, trust: bool) -> CLIP:
+    from minilib.models.clip import CLIP
+    from minilib.models.clip.official import from_hugging_face
+
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
-        state, metadata = read_weights(path)
+        state, metadata = _read_file(path)
     else:
         state = load_checkpoint(path, trust)
+    kind = metadata.get("format", "")
+    if kind != _CLIP and _model_class(kind) is not None:
+        raise ValueError(
+            f"{path} does not hold a CLIP but a {kind}: "
+            "load it with minilib.weights.load"
+        )
+    if kind == _CLIP:
+        model = _build(path, state, metadata)
+        assert isinstance(model, CLIP)  # for the type checker: the format says so
+        return model
     try:
-        if metadata.get("format") == FORMAT:
-            config = CLIPConfig.from_dict(json.loads(metadata["config"]))
-            return CLIP.from_config(config, state)
         if quick_gelu is None:
             quick_gelu = True
             if not (path.suffix != ".safetensors" and _is_torchscript(path)):  # archives are OpenAI's own
@@ -243,10 +364,14 @@ def _load_file(path: Path, quick_gelu: bool | None, trust: bool) -> CLIP:
                 )
         return CLIP.from_official(from_hugging_face(state), quick_gelu=quick_gelu)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no CLIP: {error}") from error
+        raise ValueError(f"{path} does not hold a CLIP: {error}") from error
 
 
 def _load_open_clip(name: str, pretrained: str | None) -> CLIP:
+    import open_clip
+
+    from minilib.models.clip import CLIP
+
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise ValueError(

@@ -18,6 +18,7 @@ from minilib.reproduce import batch, commands, views
 from minilib.reproduce.costs import Cost, expected, makespan, total
 from minilib.reproduce.jobs import Job, plan
 from minilib.reproduce.running import lock_of, run
+from minilib.reproduce.surroundings import cores
 from minilib.reproduce.texts import duration, parse_duration, size
 
 
@@ -31,7 +32,8 @@ def two_chapters(chapters, tmp_path):
 
 
 def options(chapters, runs, *more):
-    return ["reproduce", "--notebooks", str(chapters), "--out", str(runs), "--device", "cpu", *more]
+    common = ("--device", "cpu", "--jobs", "1")
+    return ["reproduce", "--notebooks", str(chapters), "--out", str(runs), *common, *more]
 
 
 def gone(pid):
@@ -198,7 +200,8 @@ def test_dry_run_says_what_it_would_cost_and_writes_nothing(chapters, runs, caps
     told = capsys.readouterr().out
     assert re.search("tiny quick seed 0 +unchanged +- ", told)
     assert re.search("tiny quick seed 1 +not run yet +1:30 min +2.0 GiB +3 MiB +1 MiB", told)
-    expected = "4 of 5 to run, 2 at a time: about 3:00 min, up to 4.0 GiB of memory, 12 MiB of disk, downloads: 4 MiB"
+    assert re.search("4 of 5 to run, 2 at a time with [0-9]+ threads? each: about 3:00 min", told)
+    expected = "about 3:00 min, up to 4.0 GiB of memory, 12 MiB of disk, downloads: 4 MiB"
     assert expected in told and "earlier runs here" in told
     assert not (runs / "tiny" / "quick" / "seed1").exists()
 
@@ -235,15 +238,20 @@ def test_numbers_as_people_write_them():
 
 def test_runs_at_once_share_processors_and_gpus(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(batch, "cores", lambda: 8)
     alone = batch._environment(0, batch.Settings(gpus=("0", "1")))
     assert alone == {"CUDA_VISIBLE_DEVICES": None}, "one run sees everything"
-    two = [batch._environment(slot, batch.Settings(at_once=3, gpus=("0", "1"))) for slot in range(3)]
+    settings = batch.Settings(at_once=3, threads=2, gpus=("0", "1"))
+    two = [batch._environment(slot, settings) for slot in range(3)]
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in two] == ["0", "1", "0"]
-    assert {environment["OMP_NUM_THREADS"] for environment in two} == {"2"}
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        assert {environment[name] for environment in two} == {"2"}
+    monkeypatch.setenv("MKL_NUM_THREADS", "4")
+    found = batch._environment(0, settings)
+    assert found["OMP_NUM_THREADS"] == "2" and "MKL_NUM_THREADS" not in found
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert "OMP_NUM_THREADS" not in batch._environment(0, batch.Settings(at_once=3)), "what was set stays"
+    assert set(batch._environment(0, settings)) == {"CUDA_VISIBLE_DEVICES"}, "what was set stays"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert commands._gpus("auto", {"used": "cuda"}) == ("4", "6")
     assert commands._gpus("cuda:0", {"used": "cuda:0"}) == () == commands._gpus("cpu", {"used": "cpu"})
@@ -256,8 +264,10 @@ def test_a_run_sees_its_share(chapters, runs, monkeypatch):
     show = f"import os; (folder / 'seen').write_text(' '.join(os.environ[name] for name in {names}))"
     write_notebook(chapters, RECORD, show)
     assert main(options(chapters, runs, "--seeds", "0..1", "--jobs", "2")) == 0
-    threads, gpus = (runs / "tiny" / "quick" / "seed1" / "seen").read_text().split()
-    assert int(threads) == max(1, batch.cores() // 2) and gpus == "seen"
+    folder = runs / "tiny" / "quick" / "seed1"
+    threads, gpus = (folder / "seen").read_text().split()
+    assert int(threads) == max(1, cores() // 2) and gpus == "seen"
+    assert json.loads((folder / "run.json").read_text())["threads"] == threads
 
 
 def test_table_of_chapters_and_seeds(tmp_path):

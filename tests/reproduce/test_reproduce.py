@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
 
 import nbformat
 import pytest
@@ -302,3 +304,27 @@ claims.record_result("clip.top1", 0.9, profile=profile, seed=seed, out=out)"""
     plain.write_text("nothing")
     assert main(["scoreboard", "--write", str(plain), "--results", str(results)]) == 2
     assert "plain.md has no markers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [("/usr/bin/minilib", "minilib"), ("minilib/__main__.py", "python -m minilib")],
+)
+def test_help_names_the_command_as_it_was_called(called, name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [called, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    told = capsys.readouterr().out
+    assert stopped.value.code == 0 and told.startswith(f"usage: {name} ")
+    assert f"\n  {name} plan --profile full" in told
+
+
+def test_console_script_is_the_command_line(chapters, runs, monkeypatch, capsys):
+    declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    script = EntryPoint("minilib", declared["project"]["scripts"]["minilib"], "console_scripts")
+    call = ["minilib", "plan", "--notebooks", str(chapters), "--out", str(runs)]
+    monkeypatch.setattr("sys.argv", call)
+    assert script.load()() == 0, "the exit status, which the script passes to the shell"
+    assert "1 of 1 to run" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*call, "--chapters", "clap"])
+    assert script.load()() == 2

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
+from minilib import tokenizer as tokenizer_module
 from minilib.tokenizer import BYTE_IDS, Tokenizer, vocabulary_of
 
 CAPTIONS = ["a red dog left of a blue cat", "3 trees on grass, at night!", "a computer mouse"]
@@ -96,3 +99,24 @@ def test_bad_settings() -> None:
         Tokenizer(8, (700, 49407))
     with pytest.raises(ValueError, match="id 99999"):
         Tokenizer().decode([99999])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_id_is_open_clips(seed: int) -> None:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    theirs, ours = SimpleTokenizer(), Tokenizer()
+    generator = random.Random(seed)
+    alphabet = "abcdefghijklmnopqrstuvwxyzAB '!?.,-&;0189\t\né😀图ßʼñÅﬁ\u200b\x07"
+    texts = ["".join(generator.choices(alphabet, k=40)) for _ in range(200)]
+    tokens = (theirs.decoder[generator.randrange(49406)] for _ in range(500))
+    texts += [token.removesuffix("</w>") for token in tokens]
+    texts += ["l'été aaaaaaaa AT&amp;amp;T &lt;b&gt; schÃ¶n", "", "  ", "they're I'll 's"]
+    for text in texts:
+        assert ours.encode(text) == theirs.encode(text), text
+
+
+def test_missing_vocabulary_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="pip install open_clip_torch"):
+        tokenizer_module._merges()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -17,7 +21,7 @@ from safetensors.torch import save_file
 
 from minilib import weights
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from minilib.weights import load_checkpoint, load_clip, read_card, save_clip
+from minilib.weights import load, load_checkpoint, load_clip, read_card, save
 
 CONFIG = CLIPConfig(
     embed_dim=16,
@@ -39,7 +43,7 @@ def model() -> CLIP:
 
 @pytest.fixture
 def saved(model: CLIP, tmp_path: Path) -> Path:
-    return save_clip(model, tmp_path / "mini.safetensors", {"command": "train", "seed": 3})
+    return save(model, tmp_path / "mini.safetensors", {"command": "train", "seed": 3})
 
 
 @pytest.fixture
@@ -72,7 +76,7 @@ def test_resnet_round_trip(tmp_path: Path) -> None:
     from dataclasses import replace
 
     config = replace(CONFIG, image_size=64, vision=ResNetConfig((1, 1, 1, 1), 8, 4, (1, 2, 2, 1)))
-    path = save_clip(CLIP(config), tmp_path / "rn.safetensors", {})
+    path = save(CLIP(config), tmp_path / "rn.safetensors", {})
     assert load_clip(path).config == config
 
 
@@ -83,14 +87,14 @@ def test_nothing_half_written(model: CLIP, tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(weights, "save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
-        save_clip(model, tmp_path / "mini.safetensors", {})
+        save(model, tmp_path / "mini.safetensors", {})
     assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_are_not_finite_are_not_saved(model: CLIP, tmp_path: Path) -> None:
     model.text_projection.data[0, 0] = 1e6  # finite, but not in half precision
     with pytest.raises(ValueError, match="text_projection is not finite"):
-        save_clip(model, tmp_path / "mini.safetensors", {})
+        save(model, tmp_path / "mini.safetensors", {})
     assert not list(tmp_path.iterdir())
 
 
@@ -98,10 +102,85 @@ def test_mini_names(model: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="train_mini_clip.py --model mini-vit"):
         load_clip("mini-vit")
-    save_clip(model, tmp_path / "mini-vit.safetensors", {"seed": 1})
+    save(model, tmp_path / "mini-vit.safetensors", {"seed": 1})
     assert load_clip("mini-vit").config == CONFIG and read_card("mini-vit") == {"seed": 1}
     with pytest.raises(ValueError, match="leave out pretrained='openai'"):
         load_clip("mini-vit", pretrained="openai")
+
+
+@pytest.mark.parametrize("name", ["mini-vit", "mini-rn", "mini-countx"])
+def test_one_reader_for_every_checkpoint_that_ships(name: str) -> None:
+    model = load(name)
+    assert type(model).__name__ == ("CounTX" if name == "mini-countx" else "CLIP")
+    assert not model.training
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    assert read_card(name)["seed"] == 0
+
+
+def test_missing_and_unknown_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError, match="one of mini-countx, mini-rn, mini-vit"):
+        load("mini-lseg")
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    (tmp_path / "mini-countx.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="data_scripts/train_mini_countx.py"):
+        load("mini-countx")
+
+
+def test_only_a_papers_model_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Linear is not saved"):
+        save(torch.nn.Linear(2, 2), tmp_path / "a.safetensors", {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_format_that_is_not_minilibs_is_refused(saved: Path, tmp_path: Path) -> None:
+    for kind in ("minilib.nothing", "minilib.clip.official", "os.path", ""):
+        path = tmp_path / "foreign.safetensors"
+        save_file({"a": torch.zeros(1)}, path, {"format": kind, "config": "{}"})
+        with pytest.raises(ValueError, match="not written by minilib.weights.save"):
+            load(path)
+        with pytest.raises(ValueError, match="carries no card"):
+            read_card(path)
+    state = load(saved).state_dict()
+    with safe_open(saved, "pt") as file:
+        metadata = file.metadata()
+    save_file({**state, "more": torch.zeros(1)}, path, metadata)
+    with pytest.raises(ValueError, match="foreign.safetensors does not fit a CLIP.*more"):
+        load(path)
+
+
+def test_training_checkpoints_with_a_command_line_are_read(tmp_path: Path) -> None:
+    state, given = {"weight": torch.ones(2)}, argparse.Namespace(lr=0.1)
+    torch.save({"state_dict": state, "hyper_parameters": given}, tmp_path / "a.ckpt")
+    torch.save({"model": state, "args": given}, tmp_path / "b.pth")
+    for name in ("a.ckpt", "b.pth"):
+        read = load_checkpoint(tmp_path / name)
+        assert read.keys() == {"weight"} and torch.equal(read["weight"], state["weight"])
+
+
+_IMPORTS = """
+import sys
+import minilib.weights
+assert not [name for name in sys.modules if name.startswith("minilib.models")]
+from minilib import load_clip
+load_clip("mini-vit").tokenize(["a dog"])
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def test_a_shipped_clip_needs_no_heavy_library() -> None:
+    root = Path(weights.__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORTS],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    heavy = {"open_clip", "transformers", "torchvision", "timm", "scipy", "matplotlib"}
+    assert not heavy & set(done.stdout.split())
 
 
 def same_embeddings(ours: CLIP, theirs: torch.nn.Module) -> bool:
@@ -214,7 +293,7 @@ def test_foreign_file(tmp_path: Path, name: str) -> None:
 def test_foreign_tensors(tmp_path: Path) -> None:
     save_file({"backbone.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(
-        ValueError, match=r"other.safetensors holds no CLIP.*'positional_embedding' is missing"
+        ValueError, match=r"other.safetensors does not hold a CLIP.*'positional_embedding' is missing"
     ):
         load_clip(tmp_path / "other.safetensors", quick_gelu=True)
     torch.save([1, 2, 3], tmp_path / "list.pt")
@@ -231,7 +310,7 @@ def test_our_file_with_another_configuration(model: CLIP, tmp_path: Path) -> Non
         path,
         {"format": "minilib.clip", "config": json.dumps({"vision": {}}), "card": "{}"},
     )
-    with pytest.raises(ValueError, match="mixed.safetensors holds no CLIP"):
+    with pytest.raises(ValueError, match="mixed.safetensors does not fit a CLIP"):
         load_clip(path)
 
 

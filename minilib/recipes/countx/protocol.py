@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from minilib.datasets.fsc147 import FSC147, load_fsc147
 from minilib.files import to_json, write_atomically
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.countx import CounTX
+from minilib.weights import load_checkpoint
 
 PUBLISHED = {
     ("val", "description"): {"mae": 17.10, "rmse": 65.61},
@@ -37,17 +36,7 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: download paper-model.pth (1.3 GB), see CounTX's README")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged archives and refused pickles raise many types
-        raise ValueError(f"{path} cannot be read as weights: {error}") from error
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no weights under 'model'; expected CounTX's released file")
-    return state
+    return load_checkpoint(path)
 
 
 def check(data: str | Path, weights: str | Path) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,6 +66,8 @@ def train_detector(name: str, clip: CLIP, values: Values, seed: int, out: Path |
 
 def other_backbone(clip: CLIP, lab: Lab, name: str = "resnet10t") -> AnyBackbone:
     """Return a small ResNet of timm, untrained, with an attention pool into the text space on its last map."""
+    import timm  # here: it takes longer to import than torch
+
     features = timm.create_model(name, features_only=True, out_indices=(1, 2, 3), pretrained=False)
     info = features.feature_info
     return AnyBackbone(features, info.channels(), info.reduction(), clip.config.embed_dim, max(lab.size))

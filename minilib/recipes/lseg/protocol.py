@@ -8,7 +8,6 @@ print(100 * score.mean_iou())          # the paper: 87.8
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from minilib import weights
 from minilib.datasets.decode import to_rgb
 from minilib.metrics.segmentation import EpisodeScore
 from minilib.models.clip import TextTransformer
@@ -35,19 +35,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not such a checkpoint.
+        ValueError: it is not a checkpoint, or holds more than tensors.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
             f"no checkpoint at {path}: the authors link theirs from github.com/isl-org/lang-seg (Google Drive)"
         )
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # what torch.load raises on a foreign file depends on the file
-        raise ValueError(f"{path} is not a checkpoint of the authors ({type(error).__name__}: {error})") from error
-    return state
+    return weights.load_checkpoint(path)
 
 
 def read_classes(path: str | Path) -> list[str]:

@@ -13,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from minilib.batch import Batch
@@ -265,4 +264,6 @@ def _enlarged(clip: CLIP, batch: Batch) -> Tensor:
 
 def _blobs(maps: Tensor, threshold: float) -> np.ndarray:
     """Return the number of connected regions above ``threshold`` in each map (B, H, W), as (B,) float."""
+    from scipy import ndimage  # slow to import
+
     return np.array([float(ndimage.label(m > threshold)[1]) for m in maps.cpu().numpy()])

@@ -11,20 +11,21 @@ import pytest
 import torch
 
 from minilib.recipes.countx import mini as recipe
-from minilib.weights.mini_countx import MINI_COUNTX, load_countx, read_card, save_countx
+from minilib.weights import FOLDER, load, load_clip, read_card, save
 
 ROOT = Path(__file__).parents[3]
+MINI_COUNTX = FOLDER / "mini-countx.safetensors"
 
 
 @pytest.fixture(scope="module")
 def model():
-    return load_countx()
+    return load("mini-countx")
 
 
 def test_the_file_is_the_one_that_the_card_describes() -> None:
     card = json.loads(MINI_COUNTX.with_suffix(".json").read_text())
     assert hashlib.sha256(MINI_COUNTX.read_bytes()).hexdigest() == card["sha256"]
-    assert read_card()["metrics"] == card["metrics"]
+    assert read_card("mini-countx")["metrics"] == card["metrics"]
 
 
 def test_it_counts_classes_that_it_never_counted(model) -> None:
@@ -35,24 +36,24 @@ def test_it_counts_classes_that_it_never_counted(model) -> None:
 
 
 def test_saved_and_loaded_it_answers_alike(model, tmp_path: Path) -> None:
-    other = load_countx(save_countx(model, tmp_path / "a.safetensors", {"command": "none"}))
+    other = load(save(model, tmp_path / "a.safetensors", {"command": "none"}))
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(other.predict(image, "the dogs"), model.predict(image, "the dogs"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_what_is_no_countx_is_refused(model, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="train_mini_countx"):
-        load_countx(tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match="none.safetensors"):
+        load(tmp_path / "none.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(MINI_COUNTX.read_bytes()[:5000])
     with pytest.raises(ValueError, match="truncated"):
-        load_countx(tmp_path / "cut.safetensors")
-    with pytest.raises(ValueError, match="holds no CounTX"):
-        load_countx(MINI_COUNTX.with_name("mini-vit.safetensors"))
+        load(tmp_path / "cut.safetensors")
+    with pytest.raises(ValueError, match="not hold a CLIP but a minilib.countx"):
+        load_clip(MINI_COUNTX)
     with torch.no_grad():
         model.fim_norm.bias[0] = float("inf")
     with pytest.raises(ValueError, match="not finite"):
-        save_countx(model, tmp_path / "inf.safetensors", {})
+        save(model, tmp_path / "inf.safetensors", {})
     with torch.no_grad():
         model.fim_norm.bias[0] = 0.0
 
@@ -64,8 +65,8 @@ def test_the_script_trains_goes_on_and_ships(tmp_path: Path, monkeypatch: pytest
     script = runpy.run_path(str(ROOT / "data_scripts" / "train_mini_countx.py"))
     command = ["--steps", "1", "--device", "cpu", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
     assert script["main"](command) == 0
-    first = load_countx(tmp_path / "mini-countx.safetensors").state_dict()
+    first = load(tmp_path / "mini-countx.safetensors").state_dict()
     assert script["main"](command) == 0, "a finished training is not repeated"
     card = json.loads((tmp_path / "mini-countx.json").read_text())
     assert card["steps"] == 1
-    torch.testing.assert_close(load_countx(tmp_path / "mini-countx.safetensors").state_dict(), first)
+    torch.testing.assert_close(load(tmp_path / "mini-countx.safetensors").state_dict(), first)
