@@ -63,10 +63,12 @@ def chromium() -> str:
 
 
 # Runs in the page once it is loaded and its math is set, and tells the frame around it what it saw.
+# Cells that are folded are opened first: their code is read too.
 PROBE = """
 <script>
 addEventListener("load", async () => {
   if (window.MathJax && MathJax.startup && MathJax.startup.promise) await MathJax.startup.promise;
+  document.querySelectorAll("details").forEach(e => e.open = true);
   const root = document.documentElement, wide = [];
   for (const e of document.querySelectorAll(".bd-article *"))
     if (e.getBoundingClientRect().right > root.clientWidth + 1) {
@@ -75,7 +77,17 @@ addEventListener("load", async () => {
       while (box !== root && open()) box = box.parentElement;
       if (box === root || box === document.body) wide.push(e.tagName + "." + e.className);
     }
+  const code = [];  // blocks of code and of printed text that need a scroll bar
+  for (const e of document.querySelectorAll(".bd-article pre"))
+    if (e.scrollWidth > e.clientWidth) {
+      const longest = e.textContent.split("\\n").reduce((a, b) => b.length > a.length ? b : a);
+      code.push({line: longest.trim().slice(0, 60), columns: longest.length,
+                 needs: e.scrollWidth, has: e.clientWidth});
+    }
+  const sizes = [...document.querySelectorAll(".bd-article pre")].map(
+    e => parseFloat(getComputedStyle(e).fontSize));
   const seen = {
+    code, blocks: sizes.length, smallest: Math.min(...sizes),
     theme: root.dataset.theme, width: root.clientWidth, scroll: root.scrollWidth, wide: wide.slice(0, 5),
     math: document.querySelectorAll("mjx-container").length,
     broken: [...document.querySelectorAll("mjx-merror, [data-mjx-error]")].map(e => e.textContent),
@@ -96,17 +108,23 @@ FRAME = """<!doctype html><title>frame</title>
 
 @pytest.fixture(scope="session")
 def browse(site: Site, chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """``browse(page, width, theme)`` returns what a browser saw; ``shot=path`` also takes a picture."""
+    """``browse(page, width, theme)`` returns what a browser saw.
+
+    ``shot=path`` also takes a picture; ``extra=html`` is put at the end of the article.
+    """
     profile = tmp_path_factory.mktemp("browser")
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
     flags += "--disable-background-networking --disable-component-update --disable-dev-shm-usage "
     flags += "--virtual-time-budget=10000 --hide-scrollbars"
     base = [chromium, *flags.split(), f"--user-data-dir={profile}"]
 
-    def look(name: str, width: int, theme: str = "light", shot: Path | None = None) -> dict[str, Any]:
+    def look(
+        name: str, width: int, theme: str = "light", shot: Path | None = None, extra: str = ""
+    ) -> dict[str, Any]:
         source = (site.root / name).read_text("utf-8")
         choice = "".join(f'localStorage.setItem("{key}", "{theme}");' for key in ("mode", "theme"))
         source = source.replace("<head>", f"<head><script>{choice}</script>", 1)
+        source = source.replace("</article>", extra + "</article>", 1)
         # Beside the page itself, so that every relative address means the same.
         page = (site.root / name).with_suffix(f".probe-{width}-{theme}.html")
         page.write_text(source.replace("</body>", PROBE + "</body>", 1), "utf-8")

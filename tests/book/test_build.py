@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,6 +114,25 @@ def test_tables_that_cells_show_are_set_as_tables(site: Site) -> None:
     for name, page in site.articles.items():
         raw = [p.get_text()[:80] for p in page.select("article p") if rule.search(p.get_text())]
         assert not raw, f"{name}: {raw[0]!r}"
+
+
+def test_the_code_on_a_page_is_the_notebook_s_letter_by_letter(site: Site) -> None:
+    """Every line is set as an element of its own: nothing may be added to what is copied."""
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        page = site.pages[f"notebooks/{path.stem}.html"]
+        shown = {block.get_text().rstrip("\n") for block in page.select(".cell_input pre")}
+        cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+        assert cells and {"".join(cell["source"]).rstrip("\n") for cell in cells} == shown, path.name
+
+
+def test_lines_know_their_indentation_and_tables_their_columns(site: Site) -> None:
+    lines = [line for page in site.pages.values() for line in page.select("pre .code-line")]
+    assert len(lines) > 1000
+    for line in lines:
+        text = line.get_text()
+        indent = len(text) - len(text.lstrip(" "))
+        assert line.get("style") == (f"--indent: {indent}" if indent else None), text
+        assert ("columns" in line["class"]) == bool(re.search(r"\S {3,}\S", text)), text
 
 
 def test_every_page_has_one_title_and_a_language(site: Site) -> None:
