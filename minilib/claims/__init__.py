@@ -5,7 +5,13 @@ folder ``out``; :func:`collect` gathers such records, :func:`judge` weighs them,
 notebooks, the book and the README are made from the outcome.
 """
 
-from minilib.claims.judging import Verdict, bootstrap_interval, judge, seed_bootstrap_interval, t_interval
+from minilib.claims.judging import (
+    Verdict,
+    bootstrap_interval,
+    judge,
+    seed_bootstrap_interval,
+    t_interval,
+)
 from minilib.claims.pages import summary, write_pages
 from minilib.claims.quoting import fill, fill_file, marked_files, quote
 from minilib.claims.records import (

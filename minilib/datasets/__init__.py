@@ -2,6 +2,11 @@
 
 from minilib.datasets.augment import augment
 from minilib.datasets.camvid import CamVid, load_camvid
-from minilib.datasets.folder import CAPTION_TEMPLATES, PhotoFolder, load_photos, split_holdout
+from minilib.datasets.folder import (
+    CAPTION_TEMPLATES,
+    PhotoFolder,
+    load_photos,
+    split_holdout,
+)
 
 __all__ = ["CAPTION_TEMPLATES", "CamVid", "PhotoFolder", "augment", "load_camvid", "load_photos", "split_holdout"]

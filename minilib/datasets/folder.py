@@ -15,7 +15,13 @@ from torch import Tensor
 from minilib.batch import Batch, required
 from minilib.datasets.augment import shift_and_mirror
 from minilib.datasets.decode import load_pixels
-from minilib.datasets.tree import TEST_FOLDERS, TRAIN_FOLDERS, list_photographs, open_tree, split_folders
+from minilib.datasets.tree import (
+    TEST_FOLDERS,
+    TRAIN_FOLDERS,
+    list_photographs,
+    open_tree,
+    split_folders,
+)
 
 CAPTION_TEMPLATES = (
     "a photo of a {}.",

@@ -12,7 +12,17 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from minilib.claims import t_interval
-from minilib.plotting.style import BLUE, DASHES, INK, MARKERS, PALETTE, VERMILION, new_axes, styled, to_array
+from minilib.plotting.style import (
+    BLUE,
+    DASHES,
+    INK,
+    MARKERS,
+    PALETTE,
+    VERMILION,
+    new_axes,
+    styled,
+    to_array,
+)
 
 
 @styled

@@ -15,7 +15,11 @@ from typing import Any
 
 import psutil
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
+from submitit.core.utils import (
+    FailedJobError,
+    FailedSubmissionError,
+    UncompletedJobError,
+)
 
 from minilib.files import to_json, write_atomically
 from minilib.reproduce.inputs import PACKAGE

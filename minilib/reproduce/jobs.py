@@ -95,7 +95,9 @@ def what_changed(job: Job, library: Mapping[str, str] | None = None) -> list[str
     Without a finished run the one reason is that: "not run yet", "failed before" or "interrupted before".
     ``library`` is ``inputs.library_digests()``, if known.
     """
-    from minilib.claims.records import read_records  # here, because the process of a single run need not wait for it
+    from minilib.claims.records import (
+        read_records,  # here, because the process of a single run need not wait for it
+    )
 
     try:
         old = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))["inputs"]

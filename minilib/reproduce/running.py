@@ -23,7 +23,14 @@ from papermill.exceptions import PapermillExecutionError
 from minilib import opened
 from minilib.files import to_json, write_atomically
 from minilib.parameters import writable_folder
-from minilib.reproduce.inputs import PACKAGE, Inputs, changes, digest, read_inputs, used_library
+from minilib.reproduce.inputs import (
+    PACKAGE,
+    Inputs,
+    changes,
+    digest,
+    read_inputs,
+    used_library,
+)
 from minilib.reproduce.jobs import Job, read_json
 from minilib.reproduce.surroundings import bytes_under, cached_bytes, environment
 from minilib.reproduce.texts import duration, size

@@ -13,7 +13,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from minilib.reproduce.batch import DONE, FAILED, QUEUED, RUNNING, SKIPPED, UNCHANGED, WAITING, Entry
+from minilib.reproduce.batch import (
+    DONE,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    SKIPPED,
+    UNCHANGED,
+    WAITING,
+    Entry,
+)
 from minilib.reproduce.costs import download_text, total
 from minilib.reproduce.jobs import Job
 from minilib.reproduce.texts import aligned, duration, size

@@ -22,7 +22,14 @@ from minilib.scenes.sampler import (
     held_out_tint,
     sample_layout,
 )
-from minilib.scenes.vocabulary import VOCABULARY, Concept, article, find, names, polysemous
+from minilib.scenes.vocabulary import (
+    VOCABULARY,
+    Concept,
+    article,
+    find,
+    names,
+    polysemous,
+)
 
 __all__ = [
     "BACKGROUNDS",

@@ -139,7 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train; return the exit status: 0 well, 2 wrong use. Other failures are raised, so that the launcher sees them."""
     options = _parser().parse_args(arguments)
     end_with_the_launcher()
-    from minilib.claims.chapter import find_chapter  # the chapters themselves call launch()
+    from minilib.claims.chapter import (
+        find_chapter,  # the chapters themselves call launch()
+    )
 
     try:
         chapter = find_chapter(options.paper)

@@ -117,6 +117,8 @@ class Team:
 
 
 def _gather_object(mine: Any) -> list[Any]:
-    from accelerate.utils import gather_object  # imported here: it takes a second and only several processes need it
+    from accelerate.utils import (
+        gather_object,  # imported here: it takes a second and only several processes need it
+    )
 
     return gather_object([mine])

@@ -22,7 +22,12 @@ from minilib.layers.prompt import encode_prompted, learned_contexts
 from minilib.layers.segmentation import pixel_cross_entropy
 from minilib.models.clip import CLIP, TextTransformer
 from minilib.models.clip.config import ViTConfig
-from minilib.models.denseclip.backbones import DenseResNet, DenseTower, DenseViT, Encoded
+from minilib.models.denseclip.backbones import (
+    DenseResNet,
+    DenseTower,
+    DenseViT,
+    Encoded,
+)
 from minilib.models.denseclip.config import DenseCLIPConfig, class_tokens
 from minilib.models.denseclip.official import infer_config
 from minilib.models.loading import load_strictly, under, unwrapped

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from minilib.batch import Batch
 from minilib.metrics import accuracy, recall_at_k
-from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig, clip_loss, zero_shot_weights
+from minilib.models.clip import (
+    CLIP,
+    CLIPConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+    clip_loss,
+    zero_shot_weights,
+)
 from minilib.recipes.shared.segmentation import score_masks
 from minilib.scenes import (
     BACKGROUNDS,

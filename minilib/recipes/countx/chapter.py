@@ -12,11 +12,18 @@ import torch
 
 from minilib import claims
 from minilib.batch import Batch
+from minilib.claims.chapter import Run
 from minilib.models.clip import CLIP
 from minilib.models.countx import CounTX
-from minilib.parameters import Run
 from minilib.recipes.countx.mini import SCENES
-from minilib.recipes.countx.recipe import BLIND_TEXT, Schedule, build, counter_of, scene_batches, train
+from minilib.recipes.countx.recipe import (
+    BLIND_TEXT,
+    Schedule,
+    build,
+    counter_of,
+    scene_batches,
+    train,
+)
 from minilib.recipes.shared.counting import (
     Counter,
     CountingScenes,

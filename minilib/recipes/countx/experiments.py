@@ -15,7 +15,13 @@ from minilib.batch import Batch
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.countx import CounTX
 from minilib.recipes.countx.recipe import counter_of, counting_loss
-from minilib.recipes.shared.counting import Counter, Questions, answers, evaluate, window_counter
+from minilib.recipes.shared.counting import (
+    Counter,
+    Questions,
+    answers,
+    evaluate,
+    window_counter,
+)
 from minilib.recipes.shared.counting_scenes import DescribedScenes
 from minilib.scenes import VOCABULARY
 

@@ -7,8 +7,20 @@ from dataclasses import replace
 import torch
 
 from minilib.models.countx import CounTX
-from minilib.recipes.countx.recipe import Schedule, build, counter_of, counting_loss, scene_batches
-from minilib.recipes.shared.counting import CountingScenes, answers, counted_classes, evaluate, training_mean
+from minilib.recipes.countx.recipe import (
+    Schedule,
+    build,
+    counter_of,
+    counting_loss,
+    scene_batches,
+)
+from minilib.recipes.shared.counting import (
+    CountingScenes,
+    answers,
+    counted_classes,
+    evaluate,
+    training_mean,
+)
 from minilib.recipes.shared.counting_scenes import KINDS, scenes_of
 from minilib.training import Training
 from minilib.weights import load_clip

@@ -14,7 +14,13 @@ from torch import Tensor
 from minilib.batch import Batch
 from minilib.layers.resampling import resize_grid_positions
 from minilib.models.clip import CLIP
-from minilib.models.countx import DENSITY_SCALE, CounTX, CounTXConfig, density_loss, random_pixel_mask
+from minilib.models.countx import (
+    DENSITY_SCALE,
+    CounTX,
+    CounTXConfig,
+    density_loss,
+    random_pixel_mask,
+)
 from minilib.recipes.shared.counting import Counter
 from minilib.recipes.shared.counting_scenes import Asked, DescribedScenes
 from minilib.recipes.shared.randomness import seeded

@@ -12,7 +12,14 @@ from torch import Tensor
 from minilib.metrics.segmentation import SegmentationScore
 from minilib.models.clip import CLIP
 from minilib.models.lseg import embed_labels
-from minilib.recipes.lseg.recipe import OTHER, Lab, Segmenter, Study, predict, score_labels
+from minilib.recipes.lseg.recipe import (
+    OTHER,
+    Lab,
+    Segmenter,
+    Study,
+    predict,
+    score_labels,
+)
 from minilib.recipes.shared.segmentation import IGNORED, renumber, scene_labels
 from minilib.scenes import VOCABULARY, EmojiScenes, SceneConfig, find
 

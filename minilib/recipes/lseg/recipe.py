@@ -19,8 +19,19 @@ from torch import Tensor, nn
 from minilib.batch import Batch
 from minilib.metrics.segmentation import EpisodeScore, SegmentationScore
 from minilib.models.clip import CLIP
-from minilib.models.lseg import CLIPBackbone, LSeg, LSegConfig, embed_labels, pixel_cross_entropy
-from minilib.recipes.shared.segmentation import LabelSpace, evenly_spaced, renumber, score_masks
+from minilib.models.lseg import (
+    CLIPBackbone,
+    LSeg,
+    LSegConfig,
+    embed_labels,
+    pixel_cross_entropy,
+)
+from minilib.recipes.shared.segmentation import (
+    LabelSpace,
+    evenly_spaced,
+    renumber,
+    score_masks,
+)
 from minilib.scenes import VOCABULARY, EmojiScenes, SceneConfig, find
 from minilib.training import History, TrainConfig, Training
 from minilib.weights import load_clip

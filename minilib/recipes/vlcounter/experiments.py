@@ -14,7 +14,12 @@ from minilib.metrics.counting import count_errors
 from minilib.models import vlcounter as paper
 from minilib.models.vlcounter import VLCounter
 from minilib.recipes.countx import recipe as countx
-from minilib.recipes.shared.counting import Counter, Questions, counted_classes, validation_target
+from minilib.recipes.shared.counting import (
+    Counter,
+    Questions,
+    counted_classes,
+    validation_target,
+)
 from minilib.recipes.shared.counting_scenes import scenes_of
 from minilib.recipes.vlcounter.chapter import Study
 from minilib.recipes.vlcounter.protocol import cell_readout
