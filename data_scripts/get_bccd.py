@@ -1,17 +1,19 @@
 """Fetch BCCD, micrographs of blood with a box around every cell, as published.
 
     python data_scripts/get_bccd.py                     # into data/bccd
-    python data_scripts/get_bccd.py --out DIR           # into DIR/bccd
-    python data_scripts/get_bccd.py --archive FILE      # from an archive that you have already
+    python data_scripts/get_bccd.py --out DIR # into DIR/bccd python
+    data_scripts/get_bccd.py --archive FILE # from an archive that you have already
 
-The result is ``bccd/JPEGImages/<name>.jpg`` (364 of 640 x 480), ``bccd/Annotations/<name>.xml`` (PASCAL VOC) and the
-lists ``bccd/ImageSets/Main/{train,val,test,trainval}.txt`` (205, 87, 72 and 292 names), the very files that are
-published; ``minilib.datasets.bccd.load_bccd`` reads them. It appears whole or not at all. Run again after an
-interruption: a whole archive is not fetched twice. The archive is a snapshot of a repository, which GitHub packs on
-request, so it has no fixed checksum: the script checks every file in it instead.
+The result is ``bccd/JPEGImages/<name>.jpg`` (364 of 640 x 480),
+``bccd/Annotations/<name>.xml`` (PASCAL VOC) and the lists
+``bccd/ImageSets/Main/{train,val,test,trainval}.txt`` (205, 87, 72 and 292 names), the
+very files that are published; ``minilib.datasets.bccd.load_bccd`` reads them. It
+appears whole or not at all. Run again after an interruption: a whole archive is not
+fetched twice. The archive is a snapshot of a repository, which GitHub packs on request,
+so it has no fixed checksum: the script checks every file in it instead.
 
-BCCD was put together by Shenggan from images and annotations of cosmicad and akshaylamba; MIT licence, kept beside
-the data.
+BCCD was put together by Shenggan from images and annotations of cosmicad and
+akshaylamba; MIT licence, kept beside the data.
 """
 
 from __future__ import annotations
@@ -41,57 +43,85 @@ MEMBER = re.compile(
 
 
 def lay_out(archive: Path, folder: Path) -> dict[str, int]:
-    """Copy images, annotations and lists into ``folder`` and return how many images there are.
+    """Copy images, annotations and lists into ``folder`` and return how many
+    images there are.
 
     Raises:
         Refused: the archive is damaged, or is not laid out as published.
     """
     try:
         with zipfile.ZipFile(archive) as content:
-            members = {match[1]: name for name in content.namelist() if (match := MEMBER.fullmatch(name))}
+            members = {
+                match[1]: name
+                for name in content.namelist()
+                if (match := MEMBER.fullmatch(name))
+            }
             for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
                 (folder / part).mkdir(parents=True)
-            for path, name in tqdm(sorted(members.items()), desc="writing micrographs", unit=""):
+            for path, name in tqdm(
+                sorted(members.items()), desc="writing micrographs", unit=""
+            ):
                 (folder / path).write_bytes(content.read(name))
             for name in content.namelist():
                 if re.fullmatch(r"[^/]+/LICENSE", name):
                     (folder / "LICENSE").write_bytes(content.read(name))
-    # The last one is what zipfile raises for a compression that it does not know, which damage can make of any.
+    # The last one is what zipfile raises for a compression that it does not know, which
+    # damage can make of any.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise Refused(f"{archive} is damaged ({error}); delete it and run again") from error
+        raise Refused(
+            f"{archive} is damaged ({error}); delete it and run again"
+        ) from error
     _check(archive, folder)
     return {"JPEGImages": IMAGES}
 
 
 def _check(archive: Path, folder: Path) -> None:
-    """Raise Refused unless every list is complete, and everything listed is there and can be read."""
+    """Raise Refused unless every list is complete, and everything listed is there
+    and can be read."""
     lists = {}
     for name, length in LISTS.items():
         path = folder / "ImageSets" / "Main" / f"{name}.txt"
         lists[name] = path.read_text(encoding="utf-8").split() if path.is_file() else []
         if len(set(lists[name])) != length:
             raise Refused(
-                f"{archive} lists {len(set(lists[name]))} images in {name}.txt, expected {length}: it is another "
-                f"file; take the one published at {URL}"
+                f"{archive} lists {len(set(lists[name]))} images in {name}.txt, "
+                f"expected {length}: it is another file; take the one published at "
+                f"{URL}"
             )
     every = {*lists["train"], *lists["val"], *lists["test"]}
-    if len(every) != IMAGES or {*lists["train"], *lists["val"]} != set(lists["trainval"]):
-        raise Refused(f"{archive}: an image is in two of train, val and test; take the archive published at {URL}")
+    if len(every) != IMAGES or {*lists["train"], *lists["val"]} != set(
+        lists["trainval"]
+    ):
+        raise Refused(
+            f"{archive}: an image is in two of train, val and test; take the archive "
+            f"published at {URL}"
+        )
     for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
         found = {path.stem for path in (folder / kind).glob(f"*.{suffix}")}
         if lone := sorted(found ^ every):
-            raise Refused(f"{archive}: {lone[0]} is in only one of ImageSets and {kind}; take the one at {URL}")
+            raise Refused(
+                f"{archive}: {lone[0]} is in only one of ImageSets and {kind}; take "
+                f"the one at {URL}"
+            )
     for name in sorted(every):
         try:
             read_annotation(folder / "Annotations" / f"{name}.xml")
-            with Image.open(io.BytesIO((folder / "JPEGImages" / f"{name}.jpg").read_bytes())) as image:
+            with Image.open(
+                io.BytesIO((folder / "JPEGImages" / f"{name}.jpg").read_bytes())
+            ) as image:
                 size = image.size
-                image.draft("RGB", (SIZE[0] // 8, SIZE[1] // 8))  # reads all of the file, draws an eighth of it
+                # reads all of the file, draws an eighth of it
+                image.draft("RGB", (SIZE[0] // 8, SIZE[1] // 8))
                 image.load()
         except Exception as error:  # on broken data Pillow raises nearly anything
-            raise Refused(f"{archive}: {name} cannot be read ({type(error).__name__}: {error})") from error
+            raise Refused(
+                f"{archive}: {name} cannot be read ({type(error).__name__}: {error})"
+            ) from error
         if size != SIZE:
-            raise Refused(f"{archive}: {name} has {size[0]} x {size[1]} pixels, expected {SIZE[0]} x {SIZE[1]}")
+            raise Refused(
+                f"{archive}: {name} has {size[0]} x {size[1]} pixels, expected "
+                f"{SIZE[0]} x {SIZE[1]}"
+            )
 
 
 BCCD = Published(
@@ -106,7 +136,8 @@ BCCD = Published(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 1 refused, 130 interrupted."""
+    """Run the command line and return its exit status: 0 done, 1 refused,
+    130 interrupted."""
     return run(BCCD, __doc__, arguments, Path(__file__).resolve().parents[1] / "data")
 
 

@@ -2,8 +2,9 @@
 
     python data_scripts/train_mini_clip.py --model mini-vit
 
-Restartable: the same command goes on from the last checkpoint in --work, and ends with the same weights on CPU. The
-finished model is written to minilib/weights/<model>.safetensors with its card, <model>.json, beside it.
+Restartable: the same command goes on from the last checkpoint in --work, and ends with
+the same weights on CPU. The finished model is written to
+minilib/weights/<model>.safetensors with its card, <model>.json, beside it.
 """
 
 from __future__ import annotations
@@ -28,21 +29,37 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, evaluate, ship; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=sorted(recipe.MINI), required=True)
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
+    parser.add_argument(
+        "--steps", type=int, help="optimiser steps (default: the recipe's)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--work", type=Path, help="folder for the running training (default: runs/weights/<model>)")
-    parser.add_argument("--out", type=Path, default=ROOT / "minilib" / "weights", help="where the checkpoint goes")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="folder for the running training (default: runs/weights/<model>)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "minilib" / "weights",
+        help="where the checkpoint goes",
+    )
     given = parser.parse_args(arguments)
 
     mini = recipe.MINI[given.model].with_steps(given.steps)
     work = given.work or ROOT / "runs" / "weights" / given.model
     model = recipe.build(mini.model, given.seed).to(given.device)
     print(
-        f"{given.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {mini.train.steps} steps of "
-        f"{mini.batch_size} scenes on {given.device}; working in {work}",
+        f"{given.model}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{mini.train.steps} steps of {mini.batch_size} scenes on {given.device}; "
+        f"working in {work}",
         flush=True,
     )
     history = fit(
@@ -57,10 +74,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     path = given.out / f"{given.model}.safetensors"
     save(model, path, {})
-    metrics = recipe.full_report(load_clip(path, device=given.device))  # of what ships: half precision
+    # of what ships: half precision
+    metrics = recipe.full_report(load_clip(path, device=given.device))
     card = {
         "model": given.model,
-        "command": f"python data_scripts/train_mini_clip.py --model {given.model} --seed {given.seed}"
+        "command": (
+            f"python data_scripts/train_mini_clip.py --model {given.model} --seed "
+            f"{given.seed}"
+        )
         + (f" --steps {given.steps}" if given.steps else ""),
         "seed": given.seed,
         "steps": mini.train.steps,
@@ -68,7 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
         "scenes_seen": mini.train.steps * mini.batch_size,
         "scenes_version": scenes.VERSION,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "hardware": f"{given.device}, {torch.get_num_threads()} threads, {platform.machine()}"
+        "hardware": (
+            f"{given.device}, {torch.get_num_threads()} threads, {platform.machine()}"
+        )
         if given.device == "cpu"
         else torch.cuda.get_device_name(),
         "torch": torch.__version__.split("+")[0],
@@ -76,7 +99,10 @@ def main(arguments: list[str] | None = None) -> int:
         "metrics": metrics,
     }
     save(model, path, card)
-    card |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+    card |= {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "bytes": path.stat().st_size,
+    }
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(card, indent=2) + "\n")
     os.replace(temporary, path.with_suffix(".json"))

@@ -2,8 +2,9 @@
 
     python data_scripts/train_mini_countx.py
 
-Restartable: the same command goes on from the last checkpoint in --work, and ends with the same weights on CPU. The
-finished model is written to minilib/weights/mini-countx.safetensors with its card, mini-countx.json, beside it.
+Restartable: the same command goes on from the last checkpoint in --work, and ends with
+the same weights on CPU. The finished model is written to
+minilib/weights/mini-countx.safetensors with its card, mini-countx.json, beside it.
 """
 
 from __future__ import annotations
@@ -27,18 +28,38 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(arguments: list[str] | None = None) -> int:
     """Train, evaluate, ship; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--steps", type=int, help="optimiser steps (default: the recipe's)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "weights" / "mini-countx", help="running training")
-    parser.add_argument("--out", type=Path, default=ROOT / "minilib" / "weights", help="where the checkpoint goes")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=ROOT / "runs" / "weights" / "mini-countx",
+        help="running training",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "minilib" / "weights",
+        help="where the checkpoint goes",
+    )
     given = parser.parse_args(arguments)
 
     prepared = recipe.prepare(given.seed, given.device, given.steps)
     size = sum(p.numel() for p in prepared.model.parameters())
     steps = prepared.config.steps
-    print(f"mini-countx: {size:,} parameters, {steps} steps on {given.device}; working in {given.work}", flush=True)
+    print(
+        f"mini-countx: {size:,} parameters, {steps} steps on {given.device}; working "
+        f"in {given.work}",
+        flush=True,
+    )
     history = prepared.fit(given.work, progress="mini-countx")
     path = given.out / "mini-countx.safetensors"
     save(prepared.model, path, {})
@@ -58,10 +79,14 @@ def main(arguments: list[str] | None = None) -> int:
         else torch.cuda.get_device_name(),
         "torch": torch.__version__.split("+")[0],
         "training_seconds": round(history.rows[-1]["seconds"]),
-        "metrics": recipe.report(load(path, given.device), given.device),  # of what ships: half precision
+        # of what ships: half precision
+        "metrics": recipe.report(load(path, given.device), given.device),
     }
     save(prepared.model, path, card)
-    card |= {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+    card |= {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "bytes": path.stat().st_size,
+    }
     write_atomically(path.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
     print(json.dumps(card, indent=2))
     return 0

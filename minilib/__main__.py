@@ -67,12 +67,21 @@ def _collect(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    folder = notebooks.notebooks_folder() if options.notebooks is None else options.notebooks
-    for name in notebooks.chapters(folder) if options.chapters == ["all"] else options.chapters:
+    folder = (
+        notebooks.notebooks_folder() if options.notebooks is None else options.notebooks
+    )
+    for name in (
+        notebooks.chapters(folder) if options.chapters == ["all"] else options.chapters
+    ):
         target = notebooks.find_chapter(name, folder)
-        executed = runs_folder(options.runs) / name / "quick" / "seed0" / "notebook.ipynb"
+        executed = (
+            runs_folder(options.runs) / name / "quick" / "seed0" / "notebook.ipynb"
+        )
         if not executed.with_name("run.json").is_file():
-            raise ValueError(f"no finished quick run of {name}: python -m minilib reproduce --chapters {name}")
+            raise ValueError(
+                f"no finished quick run of {name}: python -m minilib reproduce "
+                f"--chapters {name}"
+            )
         notebooks.publish(executed, target)
         _say(f"stored the outputs of {name} in {target}")
     return 0
@@ -91,7 +100,10 @@ def _scoreboard(options: argparse.Namespace) -> int:
             _say(f"wrote {path}")
         else:
             stale += 1
-            _say(f"{path} does not show the records: run python -m minilib scoreboard --write")
+            _say(
+                f"{path} does not show the records: run python -m minilib scoreboard "
+                "--write"
+            )
     table = results / "claims.csv"
     if not (options.write or options.check) and claims.summary(results) != _read(table):
         if options.write is not None:
@@ -99,7 +111,10 @@ def _scoreboard(options: argparse.Namespace) -> int:
             _say(f"wrote {table}")
         else:
             stale += 1
-            _say(f"{table} does not show the records: run python -m minilib scoreboard --write")
+            _say(
+                f"{table} does not show the records: run python -m minilib scoreboard "
+                "--write"
+            )
     return 1 if stale else 0
 
 
@@ -120,9 +135,15 @@ def _parser() -> argparse.ArgumentParser:
 
     add_commands(commands)
 
-    command = commands.add_parser("collect", help="merge finished runs into the committed records")
-    command.add_argument("--runs", type=Path, help="folder of runs (default: runs in the repository)")
-    command.add_argument("--results", type=Path, help="folder of records (default: book/results)")
+    command = commands.add_parser(
+        "collect", help="merge finished runs into the committed records"
+    )
+    command.add_argument(
+        "--runs", type=Path, help="folder of runs (default: runs in the repository)"
+    )
+    command.add_argument(
+        "--results", type=Path, help="folder of records (default: book/results)"
+    )
     command.add_argument(
         "--profiles",
         nargs="+",
@@ -132,18 +153,43 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(command=_collect)
 
-    command = commands.add_parser("publish", help="store a quick run's outputs in the chapter's notebook")
-    command.add_argument("--chapters", nargs="+", default=["all"], metavar="NAME", help="chapters, or all (default)")
-    command.add_argument("--runs", type=Path, help="folder of runs (default: runs in the repository)")
+    command = commands.add_parser(
+        "publish", help="store a quick run's outputs in the chapter's notebook"
+    )
+    command.add_argument(
+        "--chapters",
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help="chapters, or all (default)",
+    )
+    command.add_argument(
+        "--runs", type=Path, help="folder of runs (default: runs in the repository)"
+    )
     command.add_argument("--notebooks", type=Path, help=argparse.SUPPRESS)
     command.set_defaults(command=_publish)
 
-    command = commands.add_parser("scoreboard", help="print the scoreboard, or fill in what pages quote")
+    command = commands.add_parser(
+        "scoreboard", help="print the scoreboard, or fill in what pages quote"
+    )
     either = command.add_mutually_exclusive_group()
-    every = "all pages and notebooks with markers, and the table of records, where no file is named"
-    either.add_argument("--write", type=Path, nargs="*", metavar="FILE", help=f"fill the files; {every}")
-    either.add_argument("--check", type=Path, nargs="*", metavar="FILE", help="exit with 1 if a file is stale")
-    command.add_argument("--results", type=Path, help="folder of records (default: book/results)")
+    every = (
+        "all pages and notebooks with markers, and the table of records, where no "
+        "file is named"
+    )
+    either.add_argument(
+        "--write", type=Path, nargs="*", metavar="FILE", help=f"fill the files; {every}"
+    )
+    either.add_argument(
+        "--check",
+        type=Path,
+        nargs="*",
+        metavar="FILE",
+        help="exit with 1 if a file is stale",
+    )
+    command.add_argument(
+        "--results", type=Path, help="folder of records (default: book/results)"
+    )
     command.set_defaults(command=_scoreboard)
     return parser
 

@@ -12,7 +12,8 @@ Annotation = TypeVar("Annotation")
 
 
 class Phrase(NamedTuple):
-    """A noun phrase of a caption: ``caption[start:end]`` names the objects ``objects`` of class ``concept``."""
+    """A noun phrase of a caption: ``caption[start:end]`` names the objects ``objects``
+    of class ``concept``."""
 
     start: int
     end: int
@@ -32,7 +33,8 @@ class ConceptName(NamedTuple):
 class Batch:
     """A batch of images with whatever annotation a task needs; the rest is None.
 
-    B images of height H and width W, K classes, n objects in one image. All tensors live on one device.
+    B images of height H and width W, K classes, n objects in one image. All tensors
+    live on one device.
     """
 
     image: Tensor
@@ -43,7 +45,8 @@ class Batch:
     present: Tensor | None = None
     """(B, K) bool, which classes occur."""
     mask: Tensor | None = None
-    """(B, H, W) int64 class of each pixel, 255 = ignore unless the data set states another value."""
+    """(B, H, W) int64 class of each pixel, 255 = ignore unless the data set
+    states another value."""
     boxes: list[Tensor] | None = None
     """Per image (n, 4) float, x1 y1 x2 y2 in pixels."""
     classes: list[Tensor] | None = None
@@ -85,6 +88,7 @@ def required(annotation: Annotation | None, name: str) -> Annotation:
     """
     if annotation is None:
         raise ValueError(
-            f"the batch has no {name}: make it with a task, or from a data set, that has"
+            f"the batch has no {name}: make it with a task, or from a data set, that "
+            "has"
         )
     return annotation

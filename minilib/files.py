@@ -10,7 +10,8 @@ from typing import Any
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that a reader finds the old file or the new one, never part of one."""
+    """Write ``text`` to ``path`` so that a reader finds the old file or the new one,
+    never part of one."""
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
     ) as file:

@@ -1,4 +1,5 @@
-"""Notebooks as files: find a chapter, read its parameters, detect changes, store outputs."""
+"""Notebooks as files: find a chapter, read its parameters, detect
+changes, store outputs."""
 
 from __future__ import annotations
 
@@ -18,17 +19,20 @@ from minilib.parameters import repository
 
 
 def notebooks_folder() -> Path:
-    """Return the repository's ``notebooks``; FileNotFoundError for an installed wheel, which has none."""
+    """Return the repository's ``notebooks``; FileNotFoundError for an installed
+    wheel, which has none."""
     root = repository()
     if root is None:
         raise FileNotFoundError(
-            "the notebooks are in the repository, not in the installed package: clone it and run there"
+            "the notebooks are in the repository, not in the installed package: clone "
+            "it and run there"
         )
     return root / "notebooks"
 
 
 def chapters(folder: Path) -> dict[str, Path]:
-    """Return the chapters in ``folder`` by name, in order: ``01_clip.ipynb`` is chapter "clip"."""
+    """Return the chapters in ``folder`` by name, in order: ``01_clip.ipynb``
+    is chapter "clip"."""
     found = {}
     for path in sorted(folder.glob("*.ipynb")):
         match = re.fullmatch(r"\d+_(\w+)", path.stem)
@@ -38,10 +42,14 @@ def chapters(folder: Path) -> dict[str, Path]:
 
 
 def find_chapter(name: str, folder: Path) -> Path:
-    """Return the notebook of a chapter; ValueError naming those that exist if there is none."""
+    """Return the notebook of a chapter; ValueError naming those that exist
+    if there is none."""
     found = chapters(folder)
     if name not in found:
-        known = ", ".join(found) or f"none: {folder} holds no notebook named like 01_clip.ipynb"
+        known = (
+            ", ".join(found)
+            or f"none: {folder} holds no notebook named like 01_clip.ipynb"
+        )
         raise ValueError(f"unknown chapter {name!r}: the chapters are {known}")
     return found[name]
 
@@ -49,13 +57,18 @@ def find_chapter(name: str, folder: Path) -> Path:
 def read_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
     """Return names and defaults from the cell tagged ``parameters``.
 
-    The injected values come right after that cell, so it may hold nothing but ``name = literal``: anything
-    derived there would keep the value of the defaults.
+    The injected values come right after that cell, so it may hold nothing but
+    ``name = literal``: anything derived there would keep the value of the defaults.
 
     Raises:
-        ValueError: no such cell, several, or a line in it that is not a literal assignment.
+        ValueError: no such cell, several, or a line in it that is not a
+            literal assignment.
     """
-    cells = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+    cells = [
+        cell
+        for cell in notebook["cells"]
+        if "parameters" in cell["metadata"].get("tags", [])
+    ]
     if len(cells) != 1:
         raise ValueError(f"expected one cell tagged 'parameters', found {len(cells)}")
     found = {}
@@ -69,19 +82,25 @@ def read_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
             found[targets[0].id] = ast.literal_eval(node.value)
         except (AttributeError, ValueError):
             line = ast.unparse(node)
-            raise ValueError(f"the parameters cell may hold only name = literal, not: {line}") from None
+            raise ValueError(
+                f"the parameters cell may hold only name = literal, not: {line}"
+            ) from None
     return found
 
 
 def check_parameters(given: Iterable[str], defaults: Mapping[str, Any]) -> None:
-    """Raise ValueError naming the nearest names if ``given`` has a parameter that the notebook does not have.
+    """Raise ValueError naming the nearest names if ``given`` has a parameter that the
+    notebook does not have.
 
     Papermill itself only warns, and runs with the default.
     """
     for name in given:
         if name not in defaults:
             near = get_close_matches(name, defaults, n=2) or list(defaults)
-            raise ValueError(f"the notebook has no parameter {name!r}: did you mean {', '.join(near)}?")
+            raise ValueError(
+                f"the notebook has no parameter {name!r}: did you mean "
+                f"{', '.join(near)}?"
+            )
 
 
 def typed(name: str, text: str, default: Any) -> Any:
@@ -107,11 +126,15 @@ def typed(name: str, text: str, default: Any) -> Any:
         return value
     except (ValueError, KeyError):
         example = repr(default)
-        raise ValueError(f"{name}={text!r} is not of type {kind.__name__}: expected something like {example}") from None
+        raise ValueError(
+            f"{name}={text!r} is not of type {kind.__name__}: expected something like "
+            f"{example}"
+        ) from None
 
 
 def code_digests(notebook: Mapping[str, Any]) -> list[str]:
-    """Return a digest of each code cell's source; prose and outputs do not change a result."""
+    """Return a digest of each code cell's source; prose and outputs do not
+    change a result."""
     return [
         hashlib.sha256(_source(cell).encode()).hexdigest()[:16]
         for cell in notebook["cells"]
@@ -122,8 +145,9 @@ def code_digests(notebook: Mapping[str, Any]) -> list[str]:
 def publish(executed: Path, notebook: Path) -> None:
     """Store the outputs of an executed run in ``notebook``, whose prose stays as it is.
 
-    The cell of injected parameters, papermill's marks and what went to stderr are left out, executions are
-    numbered from 1, and each figure's description goes where the book's builder looks for alt text.
+    The cell of injected parameters, papermill's marks and what went to stderr are left
+    out, executions are numbered from 1, and each figure's description goes where the
+    book's builder looks for alt text.
 
     Raises:
         ValueError: the code has changed since the run.
@@ -132,12 +156,21 @@ def publish(executed: Path, notebook: Path) -> None:
     target = nbformat.read(notebook, as_version=4)
     target.cells = [cell for cell in target.cells if not _injected(cell)]
     if code_digests(source) != code_digests(target):
-        raise ValueError(f"{notebook.name}: its code changed since the run: reproduce it first, then publish")
-    ran = [cell for cell in source.cells if cell.cell_type == "code" and not _injected(cell)]
+        raise ValueError(
+            f"{notebook.name}: its code changed since the run: reproduce it first, "
+            "then publish"
+        )
+    ran = [
+        cell
+        for cell in source.cells
+        if cell.cell_type == "code" and not _injected(cell)
+    ]
     cells = [cell for cell in target.cells if cell.cell_type == "code"]
     for number, (cell, done) in enumerate(zip(cells, ran, strict=True), start=1):
         # Progress bars go to stderr: they belong to the run, not to the page.
-        cell.outputs = [deepcopy(out) for out in done.outputs if out.get("name") != "stderr"]
+        cell.outputs = [
+            deepcopy(out) for out in done.outputs if out.get("name") != "stderr"
+        ]
         cell.execution_count = number
         for output in cell.outputs:
             if output.output_type == "execute_result":
@@ -152,17 +185,31 @@ def publish(executed: Path, notebook: Path) -> None:
 
 
 def add_alt_texts(notebook: Mapping[str, Any]) -> None:
-    """Copy each figure's description into its cell's metadata, where myst-nb looks for alt text.
+    """Copy each figure's description into its cell's metadata, where myst-nb
+    looks for alt text.
 
-    The notebook is changed in place. myst-nb has one alt text per cell: several figures' texts are joined.
+    The notebook is changed in place. myst-nb has one alt text per cell: several
+    figures' texts are joined.
     """
     from minilib.display import ALT_PREFIX  # imported here, since it imports matplotlib
 
     for cell in notebook["cells"]:
-        texts = ["".join(out["data"].get("text/plain", "")) for out in cell.get("outputs", []) if "data" in out]
-        alts = [text.removeprefix(ALT_PREFIX) for text in texts if text.startswith(ALT_PREFIX)]
+        texts = [
+            "".join(out["data"].get("text/plain", ""))
+            for out in cell.get("outputs", [])
+            if "data" in out
+        ]
+        alts = [
+            text.removeprefix(ALT_PREFIX)
+            for text in texts
+            if text.startswith(ALT_PREFIX)
+        ]
         options = dict(cell["metadata"].get("mystnb", {}))
-        image = {key: value for key, value in options.pop("image", {}).items() if key != "alt"}
+        image = {
+            key: value
+            for key, value in options.pop("image", {}).items()
+            if key != "alt"
+        }
         if alts:
             image["alt"] = " ".join(alts)
         if image:

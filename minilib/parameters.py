@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 PROFILES = ("quick", "full", "photos", "paper")
-"""Seconds on a laptop; the numbers that the book quotes; real photographs; the protocol of the paper."""
+"""Seconds on a laptop; the numbers that the book quotes; real photographs; the
+protocol of the paper."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Parameters:
             raise ValueError("weights='' names no file: pass weights='FILE'")
         path = from_repository(self.weights)
         if not path.is_file():
-            raise FileNotFoundError(f"weights={self.weights!r}: there is no file {path}")
+            raise FileNotFoundError(
+                f"weights={self.weights!r}: there is no file {path}"
+            )
         return path
 
 
@@ -68,13 +71,15 @@ def check(
 ) -> Parameters:
     """Check a notebook's parameters and make the folder ``out``.
 
-    Thread settings stay as they are. Relative paths are taken from the repository's root, so that a run does
-    not depend on the folder it was started in (see :func:`from_repository`); for ``out``, the folder that the
-    environment variable ``MINILIB_OUT_ROOT`` names takes precedence.
+    Thread settings stay as they are. Relative paths are taken from the repository's
+    root, so that a run does not depend on the folder it was started in (see
+    :func:`from_repository`); for ``out``, the folder that the environment variable
+    ``MINILIB_OUT_ROOT`` names takes precedence.
 
     Raises:
-        ValueError: a value is unknown, of the wrong type or out of range, the device is not there, or ``out``
-            cannot be written. The message names the value, what was expected and how to mend it.
+        ValueError: a value is unknown, of the wrong type or out of range, the device is
+            not there, or ``out`` cannot be written. The message names the value, what
+            was expected and how to mend it.
         FileNotFoundError: ``data`` names nothing that exists.
     """
     return Parameters(
@@ -89,16 +94,19 @@ def check(
 
 
 def from_repository(path: str | os.PathLike[str]) -> Path:
-    """Return ``path`` as an absolute path: a relative one is taken from the repository's root.
+    """Return ``path`` as an absolute path: a relative one is taken from the
+    repository's root.
 
-    A notebook's kernel starts in a folder of its own, so the working directory means nothing to a user.
-    Without a repository (an installed wheel) it is the working directory after all. ``~`` is expanded.
+    A notebook's kernel starts in a folder of its own, so the working directory means
+    nothing to a user. Without a repository (an installed wheel) it is the working
+    directory after all. ``~`` is expanded.
     """
     return (repository() or Path.cwd()) / Path(path).expanduser()
 
 
 def repository() -> Path | None:
-    """Return the root of the repository that this package lies in, or None for an installed wheel."""
+    """Return the root of the repository that this package lies in, or None for an
+    installed wheel."""
     root = Path(__file__).resolve().parents[1]
     return root if (root / "notebooks").is_dir() else None
 
@@ -106,7 +114,9 @@ def repository() -> Path | None:
 def check_profile(profile: str) -> str:
     """Return ``profile`` if it is one of :data:`PROFILES`, else raise ValueError."""
     if profile not in PROFILES:
-        raise ValueError(f"profile={profile!r} is unknown: expected one of {', '.join(PROFILES)}")
+        raise ValueError(
+            f"profile={profile!r} is unknown: expected one of {', '.join(PROFILES)}"
+        )
     return profile
 
 
@@ -134,11 +144,15 @@ def resolve_device(device: str | torch.device) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (resolved.index or 0) >= count:
             raise ValueError(
-                f"device={device!r} is not there: this machine has {count} CUDA device(s); try device='auto'"
+                f"device={device!r} is not there: this machine has {count} CUDA "
+                "device(s); try device='auto'"
             )
     elif resolved.type == "mps":
         if not torch.backends.mps.is_available():
-            raise ValueError("device='mps' is not there: this machine has no Metal GPU; try device='auto'")
+            raise ValueError(
+                "device='mps' is not there: this machine has no Metal GPU; try "
+                "device='auto'"
+            )
     elif resolved.type != "cpu":
         raise ValueError(f"device={device!r} is not supported: {expected}")
     return resolved
@@ -151,10 +165,15 @@ def writable_folder(out: str | os.PathLike[str]) -> Path:
         ValueError: it cannot be created, is a file, or does not take a new file.
     """
     if not isinstance(out, (str, os.PathLike)) or not str(out).strip():
-        raise ValueError(f"out={out!r} is not a folder's name: expected text such as out='runs/try'")
+        raise ValueError(
+            f"out={out!r} is not a folder's name: expected text such as out='runs/try'"
+        )
     path = Path(out).expanduser()
-    # The tests of the notebooks set the variable, to leave alone what somebody keeps in runs/.
-    folder = Path(os.environ.get("MINILIB_OUT_ROOT") or repository() or Path.cwd()) / path
+    # The tests of the notebooks set the variable, to leave alone what somebody
+    # keeps in runs/.
+    folder = (
+        Path(os.environ.get("MINILIB_OUT_ROOT") or repository() or Path.cwd()) / path
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -175,7 +194,9 @@ def _check_seed(seed: int) -> int:
         value = operator.index(seed)
     except TypeError:
         kind = type(seed).__name__
-        raise ValueError(f"seed={seed!r} is {kind}: expected a whole number such as 0") from None
+        raise ValueError(
+            f"seed={seed!r} is {kind}: expected a whole number such as 0"
+        ) from None
     if not 0 <= value < 2**32:
         raise ValueError(f"seed={seed!r} is out of range: expected 0 to 4294967295")
     return value
@@ -187,12 +208,15 @@ def _existing(name: str, value: str | os.PathLike[str]) -> Path | None:
         return None
     path = from_repository(text)
     if not path.exists():
-        raise FileNotFoundError(f"{name}={text!r}: there is no {path}; give an existing folder or file")
+        raise FileNotFoundError(
+            f"{name}={text!r}: there is no {path}; give an existing folder or file"
+        )
     return path.resolve()
 
 
 def _check_text(name: str, value: str | os.PathLike[str]) -> str:
-    """Return the text of a path or name; what a command line makes of "None" is refused."""
+    """Return the text of a path or name; what a command line makes of
+    "None" is refused."""
     if not isinstance(value, (str, os.PathLike)):
         kind = type(value).__name__
         raise ValueError(f"{name}={value!r} is {kind}: expected text, or '' for none")

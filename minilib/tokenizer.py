@@ -118,30 +118,41 @@ def _clean(text: str) -> str:
 class Tokenizer:
     """Texts to token ids and back.
 
-    Digits are single tokens; upper case is folded; there is no padding id of its own, rows are filled with 0.
+    Digits are single tokens; upper case is folded; there is no padding id of its own,
+    rows are filled with 0.
 
     Args:
         context: length of a row, start and end token included.
-        vocabulary: BPE ids to keep (see ``vocabulary_of``). They get compact ids in ascending order; the 512
-            byte ids are always kept, and a BPE token that is not kept is spelt in bytes, so that any text in
-            any script still encodes. The start and end token stay the two highest ids, as pooling by
-            ``argmax`` needs. None keeps all.
+        vocabulary: BPE ids to keep (see ``vocabulary_of``). They get compact ids in
+            ascending order; the 512 byte ids are always kept, and a BPE token that is
+            not kept is spelt in bytes, so that any text in any script still encodes.
+            The start and end token stay the two highest ids, as pooling by ``argmax``
+            needs. None keeps all.
 
     Raises:
-        ValueError: ``context`` has no room for a start and an end, or an id is not a BPE id.
+        ValueError: ``context`` has no room for a start and an end, or an id
+            is not a BPE id.
     """
 
-    def __init__(self, context: int = 77, vocabulary: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, context: int = 77, vocabulary: Sequence[int] | None = None
+    ) -> None:
         if context < 2:
             raise ValueError(
-                f"context {context} has no room for the start and the end of a text: use at least 2"
+                f"context {context} has no room for the start and the end of a text: "
+                "use at least 2"
             )
         bpe = _bpe()
         full = len(bpe.tokens)
-        kept = range(full) if vocabulary is None else sorted({*range(BYTE_IDS), *vocabulary})
+        kept = (
+            range(full)
+            if vocabulary is None
+            else sorted({*range(BYTE_IDS), *vocabulary})
+        )
         if kept[0] < 0 or kept[-1] >= full:
             raise ValueError(
-                f"vocabulary holds ids outside 0..{full - 1}: build it with vocabulary_of(texts)"
+                f"vocabulary holds ids outside 0..{full - 1}: build it with "
+                "vocabulary_of(texts)"
             )
         self.context = context
         self.vocabulary = None if vocabulary is None else tuple(kept)
@@ -154,7 +165,8 @@ class Tokenizer:
         self._cache: dict[str, list[int]] = {}
 
     def _encode_word(self, word: str) -> list[int]:
-        """Return the ids of one word, merging its bytes; merges that are not kept fall apart into bytes."""
+        """Return the ids of one word, merging its bytes; merges that are not kept fall
+        apart into bytes."""
         if word in self._special:
             return [self._special[word]]
         bpe = _bpe()
@@ -179,7 +191,8 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ``ids`` (lower case, spaces between words), start and end shown as such."""
+        """Return the text of ``ids`` (lower case, spaces between words), start and
+        end shown as such."""
         bpe = _bpe()
         special = {index: text for text, index in self._special.items()}
         parts: list[bytes] = []
@@ -189,15 +202,17 @@ class Tokenizer:
             elif 0 <= index < self.start:
                 parts.append(_token_to_bytes(bpe.tokens[self._bpe_ids[index]]))
             else:
-                raise ValueError(f"id {index} is outside the vocabulary of {self.vocab_size}")
+                raise ValueError(
+                    f"id {index} is outside the vocabulary of {self.vocab_size}"
+                )
         return b"".join(parts).decode("utf-8", errors="replace")
 
     def __call__(self, texts: str | Sequence[str], truncate: bool = False) -> Tensor:
         """Return ids (B, context) int64: start, text, end, zeros.
 
         Raises:
-            ValueError: no text at all, or a text that does not fit; with ``truncate`` it is cut and ended
-            instead.
+            ValueError: no text at all, or a text that does not fit; with ``truncate``
+                it is cut and ended instead.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
@@ -205,13 +220,16 @@ class Tokenizer:
         rows = torch.zeros(len(texts), self.context, dtype=torch.long)
         for row, text in zip(rows, texts, strict=True):
             if not isinstance(text, str):
-                raise ValueError(f"a text must be a string, got {type(text).__name__}: {text!r:.80}")
+                raise ValueError(
+                    f"a text must be a string, got {type(text).__name__}: {text!r:.80}"
+                )
             ids = [self.start, *self.encode(text), self.end]
             if len(ids) > self.context:
                 if not truncate:
                     raise ValueError(
-                        f"text of {len(ids)} tokens, start and end included, does not fit the context of "
-                        f"{self.context}: {text!r:.80} - shorten it or pass truncate=True"
+                        f"text of {len(ids)} tokens, start and end included, does not "
+                        f"fit the context of {self.context}: {text!r:.80} - shorten "
+                        "it or pass truncate=True"
                     )
                 ids = [*ids[: self.context - 1], self.end]
             row[: len(ids)] = torch.tensor(ids)
@@ -226,12 +244,24 @@ def _token_to_bytes(token: str) -> bytes:
 
 
 @lru_cache(maxsize=16)
-def get_tokenizer(context: int = 77, vocabulary: tuple[int, ...] | None = None) -> Tokenizer:
+def get_tokenizer(
+    context: int = 77, vocabulary: tuple[int, ...] | None = None
+) -> Tokenizer:
     """Return a shared ``Tokenizer``, so that its word cache is shared too."""
     return Tokenizer(context, vocabulary)
 
 
 def vocabulary_of(texts: Iterable[str]) -> tuple[int, ...]:
-    """Return the BPE ids that occur in ``texts``, ascending: a ``vocabulary`` for ``Tokenizer``."""
+    """Return the BPE ids that occur in ``texts``, ascending: a ``vocabulary``
+    for ``Tokenizer``."""
     full = get_tokenizer()
-    return tuple(sorted({index for text in texts for index in full.encode(text) if index < full.start}))
+    return tuple(
+        sorted(
+            {
+                index
+                for text in texts
+                for index in full.encode(text)
+                if index < full.start
+            }
+        )
+    )

@@ -12,5 +12,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--golden",
         default=str(Path(__file__).parent / "golden"),
         metavar="DIR",
-        help="folder of golden cases, DIR/<paper>/<case>.json, or the cases of one paper directly in DIR",
+        help=(
+            "folder of golden cases, DIR/<paper>/"
+            "<case>.json, or the cases of one paper directly in DIR"
+        ),
     )

@@ -1,7 +1,7 @@
 """Refuse working notes in files that are published: ``make lint`` runs this.
 
-A note from one author to another, a task left open or a folder of somebody's machine
-is of no use to a reader. The patterns are spelt so that this file does not match itself.
+A note from one author to another, a task left open or a folder of somebody's machine is
+of no use to a reader. The patterns are spelt so that this file does not match itself.
 """
 
 from __future__ import annotations

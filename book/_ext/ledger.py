@@ -1,4 +1,5 @@
-"""Make the pages of claims from the ledger and the records before the book reads its sources."""
+"""Make the pages of claims from the ledger and the records before the book
+reads its sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One element per line of code, so that a long line can wrap beneath its own indentation in a narrow window.
+"""One element per line of code, so that a long line can wrap beneath its own
+indentation in a narrow window.
 
 `_static/minilib.css` does the wrapping; a wide window shows the lines as they are.
 """
@@ -18,10 +19,10 @@ Lines = Iterator[tuple[int, str]]
 def spans(source: Lines) -> Lines:
     """Put every line of code into a span that knows how many spaces it starts with.
 
-    Pygments hands over pairs: 1 and the HTML of one line with its newline, or 0 and HTML
-    that is not code. Tags never cross the end of a line. The newline stays outside the
-    span: what a reader selects and copies is the code as it was. A line with three spaces
-    inside is a row of a printed table, whose columns wrapping would destroy.
+    Pygments hands over pairs: 1 and the HTML of one line with its newline, or 0 and
+    HTML that is not code. Tags never cross the end of a line. The newline stays outside
+    the span: what a reader selects and copies is the code as it was. A line with three
+    spaces inside is a row of a printed table, whose columns wrapping would destroy.
     """
     for is_code, html in source:
         if not is_code:
@@ -44,6 +45,7 @@ class LineFormatter(HtmlFormatter):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Take the place of the formatter that every code block of the book goes through."""
+    """Take the place of the formatter that every code block of the
+    book goes through."""
     PygmentsBridge.html_formatter = LineFormatter
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,8 @@
 """Keep the pages free of addresses that a script could load from.
 
-Jupyter Book always enables sphinx-thebe, which writes the address of a remote script into every page even
-where live code is switched off, as it is here. This extension takes what it wrote out again.
+Jupyter Book always enables sphinx-thebe, which writes the address of a remote script
+into every page even where live code is switched off, as it is here. This extension
+takes what it wrote out again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ def _is_thebe(tag: Any) -> bool:
     return "thebe" in f"{tag} {getattr(tag, 'attributes', '')}".lower()
 
 
-def drop_tags(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+def drop_tags(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
     """Remove sphinx-thebe's script and style tags from the head of a page."""
     for kind in ("script_files", "css_files"):
         context[kind] = [tag for tag in context.get(kind, []) if not _is_thebe(tag)]
@@ -26,7 +29,9 @@ def drop_tags(app: Sphinx, pagename: str, templatename: str, context: dict[str, 
 def drop_nodes(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Remove sphinx-thebe's settings from the end of a page."""
     for node in list(doctree.children):
-        if isinstance(node, nodes.raw) and re.search("x-thebe-config|kernelName = ", node.astext()):
+        if isinstance(node, nodes.raw) and re.search(
+            "x-thebe-config|kernelName = ", node.astext()
+        ):
             doctree.remove(node)
 
 

@@ -1,8 +1,10 @@
-"""The ledger of claims: what a paper says, what was measured, and the verdict by a rule fixed beforehand.
+"""The ledger of claims: what a paper says, what was measured, and the verdict by a rule
+fixed beforehand.
 
-A claim is data (``minilib/ledger/<paper>.yaml``). A notebook records one measurement of it per seed in its
-folder ``out``; :func:`collect` gathers such records, :func:`judge` weighs them, and the tables of the
-notebooks, the book and the README are made from the outcome.
+A claim is data (``minilib/ledger/<paper>.yaml``). A notebook records one measurement
+of it per seed in its folder ``out``; :func:`collect` gathers such records,
+:func:`judge` weighs them, and the tables of the notebooks, the book and the README are
+made from the outcome.
 """
 
 from minilib.claims.judging import (

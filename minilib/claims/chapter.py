@@ -1,8 +1,9 @@
 """What every chapter offers, and the one object that its notebook opens.
 
-``minilib/recipes/<paper>/chapter.py`` says what differs between papers: ``Values`` and ``PROFILES``, the data
-(``study``), the main training (``main_training``). A :class:`Chapter` puts them together; its ``open`` checks a
-notebook's parameters and returns a :class:`Run`, through which the cells reach data, ledger and records.
+``minilib/recipes/<paper>/chapter.py`` says what differs between papers: ``Values`` and
+``PROFILES``, the data (``study``), the main training (``main_training``). A
+:class:`Chapter` puts them together; its ``open`` checks a notebook's parameters and
+returns a :class:`Run`, through which the cells reach data, ledger and records.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Chapter(Generic[V, S]):
     main_training: Callable[[parameters.Parameters, V, S], Training]
     """Make the training that the chapter examines, from its arguments alone."""
     needs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Per profile the parameters that must be given, "data" or "weights", and what they should name."""
+    """Per profile the parameters that must be given, "data" or "weights", and what
+    they should name."""
     missing: Mapping[str, str] = field(default_factory=dict)
     """Per profile without values the reason."""
 
@@ -54,7 +56,8 @@ class Chapter(Generic[V, S]):
         weights: str = "",
         devices: int = 1,
     ) -> Run[V, S]:
-        """Check a notebook's parameters, set the style of its figures, and return the run.
+        """Check a notebook's parameters, set the style of its figures,
+        and return the run.
 
         Args:
             profile: "quick", "full", "photos" or "paper".
@@ -66,13 +69,20 @@ class Chapter(Generic[V, S]):
             devices: processes of the main training.
 
         Raises:
-            ValueError: a value is wrong, the profile is not run here, or it needs a parameter that is not given.
+            ValueError: a value is wrong, the profile is not run here, or it needs a
+                parameter that is not given.
             FileNotFoundError: ``data`` names nothing that exists.
         """
         from minilib import plotting  # matplotlib: not for `python -m minilib.train`
 
         given = parameters.check(
-            profile=profile, seed=seed, device=device, out=out, data=data, weights=weights, devices=devices
+            profile=profile,
+            seed=seed,
+            device=device,
+            out=out,
+            data=data,
+            weights=weights,
+            devices=devices,
         )
         self.values(given)
         plotting.style()
@@ -83,26 +93,33 @@ class Chapter(Generic[V, S]):
         """Return the values of a profile.
 
         Raises:
-            ValueError: the profile is not run here, or it needs a parameter that is not given.
+            ValueError: the profile is not run here, or it needs a parameter
+                that is not given.
         """
         profile = given.profile
         if profile not in self.profiles:
-            reason = self.missing.get(profile, f"expected one of {', '.join(self.profiles)}")
+            reason = self.missing.get(
+                profile, f"expected one of {', '.join(self.profiles)}"
+            )
             raise ValueError(f"profile={profile!r} is not run here: {reason}")
         for name, what in self.needs.get(profile, {}).items():
             if not getattr(given, name):
-                raise ValueError(f"profile={profile!r} needs {name}: pass {name}='...', {what}")
+                raise ValueError(
+                    f"profile={profile!r} needs {name}: pass {name}='...', {what}"
+                )
         return self.profiles[profile]
 
     def training(self, given: parameters.Parameters) -> Training:
-        """Return the main training of a run; every process of ``minilib.train`` calls this."""
+        """Return the main training of a run; every process of
+        ``minilib.train`` calls this."""
         values = self.values(given)
         return self.main_training(given, values, self.study(given, values))
 
 
 @dataclass(frozen=True)
 class Run(parameters.Parameters, Generic[V, S]):
-    """One run of a chapter: its parameters, values, data, and what it writes and reads."""
+    """One run of a chapter: its parameters, values, data, and what it
+    writes and reads."""
 
     chapter: Chapter[V, S] = field(kw_only=True)
 
@@ -117,10 +134,11 @@ class Run(parameters.Parameters, Generic[V, S]):
         return self.chapter.study(self, self.values)
 
     def train(self, title: str) -> tuple[nn.Module, History]:
-        """Train what the chapter examines and return it in evaluation mode, with its history.
+        """Train what the chapter examines and return it in evaluation mode,
+        with its history.
 
-        An interrupted training goes on where it stopped, a finished one is loaded. With ``devices`` > 1 the
-        processes of ``minilib.train`` do the work.
+        An interrupted training goes on where it stopped, a finished one is loaded. With
+        ``devices`` > 1 the processes of ``minilib.train`` do the work.
 
         Args:
             title: of the progress bar.
@@ -133,7 +151,8 @@ class Run(parameters.Parameters, Generic[V, S]):
         return training.model.eval(), history
 
     def tests(self, claim: str) -> bool:
-        """Return whether the ledger tests a claim at this profile; if not, print its reason.
+        """Return whether the ledger tests a claim at this profile; if not,
+        print its reason.
 
         Args:
             claim: the id without the chapter, for example "C1".
@@ -157,7 +176,8 @@ class Run(parameters.Parameters, Generic[V, S]):
         interval: tuple[float, float] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record a measurement of a claim; where the ledger does not test it at this profile, print why.
+        """Record a measurement of a claim; where the ledger does not test it at this
+        profile, print why.
 
         Args:
             claim: the id without the chapter, for example "C1".
@@ -170,27 +190,45 @@ class Run(parameters.Parameters, Generic[V, S]):
         """
         if self.tests(claim):
             records.record(
-                self._name(claim), treatment=treatment, control=control, n=n, controls=controls,
-                interval=interval, details=details, profile=self.profile, seed=self.seed, out=self.out,
+                self._name(claim), treatment=treatment, control=control, n=n,
+                controls=controls, interval=interval, details=details,
+                profile=self.profile, seed=self.seed, out=self.out,
             )  # fmt: skip
 
     def result(self, name: str, value: Any) -> None:
-        """Keep a named number, list or table of this run, for pages and figures to quote."""
-        records.record_result(self._name(name), value, profile=self.profile, seed=self.seed, out=self.out)
+        """Keep a named number, list or table of this run, for pages and
+        figures to quote."""
+        records.record_result(
+            self._name(name), value, profile=self.profile, seed=self.seed, out=self.out
+        )
 
     def recorded(self, profile: str, name: str) -> list[Any]:
-        """Return a named result of the committed records, one per seed; empty where there are none."""
-        return [run.results[self._name(name)] for run in self._committed(profile) if self._name(name) in run.results]
+        """Return a named result of the committed records, one per seed; empty
+        where there are none."""
+        return [
+            run.results[self._name(name)]
+            for run in self._committed(profile)
+            if self._name(name) in run.results
+        ]
 
     def recorded_details(self, profile: str, claim: str) -> list[dict[str, Any]]:
         """Return the details of a claim's committed measurements, one per seed."""
-        found = (run.measurements.get(self._name(claim)) for run in self._committed(profile))
-        return [dict(measurement.details) for measurement in found if measurement is not None]
+        found = (
+            run.measurements.get(self._name(claim)) for run in self._committed(profile)
+        )
+        return [
+            dict(measurement.details)
+            for measurement in found
+            if measurement is not None
+        ]
 
     def verdicts(self, *profiles: str) -> reports.VerdictTable:
-        """Return the verdicts of this run, or, for named profiles, those of the committed records."""
+        """Return the verdicts of this run, or, for named profiles, those of the
+        committed records."""
         if profiles:
-            return reports.verdicts(reports.results_folder(), profiles, self.chapter.paper)
+            return reports.verdicts(
+                reports.results_folder(), profiles, self.chapter.paper
+            )
         return reports.verdicts(self.out, [self.profile], self.chapter.paper)
 
     def _committed(self, profile: str) -> Sequence[records.Records]:
@@ -202,7 +240,8 @@ class Run(parameters.Parameters, Generic[V, S]):
 
 
 def chapters() -> list[str]:
-    """Return the papers that have a chapter in ``minilib/recipes``, in the book's order."""
+    """Return the papers that have a chapter in ``minilib/recipes``, in
+    the book's order."""
     folders = (Path(__file__).parents[1] / "recipes").glob("*/chapter.py")
     return sorted((path.parent.name for path in folders), key=records.chapter_number)
 
@@ -214,6 +253,8 @@ def find_chapter(paper: str) -> Chapter[Any, Any]:
         ValueError: there is none.
     """
     if paper not in chapters():
-        raise ValueError(f"paper={paper!r} has no chapter: expected one of {', '.join(chapters())}")
+        raise ValueError(
+            f"paper={paper!r} has no chapter: expected one of {', '.join(chapters())}"
+        )
     module = importlib.import_module(f"minilib.recipes.{paper}.chapter")
     return module.CHAPTER

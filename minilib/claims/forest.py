@@ -1,7 +1,9 @@
-"""Forest plots of claims as HTML: our differences with their intervals above the paper's own.
+"""Forest plots of claims as HTML: our differences with their intervals above
+the paper's own.
 
-Positions are percentages and sizes pixels, so that a plot is as wide as the page allows and its text stays
-readable on a phone; colours are the page's, light or dark (``book/_static/claims.css``).
+Positions are percentages and sizes pixels, so that a plot is as wide as the page allows
+and its text stays readable on a phone; colours are the page's, light or dark
+(``book/_static/claims.css``).
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Axis:
     high: float
 
     def at(self, value: float) -> float:
-        """Return where ``value`` lies, in percent of the width; what is outside is put at the edge."""
+        """Return where ``value`` lies, in percent of the width; what is outside is
+        put at the edge."""
         share = (value - self.low) / (self.high - self.low)
         return round(100 * min(max(share, 0.0), 1.0), 2)
 
@@ -35,13 +38,17 @@ class Axis:
         """Return three to seven round values inside the axis."""
         step = _round_step((self.high - self.low) / 6)
         first = math.ceil(self.low / step)
-        return [round(step * k, 12) for k in range(first, math.floor(self.high / step) + 1)]
+        return [
+            round(step * k, 12) for k in range(first, math.floor(self.high / step) + 1)
+        ]
 
 
 def axis_for(claim: Claim, rows: Sequence[Row]) -> Axis:
-    """Return an axis that shows every measured difference, the paper's, zero and the margins.
+    """Return an axis that shows every measured difference, the paper's, zero
+    and the margins.
 
-    Intervals stretch it to at most twice that; a longer one is drawn to the edge, with an arrow.
+    Intervals stretch it to at most twice that; a longer one is drawn to the
+    edge, with an arrow.
     """
     values = [0.0, *claim.differences.values()]
     ends: list[float] = []
@@ -52,23 +59,39 @@ def axis_for(claim: Claim, rows: Sequence[Row]) -> Axis:
             values += {"greater": [test.margin], "smaller": [-test.margin]}.get(
                 test.direction, [-test.margin, test.margin]
             )
-        ends += [end for end in (verdict.low, verdict.high, *(verdict.items or ())) if end is not None]
+        ends += [
+            end
+            for end in (verdict.low, verdict.high, *(verdict.items or ()))
+            if end is not None
+        ]
     low, high = min(values), max(values)
     span = (high - low) or 0.1
-    low, high = max(low - span / 2, min([low, *ends])), min(high + span / 2, max([high, *ends]))
+    low, high = (
+        max(low - span / 2, min([low, *ends])),
+        min(high + span / 2, max([high, *ends])),
+    )
     return Axis(low - _PAD * (high - low), high + _PAD * (high - low))
 
 
 def forest(claim: Claim, rows: Sequence[Row]) -> str:
-    """Return the plot of one claim, one line of HTML: profiles that were run, then the paper's own differences."""
+    """Return the plot of one claim, one line of HTML: profiles that were run, then the
+    paper's own differences."""
     measured = [row for row in rows if row.verdict.n]
     if not measured and not claim.differences:
         return ""
     axis = axis_for(claim, measured)
     lines = [_ours(row, axis) for row in measured]
-    lines += [_paper(claim, what, value, axis) for what, value in claim.differences.items()]
-    unit = "treatment − control, points" if claim.unit == "percent" else "treatment − control"
-    label = html.escape(f"{claim.title}: difference of treatment and control, ours and the paper's")
+    lines += [
+        _paper(claim, what, value, axis) for what, value in claim.differences.items()
+    ]
+    unit = (
+        "treatment − control, points"
+        if claim.unit == "percent"
+        else "treatment − control"
+    )
+    label = html.escape(
+        f"{claim.title}: difference of treatment and control, ours and the paper's"
+    )
     body = "".join([*lines, _scale(claim, axis, unit)])
     return f'<div class="forest" role="group" aria-label="{label}">{body}</div>'
 
@@ -77,7 +100,10 @@ def badge(verdict: Verdict) -> str:
     """Return a verdict as a coloured sign with its word."""
     word = verdict.kind if verdict.agrees is None else _WORDS[verdict.agrees]
     kind = verdict.kind.replace(" ", "-")
-    return f'<span class="verdict {kind}"><span aria-hidden="true">{verdict.icon}</span> {word}</span>'
+    return (
+        f'<span class="verdict {kind}"><span aria-hidden="true">{verdict.icon}'
+        f"</span> {word}</span>"
+    )
 
 
 def _ours(row: Row, axis: Axis) -> str:
@@ -89,34 +115,50 @@ def _ours(row: Row, axis: Axis) -> str:
     if interval is not None:
         low, high = interval
         left, right = axis.at(low), axis.at(high)
-        marks.append(f'<line class="interval {kind}" x1="{left}%" x2="{right}%" y1="11" y2="11"/>')
+        marks.append(
+            f'<line class="interval {kind}" x1="{left}%" x2="{right}%" y1="11" '
+            'y2="11"/>'
+        )
         marks += [_arrow(0, "‹")] if low < axis.low else []
         marks += [_arrow(100, "›")] if high > axis.high else []
     if verdict.n > 1:
         marks += [
-            f'<line class="seed" x1="{axis.at(d)}%" x2="{axis.at(d)}%" y1="4" y2="18"/>' for d in verdict.differences
+            f'<line class="seed" x1="{axis.at(d)}%" x2="{axis.at(d)}%" y1="4" y2="18"/>'
+            for d in verdict.differences
         ]
     if verdict.mean is not None:
-        marks.append(f'<circle class="ours" cx="{axis.at(verdict.mean)}%" cy="11" r="5"/>')
+        marks.append(
+            f'<circle class="ours" cx="{axis.at(verdict.mean)}%" cy="11" r="5"/>'
+        )
     seeds = f"{verdict.n} seed{'s' * (verdict.n > 1)}"
     said = f"{row.profile}, {seeds}: {difference_text(row)}, {verdict.text}"
     return _line(row.profile, seeds, marks, said, difference_text(row), badge(verdict))
 
 
 def _paper(claim: Claim, what: str, value: float, axis: Axis) -> str:
-    # A square that is turned about its own centre: percentages cannot be used in a path.
+    # A square that is turned about its own centre: percentages cannot be
+    # used in a path.
     mark = (
-        f'<svg x="{axis.at(value)}%" overflow="visible"><rect class="paper" x="-4.5" y="6.5" width="9" height="9" '
+        f'<svg x="{axis.at(value)}%" overflow="visible">'
+        '<rect class="paper" x="-4.5" y="6.5" width="9" height="9" '
         'transform="rotate(45 0 11)"/></svg>'
     )
     text = number_text(value, claim.unit, sign=True)
-    return _line("the paper", what, [_zero(axis), mark], f"the paper, {what}: {text}", text, "")
+    return _line(
+        "the paper", what, [_zero(axis), mark], f"the paper, {what}: {text}", text, ""
+    )
 
 
-def _line(name: str, more: str, marks: Sequence[str], said: str, text: str, verdict: str) -> str:
-    plot = f'<svg role="img" aria-label="{html.escape(said)}" width="100%" height="22">{"".join(marks)}</svg>'
+def _line(
+    name: str, more: str, marks: Sequence[str], said: str, text: str, verdict: str
+) -> str:
+    plot = (
+        f'<svg role="img" aria-label="{html.escape(said)}" width="100%" '
+        f'height="22">{"".join(marks)}</svg>'
+    )
     return (
-        f'<div class="line"><div class="name"><b>{html.escape(name)}</b> <small>{html.escape(more)}</small></div>'
+        f'<div class="line"><div class="name"><b>{html.escape(name)}</b> '
+        f"<small>{html.escape(more)}</small></div>"
         f'<div class="plot">{plot}</div><div class="text">{html.escape(text)}</div>'
         f'<div class="said">{verdict}</div></div>'
     )
@@ -129,7 +171,10 @@ def _claimed_side(test: Test, axis: Axis) -> str:
         "equal": (-test.margin, test.margin),
     }[test.direction]
     left, right = axis.at(low), axis.at(high)
-    return f'<rect class="claimed" x="{left}%" width="{round(right - left, 2)}%" y="0" height="22"/>'
+    return (
+        f'<rect class="claimed" x="{left}%" width="{round(right - left, 2)}%" y="0" '
+        'height="22"/>'
+    )
 
 
 def _zero(axis: Axis) -> str:
@@ -137,18 +182,25 @@ def _zero(axis: Axis) -> str:
 
 
 def _arrow(at: int, sign: str) -> str:
-    return f'<text class="arrow" x="{at}%" y="15" text-anchor="{"start" if at == 0 else "end"}">{sign}</text>'
+    return (
+        f'<text class="arrow" x="{at}%" y="15" '
+        f'text-anchor="{"start" if at == 0 else "end"}">{sign}</text>'
+    )
 
 
 def _scale(claim: Claim, axis: Axis, unit: str) -> str:
     ticks = "".join(
         f'<line class="tick" x1="{axis.at(t)}%" x2="{axis.at(t)}%" y1="0" y2="4"/>'
-        f'<text x="{axis.at(t)}%" y="16" text-anchor="middle">{_tick(t, claim.unit)}</text>'
+        f'<text x="{axis.at(t)}%" y="16" text-anchor="middle">{_tick(t, claim.unit)}'
+        "</text>"
         for t in axis.ticks()
     )
     line = '<line class="tick" x1="0" x2="100%" y1="0" y2="0"/>'
     plot = f'<svg aria-hidden="true" width="100%" height="20">{line}{ticks}</svg>'
-    return f'<div class="line scale"><div class="name"><small>{unit}</small></div><div class="plot">{plot}</div></div>'
+    return (
+        f'<div class="line scale"><div class="name"><small>{unit}</small></div>'
+        f'<div class="plot">{plot}</div></div>'
+    )
 
 
 def _tick(value: float, unit: str) -> str:

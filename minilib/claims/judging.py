@@ -18,7 +18,13 @@ INCONCLUSIVE = "inconclusive"
 INDICATIVE = "indicative"
 NOT_RUN = "not run"
 KINDS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, INDICATIVE, NOT_RUN)
-ICONS = {REPRODUCED: "✔", NOT_REPRODUCED: "✘", INCONCLUSIVE: "≈", INDICATIVE: "◐", NOT_RUN: "–"}
+ICONS = {
+    REPRODUCED: "✔",
+    NOT_REPRODUCED: "✘",
+    INCONCLUSIVE: "≈",
+    INDICATIVE: "◐",
+    NOT_RUN: "–",
+}
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,13 @@ class Verdict:
     agrees: bool | None = None
     """For an indicative verdict: does the mean difference agree with the paper?"""
     mean: float | None = None
-    """Mean paired difference treatment - control over the seeds, with its Student-t 95 % interval in low and high."""
+    """Mean paired difference treatment - control over the seeds, with its Student-t
+    95 % interval in low and high."""
     low: float | None = None
     high: float | None = None
     resampled: tuple[float, float] | None = None
-    """The bootstrap interval over seeds, for comparison: with few seeds it is too narrow, so the rule ignores it."""
+    """The bootstrap interval over seeds, for comparison: with few seeds it is too
+    narrow, so the rule ignores it."""
     differences: tuple[float, ...] = ()
     """The difference at each seed."""
     treatment: Estimate | None = None
@@ -75,7 +83,11 @@ class Verdict:
     @property
     def text(self) -> str:
         """The verdict in words, for example "indicative (agrees)"."""
-        return self.kind if self.agrees is None else f"{self.kind} ({'agrees' if self.agrees else 'disagrees'})"
+        return (
+            self.kind
+            if self.agrees is None
+            else f"{self.kind} ({'agrees' if self.agrees else 'disagrees'})"
+        )
 
     @property
     def icon(self) -> str:
@@ -86,15 +98,20 @@ class Verdict:
         return f"{self.icon} {self.text}"
 
 
-def t_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Return the Student-t confidence interval of the mean of two or more independent values.
+def t_interval(
+    values: Sequence[float] | np.ndarray, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the Student-t confidence interval of the mean of two or more
+    independent values.
 
     Raises:
         ValueError: fewer than two values.
     """
     array = np.asarray(values, dtype=float)
     if array.size < 2:
-        raise ValueError(f"an interval over seeds needs at least 2 values, got {array.size}")
+        raise ValueError(
+            f"an interval over seeds needs at least 2 values, got {array.size}"
+        )
     from scipy import stats  # here: slow to import, and most uses of claims need none
 
     quantile = stats.t.ppf((1 + level) / 2, array.size - 1)
@@ -109,22 +126,26 @@ def bootstrap_interval(
     level: float = 0.95,
     statistic: Callable[[np.ndarray], float] | None = None,
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a statistic over one checkpoint's test items.
+    """Return the percentile bootstrap interval of a statistic over one
+    checkpoint's test items.
 
-    For the difference between two methods on the same items pass the per-item differences, so that the
-    pairing counts. This is spread over test items; it says nothing about the spread over seeds.
+    For the difference between two methods on the same items pass the per-item
+    differences, so that the pairing counts. This is spread over test items; it says
+    nothing about the spread over seeds.
 
     Args:
-        per_item: (N,) numbers or booleans, a tensor, an array or a list; with ``statistic`` (N, ...), for example
-            (N, 2, K, K) confusion matrices of two methods on each image.
+        per_item: (N,) numbers or booleans, a tensor, an array or a list; with
+            ``statistic`` (N, ...), for example (N, 2, K, K) confusion matrices of two
+            methods on each image.
         seed: seed of the resampling.
         resamples: number of resamples.
         level: confidence level.
-        statistic: maps resampled items (N, ...) to a number, where that is not a mean over items: the
-            difference of two mean IoUs, an RMSE. Default: the mean.
+        statistic: maps resampled items (N, ...) to a number, where that is not a mean
+            over items: the difference of two mean IoUs, an RMSE. Default: the mean.
 
     Raises:
-        ValueError: no items, more than one dimension without a ``statistic``, or a value that is not finite.
+        ValueError: no items, more than one dimension without a ``statistic``, or a
+            value that is not finite.
     """
     if hasattr(per_item, "detach"):
         per_item = per_item.detach().cpu()
@@ -132,16 +153,22 @@ def bootstrap_interval(
     shape_is_wrong = values.ndim == 0 if statistic else values.ndim != 1
     if shape_is_wrong or values.size == 0 or not np.isfinite(values).all():
         expected = "(N, ...) items" if statistic else "(N,) row"
-        raise ValueError(f"per_item of shape {values.shape}: expected a non-empty {expected} of finite numbers")
+        raise ValueError(
+            f"per_item of shape {values.shape}: expected a non-empty {expected} of "
+            "finite numbers"
+        )
     generator = np.random.default_rng(seed)
     if statistic is None:
-        # A resample's mean needs only how often each distinct value was drawn: a multinomial, much smaller than
-        # N draws.
+        # A resample's mean needs only how often each distinct value was drawn: a
+        # multinomial, much smaller than N draws.
         distinct, counts = np.unique(values, return_counts=True)
-        draws = generator.multinomial(values.size, counts / values.size, size=resamples)  # (resamples, distinct)
+        # (resamples, distinct)
+        draws = generator.multinomial(values.size, counts / values.size, size=resamples)
         means = draws @ distinct / values.size
     else:
-        rows = (generator.integers(len(values), size=len(values)) for _ in range(resamples))
+        rows = (
+            generator.integers(len(values), size=len(values)) for _ in range(resamples)
+        )
         means = np.array([statistic(values[index]) for index in rows])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -152,16 +179,18 @@ def seed_bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean over seeds.
 
-    Up to six seeds all resamples are counted, so nothing is drawn. It assumes no normal distribution, but
-    with few seeds it is far too narrow (95 % asked for, about 75 % kept with three): verdicts use
-    :func:`t_interval`, and this is shown beside it.
+    Up to six seeds all resamples are counted, so nothing is drawn. It assumes no normal
+    distribution, but with few seeds it is far too narrow (95 % asked for, about 75 %
+    kept with three): verdicts use :func:`t_interval`, and this is shown beside it.
 
     Raises:
         ValueError: fewer than two values.
     """
     values = np.asarray(differences, dtype=float)
     if values.size < 2:
-        raise ValueError(f"an interval over seeds needs at least 2 values, got {values.size}")
+        raise ValueError(
+            f"an interval over seeds needs at least 2 values, got {values.size}"
+        )
     if values.size > 6:
         return bootstrap_interval(values, resamples=20_000, level=level)
     n = values.size
@@ -169,10 +198,15 @@ def seed_bootstrap_interval(
     for chosen in combinations_with_replacement(range(n), n):
         counts = np.bincount(chosen, minlength=n)
         means.append(counts @ values / n)
-        weights.append(math.factorial(n) / math.prod(map(math.factorial, counts.tolist())) / n**n)
+        weights.append(
+            math.factorial(n) / math.prod(map(math.factorial, counts.tolist())) / n**n
+        )
     order = np.argsort(means)
     below = np.cumsum(np.asarray(weights)[order])
-    low, high = (order[np.searchsorted(below, at - 1e-12)] for at in ((1 - level) / 2, (1 + level) / 2))
+    low, high = (
+        order[np.searchsorted(below, at - 1e-12)]
+        for at in ((1 - level) / 2, (1 + level) / 2)
+    )
     return float(means[low]), float(means[high])
 
 
@@ -182,15 +216,20 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     return Estimate(float(np.mean(values)), low, high, len(values))
 
 
-def judge(claim: Claim, measurements: Sequence[Measurement], profile: str | None = None) -> Verdict:
-    """Return the verdict on ``claim`` by the rule that the ledger fixed for the measurements' profile.
+def judge(
+    claim: Claim, measurements: Sequence[Measurement], profile: str | None = None
+) -> Verdict:
+    """Return the verdict on ``claim`` by the rule that the ledger fixed for the
+    measurements' profile.
 
-    The differences treatment - control are paired by seed. With enough seeds the whole Student-t 95 %
-    interval must lie on the claimed side of the margin (reproduced) or on the other side (not reproduced);
-    a margin inside the interval is inconclusive. Fewer seeds than the ledger asks for are indicative only.
-    If a further control speaks against the claim, the test does not show what it should, and "reproduced"
-    becomes inconclusive. Where the ledger's rule has changed since the measurements were made, the outcome is
-    indicative only: a rule that was changed after the run decides nothing.
+    The differences treatment - control are paired by seed. With enough seeds the whole
+    Student-t 95 % interval must lie on the claimed side of the margin (reproduced) or
+    on the other side (not reproduced); a margin inside the interval is inconclusive.
+    Fewer seeds than the ledger asks for are indicative only. If a further control
+    speaks against the claim, the test does not show what it should, and "reproduced"
+    becomes inconclusive. Where the ledger's rule has changed since the measurements
+    were made, the outcome is indicative only: a rule that was changed after the run
+    decides nothing.
 
     Args:
         claim: the claim.
@@ -198,14 +237,21 @@ def judge(claim: Claim, measurements: Sequence[Measurement], profile: str | None
         profile: needed only where there are no measurements.
 
     Raises:
-        ValueError: measurements of another claim, of several profiles, or two of one seed.
+        ValueError: measurements of another claim, of several profiles, or
+            two of one seed.
     """
     if any(m.claim != claim.id for m in measurements):
-        raise ValueError(f"measurements of {sorted({m.claim for m in measurements})} given for claim {claim.id}")
+        raise ValueError(
+            f"measurements of {sorted({m.claim for m in measurements})} given for "
+            f"claim {claim.id}"
+        )
     profiles = {m.profile for m in measurements} | ({profile} if profile else set())
     seeds = [m.seed for m in measurements]
     if len(profiles) != 1 or len(set(seeds)) != len(seeds):
-        raise ValueError(f"{claim.id}: expected one profile and each seed once, got {sorted(profiles)} and {seeds}")
+        raise ValueError(
+            f"{claim.id}: expected one profile and each seed once, got "
+            f"{sorted(profiles)} and {seeds}"
+        )
     (profile,) = profiles
     planned = claim.tests[profile]
     if not measurements:
@@ -214,26 +260,44 @@ def judge(claim: Claim, measurements: Sequence[Measurement], profile: str | None
     return _judge(claim, claim.test(profile), profile, measurements)
 
 
-def _judge(claim: Claim, test: Test, profile: str, measurements: Sequence[Measurement]) -> Verdict:
+def _judge(
+    claim: Claim, test: Test, profile: str, measurements: Sequence[Measurement]
+) -> Verdict:
     treatment = np.array([m.treatment for m in measurements])
     control = np.array([m.control for m in measurements])
     difference = estimate(treatment - control)
     controls, against = {}, []
     for name, expected in test.controls.items():
-        values = np.array([m.controls[name] for m in measurements if name in m.controls])
+        values = np.array(
+            [m.controls[name] for m in measurements if name in m.controls]
+        )
         if len(values) != len(treatment):
             continue  # recorded before the ledger named this control
         controls[name] = estimate(values)
-        if _side(estimate(treatment - values), expected.direction, expected.margin) is False:
+        if (
+            _side(estimate(treatment - values), expected.direction, expected.margin)
+            is False
+        ):
             against.append(name)
     n = len(measurements)
     side = _side(difference, test.direction, test.margin)
-    changed = sum(m.rule is not None and dict(m.rule) != test.rule for m in measurements)
+    changed = sum(
+        m.rule is not None and dict(m.rule) != test.rule for m in measurements
+    )
     agrees = None
     if n < test.min_seeds or changed:
         kind = INDICATIVE
         # Too few seeds for an interval that can be trusted: only the mean is compared.
-        agrees = bool(_side(Estimate(difference.mean, None, None, 1), test.direction, test.margin)) and not against
+        agrees = (
+            bool(
+                _side(
+                    Estimate(difference.mean, None, None, 1),
+                    test.direction,
+                    test.margin,
+                )
+            )
+            and not against
+        )
         reason = f"{n} of at least {test.min_seeds} seeds"
         if changed:
             reason = f"the rule was changed after {changed} of {n} runs"
@@ -269,7 +333,8 @@ def _judge(claim: Claim, test: Test, profile: str, measurements: Sequence[Measur
 
 
 def _side(difference: Estimate, direction: str, margin: float) -> bool | None:
-    """Is the interval (or, for one seed, the point) on the claimed side? None if it includes the margin."""
+    """Is the interval (or, for one seed, the point) on the claimed side? None if it
+    includes the margin."""
     low = difference.mean if difference.low is None else difference.low
     high = difference.mean if difference.high is None else difference.high
     if direction == "smaller":
@@ -285,11 +350,18 @@ def _side(difference: Estimate, direction: str, margin: float) -> bool | None:
 
 def rule_text(claim: Claim, test: Test) -> str:
     """Return a test's rule in words."""
-    points = f"{100 * test.margin:g} points" if claim.unit == "percent" else f"{test.margin:g}"
+    points = (
+        f"{100 * test.margin:g} points"
+        if claim.unit == "percent"
+        else f"{test.margin:g}"
+    )
     place = {
         "greater": f"above {points}" if test.margin else "above zero",
         "smaller": f"below −{points}" if test.margin else "below zero",
         "equal": f"within ±{points}",
     }[test.direction]
     sides = f"treatment ({test.treatment}) and control ({test.control})"
-    return f"the 95 % interval of the difference between {sides} lies {place}; {test.min_seeds} seeds or more"
+    return (
+        f"the 95 % interval of the difference between {sides} lies {place}; "
+        f"{test.min_seeds} seeds or more"
+    )

@@ -1,4 +1,5 @@
-"""Small pictures in records: a chapter shows what a long run drew, from ``book/results`` alone."""
+"""Small pictures in records: a chapter shows what a long run drew, from
+``book/results`` alone."""
 
 from __future__ import annotations
 
@@ -25,14 +26,16 @@ __all__ = [
 
 
 def to_text(pixels: Tensor, form: str = "PNG") -> str:
-    """Return 8-bit pixels (H, W, 3) or a map (H, W), as text for JSON; "PNG" keeps every value, "JPEG" is smaller."""
+    """Return 8-bit pixels (H, W, 3) or a map (H, W), as text for JSON; "PNG" keeps
+    every value, "JPEG" is smaller."""
     buffer = io.BytesIO()
     Image.fromarray(pixels.cpu().numpy()).save(buffer, form, quality=85, optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def from_text(picture: str) -> np.ndarray:
-    """Return the 8-bit pixels (H, W, 3) or map (H, W) that :func:`to_text` made a text of."""
+    """Return the 8-bit pixels (H, W, 3) or map (H, W) that
+    :func:`to_text` made a text of."""
     return np.array(Image.open(io.BytesIO(base64.b64decode(picture))))
 
 

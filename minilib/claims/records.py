@@ -20,12 +20,15 @@ from minilib.parameters import check_profile
 
 _LEDGER = resources.files("minilib") / "ledger"
 # The book's order; any other paper comes last.
-_ORDER = "clip lseg groupvit vild glip denseclip clims detclipv3 countx vlcounter".split()
+_ORDER = (
+    "clip lseg groupvit vild glip denseclip clims detclipv3 countx vlcounter".split()
+)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the treatment should compare with a control: greater, smaller or equal, by which margin."""
+    """How the treatment should compare with a control: greater, smaller or equal,
+    by which margin."""
 
     direction: str
     margin: float
@@ -34,7 +37,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Test:
-    """How one profile tests a claim. The rule (direction, margin, seeds) is fixed before anything is run."""
+    """How one profile tests a claim. The rule (direction, margin, seeds) is fixed
+    before anything is run."""
 
     __test__ = False  # not for pytest to collect
 
@@ -51,9 +55,18 @@ class Test:
 
     @property
     def rule(self) -> dict[str, Any]:
-        """All that decides a verdict, as data: measurements keep it, so that later changes are noticed."""
-        sides = {name: [control.direction, control.margin] for name, control in self.controls.items()}
-        return {"direction": self.direction, "margin": self.margin, "min_seeds": self.min_seeds, "controls": sides}
+        """All that decides a verdict, as data: measurements keep it, so that later
+        changes are noticed."""
+        sides = {
+            name: [control.direction, control.margin]
+            for name, control in self.controls.items()
+        }
+        return {
+            "direction": self.direction,
+            "margin": self.margin,
+            "min_seeds": self.min_seeds,
+            "controls": sides,
+        }
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,8 @@ class Claim:
     numbers: str
     """What the paper measured, in words."""
     differences: Mapping[str, float]
-    """The paper's own differences treatment - control in the claim's unit, by what is compared; may be empty."""
+    """The paper's own differences treatment - control in the claim's unit, by what is
+    compared; may be empty."""
     unit: str
     """ "percent" (measured as a fraction, shown times 100) or "number"."""
     tests: Mapping[str, Test | str]
@@ -102,15 +116,18 @@ class Measurement:
     """Number of test items behind the two numbers."""
     controls: Mapping[str, float] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
-    """95 % bootstrap interval of treatment - control over the test items of this one checkpoint."""
+    """95 % bootstrap interval of treatment - control over the test items of
+    this one checkpoint."""
     details: Mapping[str, Any] = field(default_factory=dict)
     rule: Mapping[str, Any] | None = None
-    """The rule as it was when this was measured; None in old records that do not hold it."""
+    """The rule as it was when this was measured; None in old records
+    that do not hold it."""
 
 
 @dataclass(frozen=True)
 class Records:
-    """All that one run wrote: its measurements, its named results and how it was made."""
+    """All that one run wrote: its measurements, its named results and
+    how it was made."""
 
     chapter: str
     profile: str
@@ -123,7 +140,10 @@ class Records:
         """Return this run as JSON data: one entry of a merged file."""
         return {
             "seed": self.seed,
-            "claims": {id_: _entry(measurement) for id_, measurement in self.measurements.items()},
+            "claims": {
+                id_: _entry(measurement)
+                for id_, measurement in self.measurements.items()
+            },
             "results": dict(self.results),
             "environment": dict(self.environment),
         }
@@ -131,7 +151,11 @@ class Records:
 
 def papers() -> list[str]:
     """Return the names of the papers that have a ledger, in the book's order."""
-    found = sorted(Path(entry.name).stem for entry in _LEDGER.iterdir() if entry.name.endswith(".yaml"))
+    found = sorted(
+        Path(entry.name).stem
+        for entry in _LEDGER.iterdir()
+        if entry.name.endswith(".yaml")
+    )
     return sorted(found, key=chapter_number)
 
 
@@ -141,28 +165,37 @@ def chapter_number(paper: str) -> int:
 
 
 def load(paper: str) -> dict[str, Claim]:
-    """Return the claims of ``paper`` by id, in the ledger's order; ValueError if there is no such ledger."""
+    """Return the claims of ``paper`` by id, in the ledger's order; ValueError if there
+    is no such ledger."""
     if paper not in papers():
-        raise ValueError(f"no ledger for paper {paper!r}: expected one of {', '.join(papers())}")
+        raise ValueError(
+            f"no ledger for paper {paper!r}: expected one of {', '.join(papers())}"
+        )
     return dict(_load(paper))
 
 
 @cache
 def _load(paper: str) -> dict[str, Claim]:
-    return parse((_LEDGER / f"{paper}.yaml").read_text(encoding="utf-8"), source=f"ledger/{paper}.yaml")
+    return parse(
+        (_LEDGER / f"{paper}.yaml").read_text(encoding="utf-8"),
+        source=f"ledger/{paper}.yaml",
+    )
 
 
 def parse(text: str, source: str = "ledger") -> dict[str, Claim]:
     """Return the claims in a ledger's YAML text.
 
     Raises:
-        ValueError: the text does not match ``ledger/schema.json``, repeats an id, or has another paper's id.
+        ValueError: the text does not match ``ledger/schema.json``, repeats an id, or
+            has another paper's id.
     """
     import jsonschema  # here: it takes half as long to import as torch
 
     data = yaml.safe_load(text)
     schema = json.loads((_LEDGER / "schema.json").read_text(encoding="utf-8"))
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(data))
+    error = jsonschema.exceptions.best_match(
+        jsonschema.Draft202012Validator(schema).iter_errors(data)
+    )
     if error is not None:
         place = "/".join(str(part) for part in error.absolute_path) or "the top"
         raise ValueError(f"{source}, {place}: {error.message}")
@@ -170,7 +203,10 @@ def parse(text: str, source: str = "ledger") -> dict[str, Claim]:
     for entry in data["claims"]:
         claim = _claim(entry, method=data["title"])
         if claim.id in claims or claim.paper != data["paper"]:
-            raise ValueError(f"{source}: id {claim.id!r} is repeated or does not begin with {data['paper']!r}")
+            raise ValueError(
+                f"{source}: id {claim.id!r} is repeated or does not begin with "
+                f"{data['paper']!r}"
+            )
         claims[claim.id] = claim
     return claims
 
@@ -181,16 +217,25 @@ def _claim(entry: dict[str, Any], method: str) -> Claim:
         if "not_run" in test:
             tests[profile] = test["not_run"]
         else:
-            controls = {name: Comparison(**value) for name, value in test.get("controls", {}).items()}
+            controls = {
+                name: Comparison(**value)
+                for name, value in test.get("controls", {}).items()
+            }
             tests[profile] = Test(**{**test, "controls": controls})
     plain = {key: entry[key] for key in ("id", "title", "statement", "unit")}
-    return Claim(**plain, **{"differences": {}, **entry["paper"]}, method=method, tests=tests)
+    return Claim(
+        **plain, **{"differences": {}, **entry["paper"]}, method=method, tests=tests
+    )
 
 
 def find(claim_id: str) -> Claim:
     """Return a claim by its id; ValueError naming the nearest ids if there is none."""
     paper = str(claim_id).partition(".")[0]
-    known = load(paper) if paper in papers() else {id_: c for name in papers() for id_, c in load(name).items()}
+    known = (
+        load(paper)
+        if paper in papers()
+        else {id_: c for name in papers() for id_, c in load(name).items()}
+    )
     if claim_id not in known:
         near = get_close_matches(str(claim_id), known, n=3, cutoff=0.3) or list(known)
         raise ValueError(f"unknown claim {claim_id!r}: did you mean {', '.join(near)}?")
@@ -212,24 +257,27 @@ def record(
 ) -> Measurement:
     """Write one measurement of a claim into ``out/result.json`` and return it.
 
-    Recording a claim again replaces it. A file left there by another run (chapter, profile or seed) is
-    replaced whole.
+    Recording a claim again replaces it. A file left there by another run
+    (chapter, profile or seed) is replaced whole.
 
     Args:
         claim_id: for example "clip.C1".
-        treatment: the treatment's metric, in the ledger's unit (an accuracy is a fraction).
+        treatment: the treatment's metric, in the ledger's unit (an
+            accuracy is a fraction).
         control: the control's metric.
         profile: profile of this run; the ledger must have a test for it.
         seed: seed of this run.
         out: existing folder of this run.
         n: number of test items behind the two numbers.
-        controls: the further controls that the ledger names for this profile, all of them.
-        interval: from :func:`bootstrap_interval` of the per-item differences, if the test has items.
+        controls: the further controls that the ledger names for this
+            profile, all of them.
+        interval: from :func:`bootstrap_interval` of the per-item differences, if
+            the test has items.
         details: anything else worth keeping, as JSON.
 
     Raises:
-        ValueError: unknown id, profile without a test, a control missing or unknown, or a number that is
-        not finite.
+        ValueError: unknown id, profile without a test, a control missing or unknown, or
+            a number that is not finite.
     """
     test = find(claim_id).test(profile)
     given = dict(controls or {})
@@ -238,9 +286,14 @@ def record(
         interval = (low, high)
     if set(given) != set(test.controls):
         expected = ", ".join(map(repr, test.controls)) or "none"
-        raise ValueError(f"{claim_id} at profile {profile!r}: controls are {expected}, got {list(given) or 'none'}")
+        raise ValueError(
+            f"{claim_id} at profile {profile!r}: controls are {expected}, got "
+            f"{list(given) or 'none'}"
+        )
     if not n > 0:
-        raise ValueError(f"{claim_id}: n={n!r}, expected the number of test items, at least 1")
+        raise ValueError(
+            f"{claim_id}: n={n!r}, expected the number of test items, at least 1"
+        )
     measurement = Measurement(
         claim=claim_id,
         profile=profile,
@@ -248,7 +301,10 @@ def record(
         treatment=_finite(treatment, f"{claim_id}: treatment"),
         control=_finite(control, f"{claim_id}: control"),
         n=int(n),
-        controls={name: _finite(value, f"{claim_id}: control {name!r}") for name, value in given.items()},
+        controls={
+            name: _finite(value, f"{claim_id}: control {name!r}")
+            for name, value in given.items()
+        },
         interval=interval,
         details=_json(dict(details or {}), f"{claim_id}: details"),
         rule=test.rule,
@@ -257,26 +313,35 @@ def record(
     return measurement
 
 
-def record_result(name: str, value: Any, *, profile: str, seed: int, out: str | os.PathLike[str]) -> None:
-    """Write a named number (or list or table of numbers) that prose quotes into ``out/result.json``.
+def record_result(
+    name: str, value: Any, *, profile: str, seed: int, out: str | os.PathLike[str]
+) -> None:
+    """Write a named number (or list or table of numbers) that prose quotes into
+    ``out/result.json``.
 
     Args:
         name: "<chapter>.<what>", for example "clip.zero_shot_top1".
-        value: a number, or a list or dict of numbers and text; tensors with one element count as numbers.
+        value: a number, or a list or dict of numbers and text; tensors with one element
+            count as numbers.
         profile: profile of this run.
         seed: seed of this run.
         out: existing folder of this run.
 
     Raises:
-        ValueError: the name lacks its chapter, or the value holds a number that is not finite.
+        ValueError: the name lacks its chapter, or the value holds a number
+            that is not finite.
     """
     if not all(str(name).partition(".")):
-        raise ValueError(f"result name {name!r}: expected '<chapter>.<what>', for example 'clip.zero_shot_top1'")
+        raise ValueError(
+            f"result name {name!r}: expected '<chapter>."
+            "<what>', for example 'clip.zero_shot_top1'"
+        )
     _update(name, profile, seed, out, "results", _json(value, name))
 
 
 def read_records(path: str | os.PathLike[str]) -> list[Records]:
-    """Return the records in a ``result.json`` (one run) or in a merged file of ``book/results`` (many seeds).
+    """Return the records in a ``result.json`` (one run) or in a merged file of
+    ``book/results`` (many seeds).
 
     Raises:
         ValueError: the file is not such a record.
@@ -286,12 +351,19 @@ def read_records(path: str | os.PathLike[str]) -> list[Records]:
         runs = data["runs"] if "runs" in data else [data]
         return [_records(data["chapter"], data["profile"], run) for run in runs]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a record of results ({type(error).__name__}: {error})") from error
+        raise ValueError(
+            f"{path} is not a record of results ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _entry(measurement: Measurement) -> dict[str, Any]:
     entry = asdict(measurement)
-    for key in ("claim", "profile", "seed", *(["rule"] if measurement.rule is None else [])):
+    for key in (
+        "claim",
+        "profile",
+        "seed",
+        *(["rule"] if measurement.rule is None else []),
+    ):
         del entry[key]
     return entry
 
@@ -302,13 +374,28 @@ def _records(chapter: str, profile: str, run: dict[str, Any]) -> Records:
     for claim_id, entry in run["claims"].items():
         interval = tuple(entry["interval"]) if entry.get("interval") else None
         fields = {**entry, "interval": interval}
-        measurements[claim_id] = Measurement(claim=claim_id, profile=profile, seed=seed, **fields)
-    return Records(chapter, profile, seed, measurements, run["results"], run.get("environment", {}))
+        measurements[claim_id] = Measurement(
+            claim=claim_id, profile=profile, seed=seed, **fields
+        )
+    return Records(
+        chapter, profile, seed, measurements, run["results"], run.get("environment", {})
+    )
 
 
-def _update(name: str, profile: str, seed: int, out: str | os.PathLike[str], kind: str, entry: Any) -> None:
+def _update(
+    name: str,
+    profile: str,
+    seed: int,
+    out: str | os.PathLike[str],
+    kind: str,
+    entry: Any,
+) -> None:
     path = Path(out) / "result.json"
-    head = {"chapter": name.partition(".")[0], "profile": check_profile(profile), "seed": int(seed)}
+    head = {
+        "chapter": name.partition(".")[0],
+        "profile": check_profile(profile),
+        "seed": int(seed),
+    }
     data: dict[str, Any] = {**head, "claims": {}, "results": {}}
     if path.exists():
         old = json.loads(path.read_text(encoding="utf-8"))
@@ -321,16 +408,22 @@ def _update(name: str, profile: str, seed: int, out: str | os.PathLike[str], kin
 def _finite(value: Any, name: str) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"{name} is {number}: expected a finite number; look at the cell that computed it")
+        raise ValueError(
+            f"{name} is {number}: expected a finite number; look at the cell that "
+            "computed it"
+        )
     return number
 
 
 def _json(value: Any, name: str) -> Any:
-    """Return ``value`` as plain JSON data; tensors and arrays become numbers or lists."""
+    """Return ``value`` as plain JSON data; tensors and arrays become
+    numbers or lists."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _json(item, f"{name}[{key!r}]") for key, item in value.items()}
+        return {
+            str(key): _json(item, f"{name}[{key!r}]") for key, item in value.items()
+        }
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Iterable) and not isinstance(value, str):

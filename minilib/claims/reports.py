@@ -1,4 +1,5 @@
-"""Verdicts gathered and shown: tables for the terminal, the notebooks, the README and the book."""
+"""Verdicts gathered and shown: tables for the terminal, the notebooks, the
+README and the book."""
 
 from __future__ import annotations
 
@@ -65,22 +66,28 @@ class Row:
     profile: str
     verdict: Verdict
     environments: tuple[Mapping[str, Any], ...] = ()
-    """How each seed's run was made, where its ``run.json`` says so: time, memory, device."""
+    """How each seed's run was made, where its ``run.json`` says so:
+    time, memory, device."""
 
 
 def results_folder() -> Path:
-    """Return the repository's folder of committed records; FileNotFoundError for an installed wheel."""
+    """Return the repository's folder of committed records; FileNotFoundError for an
+    installed wheel."""
     root = repository()
     if root is None:
-        raise FileNotFoundError("the committed records are in the repository (book/results), not in the package")
+        raise FileNotFoundError(
+            "the committed records are in the repository (book/results), not in the "
+            "package"
+        )
     return root / "book" / "results"
 
 
 def find_records(sources: Sources) -> list[Records]:
     """Return the records under folders or in files.
 
-    A folder may be ``book/results`` (merged files), one run's folder, or a folder of runs, of which only
-    the finished ones (those with a ``run.json``) count. A missing folder holds no records.
+    A folder may be ``book/results`` (merged files), one run's folder, or a folder of
+    runs, of which only the finished ones (those with a ``run.json``) count. A missing
+    folder holds no records.
     """
     found: list[Records] = []
     for source in [sources] if isinstance(sources, (str, os.PathLike)) else sources:
@@ -90,10 +97,16 @@ def find_records(sources: Sources) -> list[Records]:
         elif (path / "result.json").is_file():
             files = [path / "result.json"]
         else:
-            finished = (run.with_name("result.json") for run in sorted(path.rglob("run.json")))
-            files = sorted(path.glob("*.*.json")) + [file for file in finished if file.is_file()]
+            finished = (
+                run.with_name("result.json") for run in sorted(path.rglob("run.json"))
+            )
+            files = sorted(path.glob("*.*.json")) + [
+                file for file in finished if file.is_file()
+            ]
         for file in files:
-            found += [_with_environment(records, file) for records in read_records(file)]
+            found += [
+                _with_environment(records, file) for records in read_records(file)
+            ]
     return found
 
 
@@ -103,11 +116,18 @@ def _with_environment(records: Records, file: Path) -> Records:
     if file.name != "result.json" or not path.is_file():
         return records
     run = json.loads(path.read_text(encoding="utf-8"))
-    return replace(records, environment={key: run[key] for key in _ENVIRONMENT if key in run})
+    return replace(
+        records, environment={key: run[key] for key in _ENVIRONMENT if key in run}
+    )
 
 
-def collect(sources: Sources, profiles: Sequence[str] = PROFILES, chapters: Sequence[str] | None = None) -> list[Row]:
-    """Judge every claim at every profile by the records under ``sources``; without any it is "not run".
+def collect(
+    sources: Sources,
+    profiles: Sequence[str] = PROFILES,
+    chapters: Sequence[str] | None = None,
+) -> list[Row]:
+    """Judge every claim at every profile by the records under ``sources``; without any
+    it is "not run".
 
     A seed found twice counts once; the source named last wins.
 
@@ -117,30 +137,53 @@ def collect(sources: Sources, profiles: Sequence[str] = PROFILES, chapters: Sequ
         chapters: the chapters to judge; default: all that have a ledger.
 
     Raises:
-        ValueError: a file is not a record, or it holds a claim that the ledger does not know.
+        ValueError: a file is not a record, or it holds a claim that the
+            ledger does not know.
     """
-    measured: dict[tuple[str, str], dict[int, tuple[Measurement, Mapping[str, Any]]]] = defaultdict(dict)
+    measured: dict[
+        tuple[str, str], dict[int, tuple[Measurement, Mapping[str, Any]]]
+    ] = defaultdict(dict)
     chapters = papers() if chapters is None else list(chapters)
     for records in find_records(sources):
         if records.chapter not in chapters:
             continue
         for claim_id, measurement in records.measurements.items():
             if claim_id not in load(records.chapter):
-                raise ValueError(f"a record at profile {records.profile!r} holds an unknown claim {claim_id!r}")
-            measured[claim_id, records.profile][records.seed] = (measurement, records.environment)
+                raise ValueError(
+                    f"a record at profile {records.profile!r} holds an unknown claim "
+                    f"{claim_id!r}"
+                )
+            measured[claim_id, records.profile][records.seed] = (
+                measurement,
+                records.environment,
+            )
     rows = []
     for chapter in chapters:
         for claim in load(chapter).values():
             for profile in profiles:
-                found = [measured[claim.id, profile][seed] for seed in sorted(measured[claim.id, profile])]
-                verdict = judge(claim, [measurement for measurement, _ in found], profile)
-                rows.append(Row(claim, profile, verdict, tuple(environment for _, environment in found)))
+                found = [
+                    measured[claim.id, profile][seed]
+                    for seed in sorted(measured[claim.id, profile])
+                ]
+                verdict = judge(
+                    claim, [measurement for measurement, _ in found], profile
+                )
+                rows.append(
+                    Row(
+                        claim,
+                        profile,
+                        verdict,
+                        tuple(environment for _, environment in found),
+                    )
+                )
     return rows
 
 
-def merge(runs: Sources, results: str | os.PathLike[str], profiles: Sequence[str]) -> list[Path]:
-    """Merge per-seed records under ``runs`` into ``results/<chapter>.<profile>.json``; return the files
-    written.
+def merge(
+    runs: Sources, results: str | os.PathLike[str], profiles: Sequence[str]
+) -> list[Path]:
+    """Merge per-seed records under ``runs`` into ``results/<chapter>.<profile>.json``;
+    return the files written.
 
     A seed that is already there is replaced, other seeds stay.
     """
@@ -151,7 +194,10 @@ def merge(runs: Sources, results: str | os.PathLike[str], profiles: Sequence[str
         if records.profile in profiles:
             groups[folder / f"{records.chapter}.{records.profile}.json"].append(records)
     for path, fresh in groups.items():
-        seeds = {records.seed: records for records in (read_records(path) if path.exists() else [])}
+        seeds = {
+            records.seed: records
+            for records in (read_records(path) if path.exists() else [])
+        }
         seeds |= {records.seed: records for records in fresh}
         data = {
             "chapter": fresh[0].chapter,
@@ -177,11 +223,16 @@ def format_estimate(value: Estimate | None, unit: str, seeds: bool = False) -> s
 
 def interval_text(interval: tuple[float, float] | None, unit: str) -> str:
     """Return an interval of differences as text, signs included: "+1.2 to +3.4"."""
-    return "–" if interval is None else " to ".join(number_text(value, unit, sign=True) for value in interval)
+    return (
+        "–"
+        if interval is None
+        else " to ".join(number_text(value, unit, sign=True) for value in interval)
+    )
 
 
 def difference_text(row: Row) -> str:
-    """Return the difference treatment - control with its interval and what the interval is over."""
+    """Return the difference treatment - control with its interval and what the
+    interval is over."""
     verdict, unit = row.verdict, row.claim.unit
     if verdict.mean is None:
         return "–"
@@ -195,7 +246,15 @@ def difference_text(row: Row) -> str:
 
 def table(rows: Iterable[Row]) -> str:
     """Return a markdown table of verdicts, one row per claim and profile."""
-    head = ("claim", "profile", "verdict", "treatment", "control", "difference", "seeds")
+    head = (
+        "claim",
+        "profile",
+        "verdict",
+        "treatment",
+        "control",
+        "difference",
+        "seeds",
+    )
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         verdict, unit = row.verdict, row.claim.unit
@@ -208,13 +267,15 @@ def table(rows: Iterable[Row]) -> str:
             difference_text(row),
             str(verdict.n or "–"),
         ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append(
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
 class VerdictTable:
-    """A table of verdicts that notebooks and the book show; sign and words carry the meaning, never colour
-    alone."""
+    """A table of verdicts that notebooks and the book show; sign and words carry the
+    meaning, never colour alone."""
 
     def __init__(self, rows: Sequence[Row]):
         """Keep ``rows`` in their order."""
@@ -228,17 +289,26 @@ class VerdictTable:
 
     def _repr_html_(self) -> str:
         heads = ("Claim", "Verdict", "Treatment", "Control", "Difference", "The paper")
-        cells = "".join(f'<th scope="col" style="{_CELL}">{head}</th>' for head in heads)
-        groups = [list(group) for _, group in groupby(self.rows, key=lambda row: row.claim.id)]
+        cells = "".join(
+            f'<th scope="col" style="{_CELL}">{head}</th>' for head in heads
+        )
+        groups = [
+            list(group) for _, group in groupby(self.rows, key=lambda row: row.claim.id)
+        ]
         body = "".join(_html_rows(group) for group in groups)
         return (
-            '<div style="overflow-x:auto"><table style="border-collapse:collapse;text-align:left;color:inherit">'
+            '<div style="overflow-x:auto"><table '
+            'style="border-collapse:collapse;text-align:left;color:inherit">'
             f"<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
 
-# No backgrounds and no fixed text colour: the table takes both from the page, light or dark.
-_CELL = "padding:0.4em 0.7em;text-align:left;vertical-align:top;border-bottom:1px solid rgba(128,128,128,0.4)"
+# No backgrounds and no fixed text colour: the table takes both from the page,
+# light or dark.
+_CELL = (
+    "padding:0.4em 0.7em;text-align:left;vertical-align:top;border-bottom:1px solid "
+    "rgba(128,128,128,0.4)"
+)
 _EDGE = {
     REPRODUCED: "solid",
     NOT_REPRODUCED: "double",
@@ -249,24 +319,48 @@ _EDGE = {
 
 
 def _html_rows(rows: Sequence[Row]) -> str:
-    """Return one claim's rows, one per profile; its title and the paper's numbers appear once, beside them."""
+    """Return one claim's rows, one per profile; its title and the paper's numbers
+    appear once, beside them."""
     claim, span = rows[0].claim, f'<td rowspan="{len(rows)}" style="{_CELL}">'
-    first = f"{span}<b>{html.escape(claim.title)}</b><br><small>{html.escape(claim.id)}</small></td>"
-    last = f"{span}{html.escape(claim.numbers)}<br><small>{html.escape(claim.where)}</small></td>"
+    first = (
+        f"{span}<b>{html.escape(claim.title)}</b><br><small>{html.escape(claim.id)}"
+        "</small></td>"
+    )
+    last = (
+        f"{span}{html.escape(claim.numbers)}<br><small>{html.escape(claim.where)}"
+        "</small></td>"
+    )
     text = ""
     for index, row in enumerate(rows):
         cells = "".join(f'<td style="{_CELL}">{cell}</td>' for cell in _html_cells(row))
-        text += "<tr>" + (first if index == 0 else "") + cells + (last if index == 0 else "") + "</tr>"
+        text += (
+            "<tr>"
+            + (first if index == 0 else "")
+            + cells
+            + (last if index == 0 else "")
+            + "</tr>"
+        )
     return text
 
 
 def _html_cells(row: Row) -> list[str]:
     verdict, unit = row.verdict, row.claim.unit
-    seeds = f"{row.profile}, {verdict.n} seed{'s' if verdict.n != 1 else ''}" if verdict.n else row.profile
-    style = f"border-left:4px {_EDGE[verdict.kind]} currentColor;padding-left:0.4em;font-weight:bold"
-    badge = f'<span style="{style}"><span aria-hidden="true">{verdict.icon}</span> {verdict.text}</span>'
+    seeds = (
+        f"{row.profile}, {verdict.n} seed{'s' if verdict.n != 1 else ''}"
+        if verdict.n
+        else row.profile
+    )
+    style = (
+        f"border-left:4px {_EDGE[verdict.kind]} "
+        "currentColor;padding-left:0.4em;font-weight:bold"
+    )
+    badge = (
+        f'<span style="{style}"><span aria-hidden="true">{verdict.icon}'
+        f"</span> {verdict.text}</span>"
+    )
     extra = "".join(
-        f"<br><small>{html.escape(name)}: {html.escape(format_estimate(value, unit))}</small>"
+        f"<br><small>{html.escape(name)}: {html.escape(format_estimate(value, unit))}"
+        "</small>"
         for name, value in verdict.controls.items()
     )
     return [
@@ -285,12 +379,14 @@ def _side_html(row: Row, side: str) -> str:
 
 
 def verdicts(sources: Sources, profiles: Sequence[str], chapter: str) -> VerdictTable:
-    """Return the table for a notebook: the claims of ``chapter`` at ``profiles``, those not run included."""
+    """Return the table for a notebook: the claims of ``chapter`` at ``profiles``, those
+    not run included."""
     return VerdictTable(collect(sources, profiles, [chapter]))
 
 
 def scoreboard(results_dir: str | os.PathLike[str]) -> str:
-    """Return the README's markdown table: per chapter and profile, which claims had which verdict."""
+    """Return the README's markdown table: per chapter and profile, which claims
+    had which verdict."""
     head = ["chapter", "profile", "seeds"] + [f"{ICONS[kind]} {kind}" for kind in KINDS]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for chapter in papers():
@@ -301,7 +397,11 @@ def scoreboard(results_dir: str | os.PathLike[str]) -> str:
                 continue
             cells = [chapter, profile, str(seeds)]
             for kind in KINDS:
-                names = [row.claim.id.partition(".")[2] for row in rows if row.verdict.kind == kind]
+                names = [
+                    row.claim.id.partition(".")[2]
+                    for row in rows
+                    if row.verdict.kind == kind
+                ]
                 cells.append(", ".join(names) or " ")
             lines.append("| " + " | ".join(cells) + " |")
     if len(lines) == 2:
@@ -315,7 +415,8 @@ def chapter_title(chapter: str) -> str:
 
 
 def number_text(value: float | None, unit: str, sign: bool = False) -> str:
-    """Return a number as it is shown: percent with one decimal, others with three digits; a dash for None."""
+    """Return a number as it is shown: percent with one decimal, others with three
+    digits; a dash for None."""
     if value is None:
         return "–"
     scaled = 100 * value if unit == "percent" else value

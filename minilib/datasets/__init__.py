@@ -9,4 +9,12 @@ from minilib.datasets.folder import (
     split_holdout,
 )
 
-__all__ = ["CAPTION_TEMPLATES", "CamVid", "PhotoFolder", "augment", "load_camvid", "load_photos", "split_holdout"]
+__all__ = [
+    "CAPTION_TEMPLATES",
+    "CamVid",
+    "PhotoFolder",
+    "augment",
+    "load_camvid",
+    "load_photos",
+    "split_holdout",
+]

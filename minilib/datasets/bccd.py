@@ -1,7 +1,8 @@
 """BCCD: 364 micrographs of blood with a box around every cell, used here for counting.
 
-As published: ``Annotations/<name>.xml`` (PASCAL VOC), ``JPEGImages/<name>.jpg`` (640 x 480) and the split lists
-``ImageSets/Main/{train,val,test,trainval}.txt`` (205, 87, 72 and 292 images). ``data_scripts/get_bccd.py`` fetches it.
+As published: ``Annotations/<name>.xml`` (PASCAL VOC), ``JPEGImages/<name>.jpg``
+(640 x 480) and the split lists ``ImageSets/Main/{train,val,test,trainval}.txt`` (205,
+87, 72 and 292 images). ``data_scripts/get_bccd.py`` fetches it.
 """
 
 from __future__ import annotations
@@ -48,18 +49,27 @@ class Bccd:
     @property
     def counts(self) -> Tensor:
         """How many cells of each class every image holds, (N, 3) int64."""
-        return torch.stack([torch.bincount(c, minlength=len(self.names)) for c in self.classes])
+        return torch.stack(
+            [torch.bincount(c, minlength=len(self.names)) for c in self.classes]
+        )
 
     def points(self, index: int, asked: int) -> Tensor:
-        """Return the centres (n, 2) of the cells of class ``asked`` in image ``index``, x y in pixels."""
+        """Return the centres (n, 2) of the cells of class ``asked`` in image
+        ``index``, x y in pixels."""
         boxes = self.boxes[index][self.classes[index] == asked]
         return (boxes[:, :2] + boxes[:, 2:]) / 2
 
-    def batch(self, indices: Sequence[int], asked: Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """Return the images ``indices``, each asked for the class at the same position in ``asked``.
+    def batch(
+        self,
+        indices: Sequence[int],
+        asked: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> Batch:
+        """Return the images ``indices``, each asked for the class at the same
+        position in ``asked``.
 
-        ``label`` is that class, ``caption`` its name, ``points`` its cells' centres; ``boxes`` and ``classes``
-        cover all cells.
+        ``label`` is that class, ``caption`` its name, ``points`` its cells' centres;
+        ``boxes`` and ``classes`` cover all cells.
         """
         pairs = list(zip(indices, asked, strict=True))
         return Batch(
@@ -72,20 +82,27 @@ class Bccd:
         ).to(device)
 
 
-def load_bccd(folder: str | Path, split: str, size: tuple[int, int] | None = None) -> Bccd:
+def load_bccd(
+    folder: str | Path, split: str, size: tuple[int, int] | None = None
+) -> Bccd:
     """Read one split of the published layout.
 
-    Two of the published boxes have no area. Each still marks a cell that was counted, so they are kept.
+    Two of the published boxes have no area. Each still marks a cell that was counted,
+    so they are kept.
 
     Args:
-        folder: holds ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``, or a folder ``BCCD`` that does.
+        folder: holds ``Annotations``, ``ImageSets/Main`` and ``JPEGImages``, or a
+            folder ``BCCD`` that does.
         split: ``train``, ``val`` or ``test``.
-        size: (height, width) to resize to (bicubic, antialiased; boxes follow); None = as published.
+        size: (height, width) to resize to (bicubic, antialiased; boxes follow);
+            None = as published.
 
     Raises:
-        ValueError: unknown split, a size that is not two positive numbers, an annotation that cannot be read, an
-            unknown class, a box outside its image, or images of different sizes without ``size``.
-        FileNotFoundError: the folder is not BCCD, or a file that the list names is missing.
+        ValueError: unknown split, a size that is not two positive numbers, an
+            annotation that cannot be read, an unknown class, a box outside its image,
+            or images of different sizes without ``size``.
+        FileNotFoundError: the folder is not BCCD, or a file that the list
+            names is missing.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
@@ -97,7 +114,8 @@ def load_bccd(folder: str | Path, split: str, size: tuple[int, int] | None = Non
     listing = root / "ImageSets" / "Main" / f"{split}.txt"
     if not listing.is_file():
         raise FileNotFoundError(
-            f"no BCCD at {folder}: expected {listing}; `python data_scripts/get_bccd.py` makes data/bccd"
+            f"no BCCD at {folder}: expected {listing}; `python "
+            "data_scripts/get_bccd.py` makes data/bccd"
         )
     files = tuple(listing.read_text(encoding="utf-8").split())
     if not files:
@@ -110,14 +128,23 @@ def load_bccd(folder: str | Path, split: str, size: tuple[int, int] | None = Non
         with Image.open(root / "JPEGImages" / f"{name}.jpg") as opened:
             image = to_rgb(opened)
         width, height = image.size
-        if len(cells) and (cells.min() < 0 or bool((cells.amax(0) > cells.new_tensor([width, height] * 2)).any())):
-            raise ValueError(f"{annotation}: a box reaches outside the {width} x {height} image; correct it")
+        if len(cells) and (
+            cells.min() < 0
+            or bool((cells.amax(0) > cells.new_tensor([width, height] * 2)).any())
+        ):
+            raise ValueError(
+                f"{annotation}: a box reaches outside the {width} x {height} image; "
+                "correct it"
+            )
         if size is not None:
             image = image.resize(size[::-1], Image.Resampling.BICUBIC)
             cells = cells * cells.new_tensor([size[1] / width, size[0] / height] * 2)
         pixels = rearrange(torch.from_numpy(np.array(image)), "h w c -> c h w")
         if images and pixels.shape != images[0].shape:
-            raise ValueError(f"{name} is {width} x {height} unlike {files[0]}: pass size=(height, width)")
+            raise ValueError(
+                f"{name} is {width} x {height} unlike {files[0]}: pass size=(height, "
+                "width)"
+            )
         images.append(pixels)
         boxes.append(cells)
         classes.append(labels)
@@ -125,11 +152,13 @@ def load_bccd(folder: str | Path, split: str, size: tuple[int, int] | None = Non
 
 
 def read_annotation(path: Path) -> tuple[Tensor, Tensor]:
-    """Return the boxes (n, 4) float x1 y1 x2 y2 and classes (n,) int64 of one PASCAL VOC file.
+    """Return the boxes (n, 4) float x1 y1 x2 y2 and classes (n,) int64 of one
+    PASCAL VOC file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not XML, lacks a field, or names a class that BCCD does not have.
+        ValueError: it is not XML, lacks a field, or names a class that
+            BCCD does not have.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -137,12 +166,22 @@ def read_annotation(path: Path) -> tuple[Tensor, Tensor]:
         for item in root.iter("object"):
             label = item.findtext("name", "").strip()
             if label not in LABELS:
-                raise ValueError(f"class {label!r}, expected one of {', '.join(LABELS)}")
-            corners = [float(item.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
+                raise ValueError(
+                    f"class {label!r}, expected one of {', '.join(LABELS)}"
+                )
+            corners = [
+                float(item.findtext(f"bndbox/{side}", ""))
+                for side in ("xmin", "ymin", "xmax", "ymax")
+            ]
             if corners[2] < corners[0] or corners[3] < corners[1]:
-                raise ValueError(f"a box {corners} whose right or lower edge comes before its left or upper one")
+                raise ValueError(
+                    f"a box {corners} whose right or lower edge comes before its left "
+                    "or upper one"
+                )
             cells.append(corners)
             labels.append(LABELS.index(label))
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); fetch it again") from error
-    return torch.tensor(cells, dtype=torch.float32).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64)
+    return torch.tensor(cells, dtype=torch.float32).reshape(-1, 4), torch.tensor(
+        labels, dtype=torch.int64
+    )

@@ -1,7 +1,7 @@
 """CamVid: street scenes with a class for each pixel, 11 classes and void.
 
-Frames and masks as ``data_scripts/get_camvid.py`` lays them out: ``<folder>/<split>/*`` and
-``<folder>/<split>annot/*``.
+Frames and masks as ``data_scripts/get_camvid.py`` lays them out: ``<folder>/<split>/*``
+and ``<folder>/<split>annot/*``.
 """
 
 from __future__ import annotations
@@ -56,26 +56,32 @@ class CamVid:
         """Return the number of frames."""
         return len(self.image)
 
-    def batch(self, indices: Tensor | Sequence[int], device: torch.device | str = "cpu") -> Batch:
-        """Return the frames ``indices`` on ``device``: image float in [0, 1] and mask int64, 255 = void."""
+    def batch(
+        self, indices: Tensor | Sequence[int], device: torch.device | str = "cpu"
+    ) -> Batch:
+        """Return the frames ``indices`` on ``device``: image float in [0, 1] and mask
+        int64, 255 = void."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         image, mask = self.image[index].to(device), self.mask[index].to(device)
         return Batch(image=image.float() / 255, mask=mask.long())
 
 
-def load_camvid(folder: str | Path, split: str, size: tuple[int, int] | None = None) -> CamVid:
+def load_camvid(
+    folder: str | Path, split: str, size: tuple[int, int] | None = None
+) -> CamVid:
     """Read one split of CamVid.
 
     Args:
         folder: holds ``train``, ``trainannot`` and so on.
         split: ``"train"`` (367 frames), ``"val"`` (101) or ``"test"`` (233).
-        size: (rows, columns) to resize to, photographs with antialiasing and masks by the nearest pixel;
-            published as 360 x 480.
+        size: (rows, columns) to resize to, photographs with antialiasing and masks by
+            the nearest pixel; published as 360 x 480.
 
     Raises:
         FileNotFoundError: the folder, or the split in it, is not there.
-        ValueError: an unknown split, a frame without a mask, a file that is not an image, frames of several sizes
-            without ``size``, or a mask with a value that is not a class.
+        ValueError: an unknown split, a frame without a mask, a file that is not an
+            image, frames of several sizes without ``size``, or a mask with a value
+            that is not a class.
     """
     folder = Path(folder).expanduser()
     if split not in SPLITS:
@@ -83,19 +89,36 @@ def load_camvid(folder: str | Path, split: str, size: tuple[int, int] | None = N
     frames, masks = _list(folder, split), _list(folder, f"{split}annot")
     if alone := sorted(frames.keys() ^ masks.keys()):
         where = split if alone[0] in frames else f"{split}annot"
-        raise ValueError(f"{folder}: {alone[0]} is only in {where}; expected a frame and a mask for each name")
+        raise ValueError(
+            f"{folder}: {alone[0]} is only in {where}; expected a frame and a mask "
+            "for each name"
+        )
     names = sorted(frames)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        pairs = list(pool.map(lambda name: _decode(frames[name], masks[name], size), names))
+        pairs = list(
+            pool.map(lambda name: _decode(frames[name], masks[name], size), names)
+        )
     if len(sizes := {mask.shape for _, mask in pairs}) > 1:
-        raise ValueError(f"{folder}/{split} has frames of the sizes {sorted(sizes)}: pass size=(rows, columns)")
+        raise ValueError(
+            f"{folder}/{split} has frames of the sizes {sorted(sizes)}: pass "
+            "size=(rows, columns)"
+        )
     images = torch.from_numpy(np.stack([image for image, _ in pairs]))
-    return CamVid(NAMES, images, torch.from_numpy(np.stack([mask for _, mask in pairs])), tuple(names))
+    return CamVid(
+        NAMES,
+        images,
+        torch.from_numpy(np.stack([mask for _, mask in pairs])),
+        tuple(names),
+    )
 
 
 def _list(folder: Path, name: str) -> dict[str, Path]:
     """Return the images in a folder by their names without suffix."""
-    images = {path.stem: path for path in (folder / name).glob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
+    images = {
+        path.stem: path
+        for path in (folder / name).glob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    }
     if not images:
         raise FileNotFoundError(
             f"no images in {folder / name}: expected CamVid's frames there; "
@@ -104,22 +127,33 @@ def _list(folder: Path, name: str) -> dict[str, Path]:
     return images
 
 
-def _decode(frame: Path, mask: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+def _decode(
+    frame: Path, mask: Path, size: tuple[int, int] | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return pixels (3, h, w) and classes (h, w), uint8."""
     try:
         with Image.open(frame) as opened, Image.open(mask) as opened_mask:
             photograph, classes = to_rgb(opened), opened_mask.copy()
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{frame} or its mask {mask} cannot be read ({error}); fetch it again") from error
+        raise ValueError(
+            f"{frame} or its mask {mask} cannot be read ({error}); fetch it again"
+        ) from error
     if classes.mode not in ("L", "P"):
-        raise ValueError(f"{mask} has the mode {classes.mode}: expected one class number per pixel")
+        raise ValueError(
+            f"{mask} has the mode {classes.mode}: expected one class number per pixel"
+        )
     if photograph.size != classes.size:
-        raise ValueError(f"{frame} has {photograph.size} pixels and its mask {mask} {classes.size}")
+        raise ValueError(
+            f"{frame} has {photograph.size} pixels and its mask {mask} {classes.size}"
+        )
     if size is not None:
         photograph = photograph.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         classes = classes.resize((size[1], size[0]), Image.Resampling.NEAREST)
     values = np.array(classes)
     if (highest := values[values != VOID].max(initial=0)) > len(NAMES):
-        raise ValueError(f"{mask} has the value {highest}: expected 0 to {len(NAMES) - 1}, {len(NAMES)} = void")
+        raise ValueError(
+            f"{mask} has the value {highest}: expected 0 to {len(NAMES) - 1}, "
+            f"{len(NAMES)} = void"
+        )
     values[values == len(NAMES)] = VOID
     return rearrange(np.asarray(photograph), "h w c -> c h w"), values

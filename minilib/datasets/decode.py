@@ -1,4 +1,5 @@
-"""Decode photographs once, in parallel threads, into one uint8 array that is kept on disk."""
+"""Decode photographs once, in parallel threads, into one uint8 array that
+is kept on disk."""
 
 from __future__ import annotations
 
@@ -25,14 +26,18 @@ CHUNK = 1024  # photographs decoded before they are written
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB: upright, transparency on white, 16-bit grey scaled rather than clipped.
+    """Convert any mode to 8-bit RGB: upright, transparency on white, 16-bit grey scaled
+    rather than clipped.
 
     Raises:
         ValueError: floating-point pixels, whose range is not defined.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range; save it with 8 or 16 bits per channel")
+        raise ValueError(
+            "floating-point pixels have no defined range; save it with 8 or 16 bits "
+            "per channel"
+        )
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.float64) / 257  # 65535 / 257 = 255
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
@@ -45,8 +50,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def decode(data: bytes, size: int) -> np.ndarray:
     """Decode one photograph to (3, size, size) uint8, as CLIP does up to normalisation.
 
-    The shortest side is resized to ``size`` (bicubic, antialiased) and the centre cropped; a photograph that
-    has this size already keeps its pixels.
+    The shortest side is resized to ``size`` (bicubic, antialiased) and the centre
+    cropped; a photograph that has this size already keeps its pixels.
     """
     # Here: torchvision takes as long to import as torch.
     from torchvision.transforms.functional import InterpolationMode, center_crop, resize
@@ -58,19 +63,31 @@ def decode(data: bytes, size: int) -> np.ndarray:
 
 
 def cache_folder() -> Path:
-    """Return the folder for decoded photographs: ``$MINILIB_CACHE``, else the platform's cache folder."""
+    """Return the folder for decoded photographs: ``$MINILIB_CACHE``, else the
+    platform's cache folder."""
     import pooch
 
-    return Path(os.environ.get("MINILIB_CACHE") or pooch.os_cache("minilib")).expanduser() / "photographs"
+    return (
+        Path(os.environ.get("MINILIB_CACHE") or pooch.os_cache("minilib")).expanduser()
+        / "photographs"
+    )
 
 
 def load_pixels(
-    tree: Tree, paths: Sequence[str], size: int, *, cache: Path | None, skip_unreadable: bool, progress: bool
+    tree: Tree,
+    paths: Sequence[str],
+    size: int,
+    *,
+    cache: Path | None,
+    skip_unreadable: bool,
+    progress: bool,
 ) -> tuple[np.ndarray, dict[str, str]]:
-    """Return the pixels (N, 3, size, size) uint8 of all paths, and the unreadable paths with the reason.
+    """Return the pixels (N, 3, size, size) uint8 of all paths, and the unreadable paths
+    with the reason.
 
-    The first call decodes and writes a cache entry, named by the paths, sizes and times of the files; later
-    calls map that file into memory. Where the cache cannot be written, a warning says so.
+    The first call decodes and writes a cache entry, named by the paths, sizes and times
+    of the files; later calls map that file into memory. Where the cache cannot be
+    written, a warning says so.
 
     Raises:
         ValueError: a photograph cannot be read and ``skip_unreadable`` is false.
@@ -79,19 +96,23 @@ def load_pixels(
     loaded = _read_entry(entry, (len(paths), 3, size, size))
     if loaded is None:
         skipped: dict[str, str] = {}
-        chunks = _decode_chunks(tree, paths, size, skipped if skip_unreadable else None, progress)
+        chunks = _decode_chunks(
+            tree, paths, size, skipped if skip_unreadable else None, progress
+        )
         try:
             _write_entry(entry, chunks, (len(paths), 3, size, size), skipped)
             loaded = _read_entry(entry, (len(paths), 3, size, size))
         except OSError as error:
             warnings.warn(
-                f"cannot keep decoded photographs in {entry.parent} ({error}), so each start decodes them; "
-                f"set MINILIB_CACHE to a folder with space",
+                f"cannot keep decoded photographs in {entry.parent} ({error}), so "
+                "each start decodes them; set MINILIB_CACHE to a folder with space",
                 stacklevel=3,
             )
     if loaded is None:
         skipped = {}
-        chunks = _decode_chunks(tree, paths, size, skipped if skip_unreadable else None, progress)
+        chunks = _decode_chunks(
+            tree, paths, size, skipped if skip_unreadable else None, progress
+        )
         loaded = np.concatenate(list(chunks)), skipped
     pixels, skipped = loaded
     if skipped and not skip_unreadable:
@@ -100,14 +121,20 @@ def load_pixels(
 
 
 def _decode_chunks(
-    tree: Tree, paths: Sequence[str], size: int, skipped: dict[str, str] | None, progress: bool
+    tree: Tree,
+    paths: Sequence[str],
+    size: int,
+    skipped: dict[str, str] | None,
+    progress: bool,
 ) -> Iterator[np.ndarray]:
-    """Yield (n, 3, size, size) uint8 in order; note what is unreadable in ``skipped``, or raise if None."""
+    """Yield (n, 3, size, size) uint8 in order; note what is unreadable in ``skipped``,
+    or raise if None."""
 
     def one(path: str) -> np.ndarray | str:
         try:
             return decode(tree.read(path), size)
-        # On broken data Pillow and zipfile raise nearly anything: OSError, SyntaxError, struct.error, ...
+        # On broken data Pillow and zipfile raise nearly anything: OSError, SyntaxError,
+        # struct.error, ...
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
@@ -115,7 +142,11 @@ def _decode_chunks(
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(
-            total=len(paths), desc="decoding photographs", unit="", leave=False, disable=not progress
+            total=len(paths),
+            desc="decoding photographs",
+            unit="",
+            leave=False,
+            disable=not progress,
         ) as bar,
     ):
         for begin in range(0, len(paths), CHUNK):
@@ -134,20 +165,28 @@ def _decode_chunks(
 
 def _unreadable(tree: Tree, path: str, reason: str) -> ValueError:
     return ValueError(
-        f"cannot read the photograph {tree.root}/{path} ({reason}); expected a complete image file: "
-        f"replace or delete it, or pass skip_unreadable=True to leave such files out"
+        f"cannot read the photograph {tree.root}/{path} ({reason}); expected a "
+        "complete image file: replace or delete it, or pass skip_unreadable=True to "
+        "leave such files out"
     )
 
 
 def _key(tree: Tree, paths: Sequence[str], size: int) -> str:
-    """Return a name that changes with the list of files, with any file, and with the decoding."""
-    digest = hashlib.sha256(json.dumps([CACHE_VERSION, size, Image.__version__]).encode())
+    """Return a name that changes with the list of files, with any file, and
+    with the decoding."""
+    digest = hashlib.sha256(
+        json.dumps([CACHE_VERSION, size, Image.__version__]).encode()
+    )
     for path in paths:
-        digest.update(f"{path}\0{tree.stamp(path)}\n".encode("utf-8", "surrogateescape"))
+        digest.update(
+            f"{path}\0{tree.stamp(path)}\n".encode("utf-8", "surrogateescape")
+        )
     return digest.hexdigest()[:32]
 
 
-def _read_entry(entry: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[str, str]] | None:
+def _read_entry(
+    entry: Path, shape: tuple[int, ...]
+) -> tuple[np.ndarray, dict[str, str]] | None:
     """Map a cache entry into memory, or return None if it is missing or damaged."""
     try:
         skipped = json.loads((entry / "index.json").read_text("utf-8"))["skipped"]
@@ -155,13 +194,21 @@ def _read_entry(entry: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[s
         pixels = np.load(entry / "pixels.npy", mmap_mode="c")
     except (OSError, ValueError, KeyError):
         return None
-    return (pixels, skipped) if pixels.shape == shape and pixels.dtype == np.uint8 else None
+    return (
+        (pixels, skipped)
+        if pixels.shape == shape and pixels.dtype == np.uint8
+        else None
+    )
 
 
 def _write_entry(
-    entry: Path, chunks: Iterator[np.ndarray], shape: tuple[int, ...], skipped: dict[str, str]
+    entry: Path,
+    chunks: Iterator[np.ndarray],
+    shape: tuple[int, ...],
+    skipped: dict[str, str],
 ) -> None:
-    """Write a cache entry under a temporary name, then rename it: it is complete or absent."""
+    """Write a cache entry under a temporary name, then rename it: it is
+    complete or absent."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=entry.parent, prefix="unfinished-", ignore_cleanup_errors=True
@@ -179,5 +226,6 @@ def _write_entry(
         try:
             partial.rename(entry)
         except OSError:
-            if _read_entry(entry, shape) is None:  # otherwise another process was faster: use its entry
+            # otherwise another process was faster: use its entry
+            if _read_entry(entry, shape) is None:
                 raise

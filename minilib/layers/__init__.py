@@ -1,4 +1,5 @@
-"""Building blocks that several papers share: transformer, CLIP's ResNet, position resampling."""
+"""Building blocks that several papers share: transformer, CLIP's ResNet,
+position resampling."""
 
 from minilib.layers.pixels import standardise
 from minilib.layers.resampling import (

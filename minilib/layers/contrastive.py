@@ -1,6 +1,8 @@
-"""Losses that pull matching rows of two feature matrices together, on one process or many.
+"""Losses that pull matching rows of two feature matrices together, on one
+process or many.
 
-Shapes: b pairs on this process, R processes, N = R * b pairs in all, E joint dimension. Rows are unit.
+Shapes: b pairs on this process, R processes, N = R * b pairs in all, E joint
+dimension. Rows are unit.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ from torch import Tensor
 
 
 def _world() -> tuple[int, int]:
-    """Return (rank, number of processes); (0, 1) when torch.distributed is not in use."""
+    """Return (rank, number of processes); (0, 1) when
+    torch.distributed is not in use."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 class _GatherRows(torch.autograd.Function):
-    """Join equal-sized rows of all processes; backward sums what all processes ask of this process's rows."""
+    """Join equal-sized rows of all processes; backward sums what all processes ask of
+    this process's rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -36,13 +40,18 @@ class _GatherRows(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def gather_features(features: Tensor, with_grad: bool = True, keep_local_grad: bool = True) -> Tensor:
-    """Join the rows (b, E) of all processes to (N, E), in rank order; every process must hold the same b.
+def gather_features(
+    features: Tensor, with_grad: bool = True, keep_local_grad: bool = True
+) -> Tensor:
+    """Join the rows (b, E) of all processes to (N, E), in rank order; every process
+    must hold the same b.
 
     Args:
         features: rows of this process.
-        with_grad: gradients flow back to the process that owns the row; else remote rows are constants.
-        keep_local_grad: without ``with_grad``, let this process's own rows keep their gradient.
+        with_grad: gradients flow back to the process that owns the row; else remote
+            rows are constants.
+        keep_local_grad: without ``with_grad``, let this process's own rows
+            keep their gradient.
     """
     rank, world_size = _world()
     if world_size == 1:
@@ -67,9 +76,15 @@ def _dot_products(rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
 
 
 def _pair_logits(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, local_loss: bool, with_grad: bool
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    local_loss: bool,
+    with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return logits per image and per text, (b, N) each (or (N, N)), and the column of each row's partner."""
+    """Return logits per image and per text, (b, N) each (or (N, N)), and the column of
+    each row's partner."""
     rank, world_size = _world()
     all_image, all_text = image, text
     if world_size > 1:
@@ -86,7 +101,11 @@ def _pair_logits(
         first = 0
     if bias is not None:
         per_image, per_text = per_image + bias, per_text + bias
-    return per_image, per_text, torch.arange(first, first + len(per_image), device=image.device)
+    return (
+        per_image,
+        per_text,
+        torch.arange(first, first + len(per_image), device=image.device),
+    )
 
 
 def clip_loss(
@@ -100,27 +119,37 @@ def clip_loss(
 ) -> Tensor:
     """Symmetric InfoNCE, the loss of CLIP (paper Figure 3).
 
-    1/2 [ mean_i CE(s I_i T^T, i) + mean_j CE(s T_j I^T, j) ]: every image picks its text among all N texts
-    and every text its image among all N images. Chance is ln N; N = 1 gives 0.
+    1/2 [ mean_i CE(s I_i T^T, i) + mean_j CE(s T_j I^T, j) ]: every image picks its
+    text among all N texts and every text its image among all N images. Chance is ln
+    N; N = 1 gives 0.
 
     Args:
         image_features: (b, E) unit rows I.
         text_features: (b, E) unit rows T; row i belongs to image i.
         logit_scale: the multiplier s itself, not its logarithm.
         logit_bias: added to every logit; the softmax ignores it.
-        local_loss: over several processes, score only this process's rows against all columns, (b, N) instead
-            of (N, N). Values then differ by process; their mean is the loss of the joined batch.
-        gather_with_grad: let gradients flow to the other processes' features. Only this gives, averaged over
-            processes, the gradient of the joined batch; without it encoder gradients are 1/R of it
-            (``local_loss=False``) or biased (``local_loss=True``).
+        local_loss: over several processes, score only this process's rows against all
+            columns, (b, N) instead of (N, N). Values then differ by process; their mean
+            is the loss of the joined batch.
+        gather_with_grad: let gradients flow to the other processes' features. Only this
+            gives, averaged over processes, the gradient of the joined batch; without it
+            encoder gradients are 1/R of it (``local_loss=False``) or biased
+            (``local_loss=True``).
 
     Returns:
         Scalar loss.
     """
     per_image, per_text, partner = _pair_logits(
-        image_features, text_features, logit_scale, logit_bias, local_loss, gather_with_grad
+        image_features,
+        text_features,
+        logit_scale,
+        logit_bias,
+        local_loss,
+        gather_with_grad,
     )
-    return (F.cross_entropy(per_image, partner) + F.cross_entropy(per_text, partner)) / 2
+    return (
+        F.cross_entropy(per_image, partner) + F.cross_entropy(per_text, partner)
+    ) / 2
 
 
 def siglip_loss(
@@ -131,7 +160,8 @@ def siglip_loss(
     *,
     negative_only: bool = False,
 ) -> Tensor:
-    """Sigmoid loss (SigLIP, arXiv 2303.15343, equation 1): every pair is its own yes-or-no question.
+    """Sigmoid loss (SigLIP, arXiv 2303.15343, equation 1): every pair is its own
+    yes-or-no question.
 
     -1/b sum_ij log sigmoid(z_ij (s I_i . T_j + c)), z = +1 for matching pairs and -1
     for all others: a sum over the pairs divided by b, not by b^2. Over several
@@ -143,8 +173,10 @@ def siglip_loss(
         image_features: (b, E) unit rows I.
         text_features: (b, E) unit rows T.
         logit_scale: the multiplier s; SigLIP starts at 10.
-        logit_bias: the bias c; SigLIP starts at -10, since almost all pairs are negatives.
-        negative_only: treat every pair of the given rows as a negative, and gather nothing.
+        logit_bias: the bias c; SigLIP starts at -10, since almost all
+            pairs are negatives.
+        negative_only: treat every pair of the given rows as a negative,
+            and gather nothing.
 
     Returns:
         Scalar loss.
@@ -171,15 +203,23 @@ def distill_loss(
     local_loss: bool = True,
     gather_with_grad: bool = True,
 ) -> Tensor:
-    """Cross entropy between a teacher's and the student's matching distributions, mean over both directions.
+    """Cross entropy between a teacher's and the student's matching distributions, mean
+    over both directions.
 
     Added to ``clip_loss`` in open_clip's distillation. Teacher features (b, E') may
     have another dimension and use the teacher's own multiplier. Checked by parity with
     open_clip, not run here.
     """
-    student = _pair_logits(image_features, text_features, logit_scale, None, local_loss, gather_with_grad)
+    student = _pair_logits(
+        image_features, text_features, logit_scale, None, local_loss, gather_with_grad
+    )
     teacher = _pair_logits(
-        teacher_image_features, teacher_text_features, teacher_logit_scale, None, local_loss, gather_with_grad
+        teacher_image_features,
+        teacher_text_features,
+        teacher_logit_scale,
+        None,
+        local_loss,
+        gather_with_grad,
     )
     directions = [
         F.cross_entropy(student_logits, teacher_logits.softmax(dim=1))

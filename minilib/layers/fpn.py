@@ -1,4 +1,5 @@
-"""Semantic FPN (arXiv 1901.02446): a feature pyramid, and a head that adds its levels up.
+"""Semantic FPN (arXiv 1901.02446): a feature pyramid, and a head that
+adds its levels up.
 
 Parameter names are those of mmsegmentation, so released weights load without renaming.
 """
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 def _initialise(module: nn.Module) -> None:
     """He-normal convolutions counted by outputs and zero biases.
 
-    This is what the authors' models start from: their training script never calls mmsegmentation's own
-    (Xavier) initialisation of neck and head.
+    This is what the authors' models start from: their training script never calls
+    mmsegmentation's own (Xavier) initialisation of neck and head.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
@@ -30,7 +31,8 @@ def _named(conv: nn.Conv2d, *after: tuple[str, nn.Module]) -> nn.Sequential:
 
 
 class FeaturePyramid(nn.Module):
-    """Bring every level to the same width and pass coarse levels down to the finer ones (arXiv 1612.03144).
+    """Bring every level to the same width and pass coarse levels down to the finer ones
+    (arXiv 1612.03144).
 
     Args:
         in_channels: channels of the levels, from fine to coarse.
@@ -39,8 +41,13 @@ class FeaturePyramid(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
-        self.lateral_convs = nn.ModuleList(_named(nn.Conv2d(c, out_channels, 1)) for c in in_channels)
-        self.fpn_convs = nn.ModuleList(_named(nn.Conv2d(out_channels, out_channels, 3, padding=1)) for _ in in_channels)
+        self.lateral_convs = nn.ModuleList(
+            _named(nn.Conv2d(c, out_channels, 1)) for c in in_channels
+        )
+        self.fpn_convs = nn.ModuleList(
+            _named(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+            for _ in in_channels
+        )
         _initialise(self)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -50,15 +57,23 @@ class FeaturePyramid(nn.Module):
             ValueError: another number of maps than the pyramid has levels.
         """
         if len(maps) != len(self.lateral_convs):
-            raise ValueError(f"{len(maps)} maps for a pyramid of {len(self.lateral_convs)} levels: pass one per level")
-        levels = [lateral(x) for lateral, x in zip(self.lateral_convs, maps, strict=True)]
+            raise ValueError(
+                f"{len(maps)} maps for a pyramid of {len(self.lateral_convs)} levels: "
+                "pass one per level"
+            )
+        levels = [
+            lateral(x) for lateral, x in zip(self.lateral_convs, maps, strict=True)
+        ]
         for fine in range(len(levels) - 2, -1, -1):
-            levels[fine] = levels[fine] + F.interpolate(levels[fine + 1], levels[fine].shape[-2:], mode="nearest")
+            levels[fine] = levels[fine] + F.interpolate(
+                levels[fine + 1], levels[fine].shape[-2:], mode="nearest"
+            )
         return [conv(x) for conv, x in zip(self.fpn_convs, levels, strict=True)]
 
 
 class SemanticHead(nn.Module):
-    """Bring all levels to the finest one's size by 3x3 convolutions and doublings, add them, classify.
+    """Bring all levels to the finest one's size by 3x3 convolutions and doublings,
+    add them, classify.
 
     Args:
         strides: pixels per cell of each level; the first one is the size of the output.
@@ -67,7 +82,9 @@ class SemanticHead(nn.Module):
         dropout: share of channels that are dropped before the classifier.
     """
 
-    def __init__(self, strides: Sequence[int], channels: int, classes: int, dropout: float = 0.1) -> None:
+    def __init__(
+        self, strides: Sequence[int], channels: int, classes: int, dropout: float = 0.1
+    ) -> None:
         super().__init__()
         self.scale_heads = nn.ModuleList()
         for stride in strides:
@@ -75,9 +92,19 @@ class SemanticHead(nn.Module):
             steps: list[nn.Module] = []
             for _ in range(max(1, doublings)):
                 conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-                steps.append(_named(conv, ("bn", nn.BatchNorm2d(channels)), ("activate", nn.ReLU(True))))
+                steps.append(
+                    _named(
+                        conv,
+                        ("bn", nn.BatchNorm2d(channels)),
+                        ("activate", nn.ReLU(True)),
+                    )
+                )
                 if doublings:
-                    steps.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+                    steps.append(
+                        nn.Upsample(
+                            scale_factor=2, mode="bilinear", align_corners=False
+                        )
+                    )
             self.scale_heads.append(nn.Sequential(*steps))
         _initialise(self)
         self.dropout = nn.Dropout2d(dropout)
@@ -89,7 +116,10 @@ class SemanticHead(nn.Module):
         total = first
         for head, level in zip(self.scale_heads[1:], levels[1:], strict=True):
             x = head(level)
-            if x.shape[-2:] != first.shape[-2:]:  # image sides that are not multiples of the largest stride
-                x = F.interpolate(x, first.shape[-2:], mode="bilinear", align_corners=False)
+            # image sides that are not multiples of the largest stride
+            if x.shape[-2:] != first.shape[-2:]:
+                x = F.interpolate(
+                    x, first.shape[-2:], mode="bilinear", align_corners=False
+                )
             total = total + x
         return self.conv_seg(self.dropout(total))

@@ -10,16 +10,19 @@ from torch import Tensor, cat
 
 
 def resize_images(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize images (B, C, H, W) to ``size`` (rows, columns), bicubic with antialiasing, float in [0, 1].
+    """Resize images (B, C, H, W) to ``size`` (rows, columns), bicubic with
+    antialiasing, float in [0, 1].
 
-    uint8 images give what Pillow gives, which works along the rows, rounds, then works along the columns
-    and rounds again; released models were trained and measured with it. Images already in [0, 1] are not
-    rounded.
+    uint8 images give what Pillow gives, which works along the rows, rounds, then works
+    along the columns and rounds again; released models were trained and measured with
+    it. Images already in [0, 1] are not rounded.
     """
     if image.is_floating_point():
         if tuple(image.shape[-2:]) == size:
             return image
-        return F.interpolate(image, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        return F.interpolate(image, size=size, mode="bicubic", antialias=True).clamp(
+            0, 1
+        )
     pixels = image.float()
     for step in ((image.shape[-2], size[1]), size):
         if tuple(pixels.shape[-2:]) != step:
@@ -37,7 +40,8 @@ def resize_grid_positions(
     """Fit the position embeddings of an image grid to another grid.
 
     Args:
-        positions: (1 + g, W); row 0, the class or mean token's, is kept; the rest is a grid in row order.
+        positions: (1 + g, W); row 0, the class or mean token's, is kept; the rest is a
+            grid in row order.
         grid: wanted (rows, columns).
         source: (rows, columns) of the given grid; square when left out.
         mode: "bicubic" with antialiasing, as open_clip does; "bilinear" without, as
@@ -58,7 +62,8 @@ def resize_grid_positions(
     source = source or (side, side)
     if source[0] * source[1] != cells:
         raise ValueError(
-            f"{cells} positions do not fill a {source[0]} x {source[1]} grid: pass source=(rows, columns)"
+            f"{cells} positions do not fill a {source[0]} x {source[1]} grid: pass "
+            "source=(rows, columns)"
         )
     if grid == source:
         return positions
@@ -79,7 +84,9 @@ def resize_grid_positions(
             antialias=mode == "bicubic",
             align_corners=False,
         )
-    return cat([positions[:1], rearrange(resized, "1 c h w -> (h w) c").to(positions.dtype)])
+    return cat(
+        [positions[:1], rearrange(resized, "1 c h w -> (h w) c").to(positions.dtype)]
+    )
 
 
 def resize_sequence_positions(positions: Tensor, length: int) -> Tensor:

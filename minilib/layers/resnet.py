@@ -1,6 +1,8 @@
-"""CLIP's ResNet: three-convolution stem, average pools for strides, attention pooling (paper section 2.4).
+"""CLIP's ResNet: three-convolution stem, average pools for strides, attention pooling
+(paper section 2.4).
 
-Parameter names are those of OpenAI's code. Shapes: B images, C channels, h x w cells, E joint dimension.
+Parameter names are those of OpenAI's code. Shapes: B images, C channels, h x w cells, E
+joint dimension.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from minilib.layers.resampling import resize_grid_positions
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions beside a shortcut; a stride is an average pool before the last one."""
+    """1x1, 3x3, 1x1 convolutions beside a shortcut; a stride is an average pool
+    before the last one."""
 
     expansion = 4
 
@@ -49,7 +52,8 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool2d(nn.Module):
-    """Pool a feature map by one attention query, its mean, and project it into the joint space."""
+    """Pool a feature map by one attention query, its mean, and project it into
+    the joint space."""
 
     resampling = "bicubic"
     """How positions are fitted to another grid, see ``resize_grid_positions``."""
@@ -58,29 +62,41 @@ class AttentionPool2d(nn.Module):
         super().__init__()
         if channels % heads:
             raise ValueError(
-                f"{channels} channels are not divisible by {heads} heads: choose heads that divide them"
+                f"{channels} channels are not divisible by {heads} heads: choose "
+                "heads that divide them"
             )
         self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.randn(side**2 + 1, channels) / channels**0.5)
+        self.positional_embedding = nn.Parameter(
+            torch.randn(side**2 + 1, channels) / channels**0.5
+        )
         self.q_proj = nn.Linear(channels, channels)
         self.k_proj = nn.Linear(channels, channels)
         self.v_proj = nn.Linear(channels, channels)
         self.c_proj = nn.Linear(channels, out_channels)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Turn the map x (B, C, h, w) into its mean and its cells with positions: (B, 1 + h * w, C)."""
+        """Turn the map x (B, C, h, w) into its mean and its cells with positions:
+        (B, 1 + h * w, C)."""
         grid = (x.shape[-2], x.shape[-1])
         positions = resize_grid_positions(
             self.positional_embedding, grid, mode=self.resampling
         )
         cells = rearrange(x, "b c h w -> b (h w) c")
-        return torch.cat([reduce(cells, "b l c -> b 1 c", "mean"), cells], dim=1) + positions
+        return (
+            torch.cat([reduce(cells, "b l c -> b 1 c", "mean"), cells], dim=1)
+            + positions
+        )
 
     def attend(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """Let queries (B, Q, C) read the tokens (B, L, C): (B, Q, C), before the projection."""
+        """Let queries (B, Q, C) read the tokens (B, L, C): (B, Q, C),
+        before the projection."""
         q, k, v = self.q_proj(queries), self.k_proj(tokens), self.v_proj(tokens)
-        q, k, v = (rearrange(t, "b l (h d) -> b h l d", h=self.heads) for t in (q, k, v))
-        return rearrange(F.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)")
+        q, k, v = (
+            rearrange(t, "b l (h d) -> b h l d", h=self.heads) for t in (q, k, v)
+        )
+        return rearrange(
+            F.scaled_dot_product_attention(q, k, v), "b h l d -> b l (h d)"
+        )
 
     def pool(self, x: Tensor) -> Tensor:
         """Pool the map x (B, C, h, w) to (B, C), the feature before the joint space."""
@@ -92,14 +108,18 @@ class AttentionPool2d(nn.Module):
         return self.c_proj(self.pool(x))
 
     def all_queries(self, x: Tensor) -> Tensor:
-        """Let the mean and every cell of x (B, C, h, w) query: (B, 1 + h * w, E); index 0 is ``forward``."""
+        """Let the mean and every cell of x (B, C, h, w) query: (B, 1 + h * w, E); index
+        0 is ``forward``."""
         tokens = self.tokens(x)
         return self.c_proj(self.attend(tokens, tokens))
 
     def values(self, x: Tensor) -> Tensor:
-        """Project every cell of x (B, C, h, w) by its value alone (MaskCLIP): (B, E, h, w)."""
+        """Project every cell of x (B, C, h, w) by its value alone
+        (MaskCLIP): (B, E, h, w)."""
         cells = rearrange(x, "b c h w -> b (h w) c")
-        return rearrange(self.c_proj(self.v_proj(cells)), "b (h w) e -> b e h w", h=x.shape[-2])
+        return rearrange(
+            self.c_proj(self.v_proj(cells)), "b (h w) e -> b e h w", h=x.shape[-2]
+        )
 
 
 class ModifiedResNet(nn.Module):
@@ -140,7 +160,9 @@ class ModifiedResNet(nn.Module):
             layer += [Bottleneck(channels, planes) for _ in range(count - 1)]
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layer))
             reduction *= stride
-        self.attnpool = AttentionPool2d(image_size // reduction, channels, heads, embed_dim)
+        self.attnpool = AttentionPool2d(
+            image_size // reduction, channels, heads, embed_dim
+        )
         self._initialise()
 
     def _initialise(self) -> None:
@@ -149,7 +171,8 @@ class ModifiedResNet(nn.Module):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
         for module in self.modules():
             if isinstance(module, Bottleneck):
-                nn.init.zeros_(module.bn3.weight)  # every residual branch starts at zero
+                # every residual branch starts at zero
+                nn.init.zeros_(module.bn3.weight)
 
     def stem(self, x: Tensor) -> Tensor:
         """Reduce images (B, 3, R, R') to (B, width, R / 4, R' / 4)."""
@@ -158,7 +181,8 @@ class ModifiedResNet(nn.Module):
         return self.avgpool(F.relu_(self.bn3(self.conv3(x))))
 
     def stages(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return the maps ``stem``, ``layer1`` ... ``layer4`` of images (B, 3, R, R')."""
+        """Return the maps ``stem``, ``layer1`` ... ``layer4`` of
+        images (B, 3, R, R')."""
         maps = {"stem": self.stem(pixels)}
         x = maps["stem"]
         for name in ("layer1", "layer2", "layer3", "layer4"):
@@ -166,7 +190,8 @@ class ModifiedResNet(nn.Module):
         return maps
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return the last map (B, 32 * width, R / 32, R' / 32) (at the paper's strides)."""
+        """Return the last map (B, 32 * width, R / 32, R' / 32) (at the
+        paper's strides)."""
         return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(pixels)))))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -178,8 +203,11 @@ class ModifiedResNet(nn.Module):
         return self.attnpool.pool(self.features(pixels))
 
     def patches(self, pixels: Tensor, mode: str = "value") -> Tensor:
-        """Return joint-space features of every cell, (B, E, h, w); see ``CLIP.encode_patches``."""
+        """Return joint-space features of every cell, (B, E, h, w); see
+        ``CLIP.encode_patches``."""
         x = self.features(pixels)
         if mode == "value":
             return self.attnpool.values(x)
-        return rearrange(self.attnpool.all_queries(x)[:, 1:], "b (h w) e -> b e h w", h=x.shape[-2])
+        return rearrange(
+            self.attnpool.all_queries(x)[:, 1:], "b (h w) e -> b e h w", h=x.shape[-2]
+        )

@@ -22,7 +22,8 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply elementwise, any shape."""
-        # The same function written with silu: its backward keeps one tensor instead of two.
+        # The same function written with silu: its backward keeps one tensor
+        # instead of two.
         return F.silu(1.702 * x) / 1.702
 
 
@@ -36,7 +37,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(
-                f"width {width} is not divisible by heads {heads}: choose heads that divide the width"
+                f"width {width} is not divisible by heads {heads}: choose heads that "
+                "divide the width"
             )
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
@@ -47,16 +49,20 @@ class SelfAttention(nn.Module):
 
     def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        return rearrange(packed, "b l (three h d) -> three b h l d", three=3, h=self.heads).unbind()
+        return rearrange(
+            packed, "b l (three h d) -> three b h l d", three=3, h=self.heads
+        ).unbind()
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        """Mix the tokens of x (B, L, W); with ``causal`` a token sees itself and those before it."""
+        """Mix the tokens of x (B, L, W); with ``causal`` a token sees itself and
+        those before it."""
         q, k, v = self._queries_keys_values(x)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.out_proj(rearrange(mixed, "b h l d -> b l (h d)"))
 
     def at(self, x: Tensor, position: Tensor, causal: bool = False) -> Tensor:
-        """Return ``forward(x, causal)`` at one ``position`` (B,) of each sequence: (B, W).
+        """Return ``forward(x, causal)`` at one ``position`` (B,) of each
+        sequence: (B, W).
 
         The other positions are not computed.
         """
@@ -65,7 +71,9 @@ class SelfAttention(nn.Module):
         q = F.linear(query, self.in_proj_weight[:width], self.in_proj_bias[:width])
         kv = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:])
         q = rearrange(q, "b (h d) -> b h 1 d", h=self.heads)
-        k, v = rearrange(kv, "b l (two h d) -> two b h l d", two=2, h=self.heads).unbind()
+        k, v = rearrange(
+            kv, "b l (two h d) -> two b h l d", two=2, h=self.heads
+        ).unbind()
         visible = None
         if causal:
             visible = torch.arange(x.shape[1], device=x.device) <= position[:, None]
@@ -74,22 +82,31 @@ class SelfAttention(nn.Module):
         return self.out_proj(rearrange(mixed, "b h 1 d -> b (h d)"))
 
     def values(self, x: Tensor) -> Tensor:
-        """Return what each token of x (B, L, W) says when it attends to itself alone, (B, L, W)."""
+        """Return what each token of x (B, L, W) says when it attends to itself
+        alone, (B, L, W)."""
         width = x.shape[-1]
-        return self.out_proj(F.linear(x, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :]))
+        return self.out_proj(
+            F.linear(
+                x, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :]
+            )
+        )
 
     def weights(self, x: Tensor, causal: bool = False) -> Tensor:
-        """Return the attention matrices of x (B, L, W): (B, H, L, L), rows are queries and sum to one."""
+        """Return the attention matrices of x (B, L, W): (B, H, L, L), rows are
+        queries and sum to one."""
         q, k, _ = self._queries_keys_values(x)
         scores = einsum(q, k, "b h i d, b h j d -> b h i j") * q.shape[-1] ** -0.5
         if causal:
-            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+            future = torch.ones(
+                scores.shape[-2:], dtype=torch.bool, device=x.device
+            ).triu(1)
             scores = scores.masked_fill(future, float("-inf"))
         return scores.softmax(dim=-1)
 
 
 class ResidualAttentionBlock(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)) with four times the width inside."""
+    """x + attention(norm(x)), then x + MLP(norm(x)) with four times
+    the width inside."""
 
     def __init__(
         self, width: int, heads: int, quick_gelu: bool = True, norm_eps: float = 1e-5
@@ -118,12 +135,14 @@ class ResidualAttentionBlock(nn.Module):
         return pooled + self.mlp(self.ln_2(pooled))
 
     def without_mixing(self, x: Tensor) -> Tensor:
-        """Transform x (B, L, W), each token attending to itself alone (MaskCLIP's value path)."""
+        """Transform x (B, L, W), each token attending to itself alone
+        (MaskCLIP's value path)."""
         x = x + self.attn.values(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
     def attention(self, x: Tensor, causal: bool = False) -> Tensor:
-        """Return the attention matrices (B, H, L, L) that the block applies to x (B, L, W)."""
+        """Return the attention matrices (B, H, L, L) that the block
+        applies to x (B, L, W)."""
         return self.attn.weights(self.ln_1(x), causal)
 
 
@@ -144,11 +163,14 @@ class Transformer(nn.Module):
             for _ in range(layers)
         )
 
-    def forward(self, x: Tensor, causal: bool = False, at: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, causal: bool = False, at: Tensor | None = None
+    ) -> Tensor:
         """Transform x (B, L, W) -> (B, L, W).
 
-        With ``at`` (B,) only the output at that position of each sequence is returned, (B, W). The last block
-        then computes one query a sequence, which gives the same numbers for a fraction of its cost.
+        With ``at`` (B,) only the output at that position of each sequence is returned,
+        (B, W). The last block then computes one query a sequence, which gives the same
+        numbers for a fraction of its cost.
         """
         if at is None:
             for block in self.resblocks:
@@ -165,7 +187,8 @@ class Transformer(nn.Module):
         return self.resblocks[-1].without_mixing(x)
 
     def intermediates(self, x: Tensor, causal: bool = False) -> dict[str, list[Tensor]]:
-        """Return ``blocks``, each block's output (B, L, W), and ``attention``, its matrices (B, H, L, L)."""
+        """Return ``blocks``, each block's output (B, L, W), and ``attention``, its
+        matrices (B, H, L, L)."""
         blocks, attention = [], []
         for block in self.resblocks:
             attention.append(block.attention(x, causal))

@@ -31,13 +31,15 @@ class CountBin:
 
 @dataclass(frozen=True)
 class CountErrors:
-    """What a set of counts got wrong; all but ``share_of_largest`` in objects per image."""
+    """What a set of counts got wrong; all but ``share_of_largest`` in
+    objects per image."""
 
     images: int
     mae: float
     """Mean |predicted - true|."""
     rmse: float
-    """Square root of the mean squared error; the papers print it as RMSE (some as MSE)."""
+    """Square root of the mean squared error; the papers print it as
+    RMSE (some as MSE)."""
     median: float
     """Median |predicted - true|, which a few huge images cannot move."""
     bias: float
@@ -47,7 +49,8 @@ class CountErrors:
     largest: int
     """How many images ``share_of_largest`` speaks of."""
     share_of_largest: float
-    """Share of the sum of squared errors that the ``largest`` images of highest true count cause."""
+    """Share of the sum of squared errors that the ``largest`` images of highest
+    true count cause."""
 
     def as_dict(self) -> dict[str, float]:
         """Return the single numbers, for a record."""
@@ -66,23 +69,33 @@ def count_errors(
     Args:
         predicted: (N,) counts, any real numbers.
         true: (N,) counts, whole numbers from 0.
-        bins: rising lower edges of the bins of the true count, the first one 0; the last bin is open.
-        largest: how many images of highest true count to hold responsible in ``share_of_largest``;
-            by default 1 % of them but at least 5 (or all, where there are fewer).
+        bins: rising lower edges of the bins of the true count, the first one 0; the
+            last bin is open.
+        largest: how many images of highest true count to hold responsible in
+            ``share_of_largest``; by default 1 % of them but at least 5 (or all, where
+            there are fewer).
 
     Raises:
-        ValueError: no images, other shapes, counts that are not finite, negative true counts, bad bins.
+        ValueError: no images, other shapes, counts that are not finite, negative true
+            counts, bad bins.
     """
     predicted, true = _counts("predicted", predicted), _counts("true", true)
     if len(predicted) != len(true) or not len(true):
         raise ValueError(
-            f"{len(predicted)} predicted and {len(true)} true counts: expected the same number, at least one"
+            f"{len(predicted)} predicted and {len(true)} true counts: expected the "
+            "same number, at least one"
         )
     if true.min() < 0:
         raise ValueError(f"a true count of {true.min():g}: expected 0 or more")
     edges = list(bins)
-    if not edges or edges[0] != 0 or any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
-        raise ValueError(f"bins={tuple(bins)}: expected rising lower edges that start at 0")
+    if (
+        not edges
+        or edges[0] != 0
+        or any(b <= a for a, b in zip(edges, edges[1:], strict=False))
+    ):
+        raise ValueError(
+            f"bins={tuple(bins)}: expected rising lower edges that start at 0"
+        )
     images = len(true)
     largest = max(5, math.ceil(images / 100)) if largest is None else largest
     if largest < 1:
@@ -159,10 +172,15 @@ def _counts(name: str, values: Tensor | Sequence[float]) -> Tensor:
     """Return (N,) float64 on the host, or say what is wrong with it."""
     tensor = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     if tensor.ndim != 1:
-        raise ValueError(f"{name} counts of shape {tuple(tensor.shape)}: expected one number an image, (N,)")
+        raise ValueError(
+            f"{name} counts of shape {tuple(tensor.shape)}: expected one number an "
+            "image, (N,)"
+        )
     if not tensor.isfinite().all():
         bad = int((~tensor.isfinite()).nonzero()[0])
-        raise ValueError(f"{name} count {bad} is {tensor[bad]:g}: expected finite numbers")
+        raise ValueError(
+            f"{name} count {bad} is {tensor[bad]:g}: expected finite numbers"
+        )
     return tensor
 
 

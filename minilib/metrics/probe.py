@@ -14,7 +14,8 @@ from torch import Tensor
 from minilib.metrics.retrieval import accuracy
 
 EIGHTHS_OF_A_DECADE = 48
-"""The sweep covers lambda = 10^-6 ... 10^6 in eighths of a decade: 48 on each side of 1."""
+"""The sweep covers lambda = 10^-6 ... 10^6 in eighths of a decade: 48
+on each side of 1."""
 
 
 @dataclass
@@ -41,37 +42,49 @@ class LinearProbe:
         max_iter: int = 1000,
         tolerance: float = 1e-7,
     ) -> LinearProbe:
-        """Minimise C * sum_i CE(x_i W^T + b, y_i) + 1/2 |W - W_0|^2 with full-batch L-BFGS in float64.
+        """Minimise C * sum_i CE(x_i W^T + b, y_i) + 1/2 |W - W_0|^2 with full-batch
+        L-BFGS in float64.
 
-        The same problem as scikit-learn's ``LogisticRegression(C=C)``, which the paper used; b is not
-        penalised.
+        The same problem as scikit-learn's ``LogisticRegression(C=C)``, which the paper
+        used; b is not penalised.
 
         Args:
             x: (n, D) features.
             y: (n,) int64 labels.
             C: inverse strength of the penalty, 1 / lambda in the paper.
             classes: K; one more than the highest label when left out.
-            init: (K, D) weights to start from, else zeros. The optimum does not depend on
-                it; a fit cut short by ``max_iter`` does.
-            pull_to: (K, D) weights W_0 that the penalty pulls towards, such as zero-shot weights; else zeros.
+            init: (K, D) weights to start from, else zeros. The optimum does not depend
+                on it; a fit cut short by ``max_iter`` does.
+            pull_to: (K, D) weights W_0 that the penalty pulls towards, such as
+                zero-shot weights; else zeros.
             max_iter: steps at most.
-            tolerance: stop when no entry of the gradient of the mean objective is larger.
+            tolerance: stop when no entry of the gradient of the mean
+                objective is larger.
 
         Raises:
-            ValueError: no examples, shapes that do not fit, or features that are not finite.
+            ValueError: no examples, shapes that do not fit, or features
+                that are not finite.
         """
         if x.ndim != 2 or len(x) != len(y) or not len(x):
             raise ValueError(
-                f"a probe needs features (n, D) and labels (n,), got {tuple(x.shape)}, {tuple(y.shape)}"
+                "a probe needs features (n, D) and labels (n,), got "
+                f"{tuple(x.shape)}, {tuple(y.shape)}"
             )
         if not torch.isfinite(x).all():
-            raise ValueError("features are not finite: a probe cannot be fitted to them")
+            raise ValueError(
+                "features are not finite: a probe cannot be fitted to them"
+            )
         if C <= 0:
-            raise ValueError(f"C must be positive, got {C}: it is the inverse of the penalty's strength")
+            raise ValueError(
+                f"C must be positive, got {C}: it is the inverse of the penalty's "
+                "strength"
+            )
         x, y = _to_float64(x), y.to(_compute_device(x))
         classes = classes or int(y.max()) + 1
         target = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device)
-        weight = (target if init is None else _to_float64(init)).clone().requires_grad_()
+        weight = (
+            (target if init is None else _to_float64(init)).clone().requires_grad_()
+        )
         target = target if pull_to is None else _to_float64(pull_to)
         bias = torch.zeros(classes, dtype=x.dtype, device=x.device, requires_grad=True)
         optimiser = torch.optim.LBFGS(
@@ -84,7 +97,8 @@ class LinearProbe:
         )
 
         def mean_objective() -> Tensor:
-            """The objective divided by C n, so that one tolerance suits every C and n."""
+            """The objective divided by C n, so that one tolerance
+            suits every C and n."""
             penalty = 0.5 * (weight - target).square().sum()
             return F.cross_entropy(x @ weight.T + bias, y) + penalty / (C * len(x))
 
@@ -126,8 +140,9 @@ def sweep_C(
 ) -> tuple[float, dict[float, float]]:
     """Find C by the paper's search on held-out examples (appendix A.3).
 
-    lambda = 1 / C is tried at 10^-6, 10^-4, ..., 10^6; then the steps around the best are halved until they
-    are an eighth of a decade. Of equal accuracies the strongest penalty wins (the paper does not say).
+    lambda = 1 / C is tried at 10^-6, 10^-4, ..., 10^6; then the steps around the best
+    are halved until they are an eighth of a decade. Of equal accuracies the strongest
+    penalty wins (the paper does not say).
 
     Args:
         train: features (n, D) and labels (n,) to fit.
@@ -144,8 +159,14 @@ def sweep_C(
     def score(step: int) -> float:
         if step not in fits:
             nearest = min(fits, key=lambda other: abs(other - step), default=None)
-            init = None if nearest is None else fits[nearest][1].weight  # only saves iterations
-            options = {"classes": classes, "init": init, "max_iter": max_iter, "tolerance": tolerance}
+            # only saves iterations
+            init = None if nearest is None else fits[nearest][1].weight
+            options = {
+                "classes": classes,
+                "init": init,
+                "max_iter": max_iter,
+                "tolerance": tolerance,
+            }
             probe = LinearProbe.fit(*train, C=10 ** (-step / 8), **options)
             fits[step] = probe.accuracy(*validation), probe
         return fits[step][0]
@@ -155,7 +176,11 @@ def sweep_C(
     best = max(steps, key=score)
     while stride > 1:
         stride //= 2
-        around = [s for s in (best + stride, best, best - stride) if abs(s) <= EIGHTHS_OF_A_DECADE]
+        around = [
+            s
+            for s in (best + stride, best, best - stride)
+            if abs(s) <= EIGHTHS_OF_A_DECADE
+        ]
         best = max(around, key=score)
     scores = {10 ** (-step / 8): fits[step][0] for step in sorted(fits, reverse=True)}
     return 10 ** (-best / 8), scores

@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
-    """Return the share of rows of logits (n, K) whose label (n,) is among the k highest scores."""
+    """Return the share of rows of logits (n, K) whose label (n,) is among the
+    k highest scores."""
     hits = logits.topk(k, dim=1).indices == labels.to(logits.device)[:, None]
     return hits.any(dim=1).double().mean().item()
 
@@ -28,13 +29,21 @@ def recall_at_k(
         groups: n labels, such as the captions: any item with the query's label is
             right. Without it only item i is, which under-reports where captions repeat.
 
-    An item that ties with the best right one counts as ranked before it, so constant features find nothing.
+    An item that ties with the best right one counts as ranked before it, so constant
+    features find nothing.
     """
     n = len(similarity)
     if similarity.shape != (n, n) or (groups is not None and len(groups) != n):
-        raise ValueError(f"similarity must be (n, n) with n groups, got {tuple(similarity.shape)}")
-    index = {label: number for number, label in enumerate(dict.fromkeys(groups if groups else range(n)))}
-    label = torch.tensor([index[g] for g in (groups if groups else range(n))], device=similarity.device)
+        raise ValueError(
+            f"similarity must be (n, n) with n groups, got {tuple(similarity.shape)}"
+        )
+    index = {
+        label: number
+        for number, label in enumerate(dict.fromkeys(groups if groups else range(n)))
+    }
+    label = torch.tensor(
+        [index[g] for g in (groups if groups else range(n))], device=similarity.device
+    )
     right = label[:, None] == label[None, :]
     best = similarity.masked_fill(~right, float("-inf")).amax(dim=1, keepdim=True)
     rank = ((similarity >= best) & ~right).sum(dim=1)

@@ -1,1 +1,2 @@
-"""The methods: a folder a paper, with its model, its configuration and its released weights."""
+"""The methods: a folder a paper, with its model, its configuration and its
+released weights."""

@@ -63,7 +63,7 @@ def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def numbered(state: Iterable[str], pattern: str) -> int:
     """Count the distinct values of the group of ``pattern`` at the names' start.
 
-    >>> numbered(["blocks.0.weight", "blocks.0.bias", "blocks.1.bias"], r"blocks\\.(\\d)")
+    >>> numbered(["blocks.0.bias", "blocks.0.weight", "blocks.1.bias"], r"blocks\\.(.)")
     2
     """
     return len({match[1] for key in state if (match := re.match(pattern, key))})

@@ -1,7 +1,8 @@
 """The one visual style, and the pictures that every chapter draws.
 
-The helpers build figures without pyplot: they return the Figure or the Axes, show nothing and leave no
-global state. Show a figure with :func:`minilib.display.figure`, which also takes its alt text.
+The helpers build figures without pyplot: they return the Figure or the Axes, show
+nothing and leave no global state. Show a figure with :func:`minilib.display.figure`,
+which also takes its alt text.
 """
 
 from minilib.plotting.annotations import draw_annotations

@@ -15,7 +15,12 @@ from minilib.plotting.style import VERMILION, WIDTH
 
 
 def draw_density(
-    ax: Axes, image: Tensor, density: Tensor, points: Tensor | None = None, peak: float | None = None, title: str = ""
+    ax: Axes,
+    image: Tensor,
+    density: Tensor,
+    points: Tensor | None = None,
+    peak: float | None = None,
+    title: str = "",
 ) -> Axes:
     """Draw a density (H, W) in colour over its picture (3, H', W') in pale grey.
 
@@ -23,8 +28,10 @@ def draw_density(
         ax: where to draw.
         image: values in [0, 1].
         density: objects per pixel; negative values are not drawn.
-        points: (n, 2) true centres, x y in pixels of the picture, drawn as small crosses.
-        peak: density that is drawn opaque; default: the map's maximum. Equal peaks make maps comparable.
+        points: (n, 2) true centres, x y in pixels of the picture, drawn
+            as small crosses.
+        peak: density that is drawn opaque; default: the map's maximum. Equal peaks make
+            maps comparable.
         title: above the picture.
     """
     grey = image_array(image).mean(axis=-1, keepdims=True)
@@ -38,7 +45,15 @@ def draw_density(
     ax.imshow(overlay, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     if points is not None and len(points):
         x, y = (points.cpu() - 0.5).unbind(1)
-        ax.plot(x, y, "+", color="black", markersize=4, markeredgewidth=0.8, linestyle="none")
+        ax.plot(
+            x,
+            y,
+            "+",
+            color="black",
+            markersize=4,
+            markeredgewidth=0.8,
+            linestyle="none",
+        )
     ax.set_axis_off()
     ax.set_title(title, fontsize=8.5, fontweight="normal", pad=3)
     return ax
@@ -51,7 +66,8 @@ def density_row(
     points: Sequence[Tensor] | None = None,
     fig: Figure | None = None,
 ) -> Figure:
-    """Draw a picture and, beside it, each density over it under its title, all on one colour scale."""
+    """Draw a picture and, beside it, each density over it under its title, all on
+    one colour scale."""
     columns = 1 + len(densities)
     lines = 1 + max(title.count("\n") for title in titles)
     fig = fig or Figure(figsize=(WIDTH, WIDTH / columns + 0.08 + 0.17 * lines))
@@ -59,6 +75,10 @@ def density_row(
     axes[0].imshow(image_array(image))
     axes[0].set_axis_off()
     peak = max(float(d.max()) for d in densities) or 1.0
-    for i, (ax, density, title) in enumerate(zip(axes[1:], densities, titles, strict=True)):
-        draw_density(ax, image, density, points[i] if points is not None else None, peak, title)
+    for i, (ax, density, title) in enumerate(
+        zip(axes[1:], densities, titles, strict=True)
+    ):
+        draw_density(
+            ax, image, density, points[i] if points is not None else None, peak, title
+        )
     return fig

@@ -15,7 +15,11 @@ from minilib.plotting.style import WIDTH, styled
 
 @styled
 def panels(
-    columns: int, rows: int = 1, height: float | None = None, layout: str = "constrained", ticks: bool = False
+    columns: int,
+    rows: int = 1,
+    height: float | None = None,
+    layout: str = "constrained",
+    ticks: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure as wide as the text with ``rows`` x ``columns`` axes, row by row.
 
@@ -35,7 +39,8 @@ def panels(
 
 
 def bare(ax: Axes) -> Axes:
-    """Take ticks, grid and frame off axes that show a picture; titles and axis labels stay."""
+    """Take ticks, grid and frame off axes that show a picture; titles and
+    axis labels stay."""
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set_visible(False)
@@ -50,7 +55,11 @@ def show_image(ax: Axes, image: Tensor, title: str = "") -> Axes:
 
 
 def overlay(
-    ax: Axes, image: Tensor, values: Tensor, title: str = "", limits: tuple[float, float] | None = None
+    ax: Axes,
+    image: Tensor,
+    values: Tensor,
+    title: str = "",
+    limits: tuple[float, float] | None = None,
 ) -> Axes:
     """Draw a map (h, w) in colour over its image (3, H, W) in grey.
 
@@ -66,7 +75,14 @@ def overlay(
     low, high = limits or (values.min().item(), values.max().item())
     height, width = grey.shape
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    ax.imshow(values.detach().cpu().numpy(), cmap="viridis", alpha=0.72, vmin=low, vmax=high, extent=extent)
+    ax.imshow(
+        values.detach().cpu().numpy(),
+        cmap="viridis",
+        alpha=0.72,
+        vmin=low,
+        vmax=high,
+        extent=extent,
+    )
     ax.set_title(title, fontsize=8.5, fontweight="normal", pad=3)
     return bare(ax)
 
@@ -87,13 +103,17 @@ def table(
     """
     if not rows:
         return Markdown(empty)
-    shown = [[cell if isinstance(cell, str) else form.format(cell) for cell in row] for row in rows]
+    shown = [
+        [cell if isinstance(cell, str) else form.format(cell) for cell in row]
+        for row in rows
+    ]
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, *shown)]
     return Markdown("\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]))
 
 
 def over_seeds(numbers: Sequence[float | None], form: str = "{:.2f}") -> str:
-    """Return the mean and, of several numbers, their range: "3.17 (2.90 to 3.40)"; None is left out."""
+    """Return the mean and, of several numbers, their range: "3.17 (2.90 to 3.40)";
+    None is left out."""
     known = [number for number in numbers if number is not None]
     if not known:
         return "–"
@@ -104,11 +124,18 @@ def over_seeds(numbers: Sequence[float | None], form: str = "{:.2f}") -> str:
 
 
 def columns_over_seeds(
-    runs: Sequence[Mapping[str, Mapping[str, float]]], keys: Sequence[str], form: str = "{:.2f}"
+    runs: Sequence[Mapping[str, Mapping[str, float]]],
+    keys: Sequence[str],
+    form: str = "{:.2f}",
 ) -> list[list[str]]:
-    """Return table rows from results of several seeds, ``{row name: {key: number}}`` each.
+    """Return table rows from results of several seeds,
+    ``{row name: {key: number}}`` each.
 
-    A row is the name, then :func:`over_seeds` of every key; without runs there are no rows.
+    A row is the name, then :func:`over_seeds` of every key; without runs
+    there are no rows.
     """
     names = list(runs[0]) if runs else []
-    return [[name, *(over_seeds([run[name][key] for run in runs], form) for key in keys)] for name in names]
+    return [
+        [name, *(over_seeds([run[name][key] for run in runs], form) for key in keys)]
+        for name in names
+    ]

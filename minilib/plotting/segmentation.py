@@ -1,4 +1,5 @@
-"""Label maps: a segmenter's word for each pixel, in one colour per word across pictures."""
+"""Label maps: a segmenter's word for each pixel, in one colour per word
+across pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def label_map(
     least: float = 0.01,
     colours: Sequence[str] | None = None,
 ) -> Axes:
-    """Draw a map of labels, with a legend below of the words that cover at least ``least`` of it.
+    """Draw a map of labels, with a legend below of the words that cover at least
+    ``least`` of it.
 
     Args:
         ax: where to draw.
@@ -43,7 +45,8 @@ def label_map(
         image: (3, H, W) in [0, 1], to show through.
         columns: of the legend.
         least: smallest fraction of the pixels for a word to be in the legend.
-        colours: one per word, to keep them between lists of words; default: those of ``word_colours``.
+        colours: one per word, to keep them between lists of words; default: those of
+            ``word_colours``.
     """
     places, hexes = labels.cpu().numpy(), list(colours or word_colours(words))
     rgb = np.array([mpl.colors.to_rgb(colour) for colour in hexes])
@@ -58,7 +61,8 @@ def label_map(
     handles = [Patch(facecolor=hexes[i], label=words[i]) for i in found]
     if handles:
         ax.legend(
-            handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns, fontsize=7,
-            handlelength=0.9, columnspacing=0.8, handletextpad=0.4, borderpad=0.1,
+            handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns,
+            fontsize=7, handlelength=0.9, columnspacing=0.8, handletextpad=0.4,
+            borderpad=0.1,
         )  # fmt: skip
     return ax

@@ -21,11 +21,21 @@ WIDTH = 7.0
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SKY, ORANGE, YELLOW, BLACK = "#56B4E9", "#E69F00", "#F0E442", "#000000"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, SKY, ORANGE, BLACK, YELLOW)
-"""Okabe and Ito's eight colours, told apart with any common colour blindness; yellow last, as it is faint."""
+"""Okabe and Ito's eight colours, told apart with any common colour blindness; yellow
+last, as it is faint."""
 
 INK, PANEL, GRID = "#1a1a1a", "#f6f6f3", "#d5d5d0"
 MARKERS = "osD^vPX*"
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+DASHES = (
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (5, 1)),
+    (0, (3, 1, 1, 1)),
+    (0, (1, 1)),
+    (0, (8, 2)),
+)
 
 RC: dict[RcKeyType, Any] = {
     # A light panel of its own keeps dark ink legible on a dark page.
@@ -76,15 +86,19 @@ def style() -> None:
 
 @styled
 def new_axes(width: float = WIDTH, height: float = 3.6) -> Axes:
-    """Return empty axes in the style on a new figure of ``width`` by ``height`` inches."""
+    """Return empty axes in the style on a new figure of ``width`` by
+    ``height`` inches."""
     return Figure(figsize=(width, height)).add_subplot()
 
 
 def to_array(values: object, name: str) -> np.ndarray:
-    """Return numbers or a tensor on any device as a float array; ValueError if any is not finite."""
+    """Return numbers or a tensor on any device as a float array; ValueError if
+    any is not finite."""
     if isinstance(values, Tensor):
         values = values.detach().to("cpu", torch.float32)
     array = np.asarray(values, dtype=float)
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds values that are not finite: look at what computed it")
+        raise ValueError(
+            f"{name} holds values that are not finite: look at what computed it"
+        )
     return array

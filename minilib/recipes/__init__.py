@@ -1,1 +1,2 @@
-"""The experiments: a folder a paper, and ``shared`` for what several papers' tasks need."""
+"""The experiments: a folder a paper, and ``shared`` for what several
+papers' tasks need."""

@@ -57,7 +57,11 @@ class Entry:
         """Seconds that it is expected to take from now on, None if nothing is known."""
         if self.state in (DONE, FAILED, UNCHANGED, SKIPPED):
             return 0.0
-        return None if self.cost.seconds is None else max(0.0, self.cost.seconds - self.seconds)
+        return (
+            None
+            if self.cost.seconds is None
+            else max(0.0, self.cost.seconds - self.seconds)
+        )
 
 
 class View(Protocol):
@@ -85,23 +89,29 @@ class Settings:
     keep_going: bool = False
     """Run the other seeds of a chapter even after one has failed."""
     device: Mapping[str, Any] | None = None
-    """What ``surroundings.describe_device`` says; None for Slurm, whose machines are others."""
+    """What ``surroundings.describe_device`` says; None for Slurm, whose
+    machines are others."""
     gpus: tuple[str, ...] = ()
-    """CUDA devices to share out among runs at the same time, empty = all see the same."""
+    """CUDA devices to share out among runs at the same time, empty =
+    all see the same."""
     slurm: Mapping[str, str] = field(default_factory=dict)
     """Further options of sbatch."""
 
 
-def execute(entries: Sequence[Entry], out: Path, settings: Settings, view: View) -> None:
+def execute(
+    entries: Sequence[Entry], out: Path, settings: Settings, view: View
+) -> None:
     """Make the runs that have a reason and keep ``entries`` up to date.
 
-    A run that fails does not stop the others, but the seeds of the same chapter that have not begun are left
-    out, since they would mostly fail alike (``keep_going`` runs them).
+    A run that fails does not stop the others, but the seeds of the same chapter
+    that have not begun are left out, since they would mostly fail alike
+    (``keep_going`` runs them).
 
     Raises:
         FolderInUse: another runner works in ``out``.
         ValueError: ``out`` cannot be written, or the executor cannot be had.
-        KeyboardInterrupt: stopped from outside (SIGINT, SIGTERM); the runs on this machine are ended before.
+        KeyboardInterrupt: stopped from outside (SIGINT, SIGTERM); the runs on this
+            machine are ended before.
     """
     writable_folder(out)
     for entry in entries:
@@ -111,7 +121,9 @@ def execute(entries: Sequence[Entry], out: Path, settings: Settings, view: View)
     if all(entry.state == UNCHANGED for entry in entries):
         return
     with only_runner(out), _terminated_like_interrupted():
-        workers = Workers(settings.executor, out, settings.at_once, settings.limit, settings.slurm)
+        workers = Workers(
+            settings.executor, out, settings.at_once, settings.limit, settings.slurm
+        )
         try:
             _adopt(entries, workers, view)
             while any(entry.state in (WAITING, QUEUED, RUNNING) for entry in entries):
@@ -122,20 +134,27 @@ def execute(entries: Sequence[Entry], out: Path, settings: Settings, view: View)
                 view.tick(entries, time_left(entries, settings.at_once))
                 time.sleep(_POLL)
         finally:
-            workers.stop([entry.handle for entry in entries if entry.handle is not None])
+            workers.stop(
+                [entry.handle for entry in entries if entry.handle is not None]
+            )
             workers.close()
 
 
 def time_left(entries: Sequence[Entry], at_once: int) -> str:
-    """Return "about 4:10 min left", "more than ..." where a run's length is unknown, or nothing."""
-    rest = [entry.left for entry in entries if entry.state in (WAITING, QUEUED, RUNNING)]
+    """Return "about 4:10 min left", "more than ..." where a run's length is
+    unknown, or nothing."""
+    rest = [
+        entry.left for entry in entries if entry.state in (WAITING, QUEUED, RUNNING)
+    ]
     if not rest or all(left is None for left in rest):
         return ""
     seconds, open_end = makespan(rest, at_once)
     return f"{'more than' if open_end else 'about'} {duration(seconds)} left"
 
 
-def _start(entries: Sequence[Entry], workers: Workers, settings: Settings, view: View) -> None:
+def _start(
+    entries: Sequence[Entry], workers: Workers, settings: Settings, view: View
+) -> None:
     active = [entry for entry in entries if entry.handle is not None]
     waiting = [entry for entry in entries if entry.state == WAITING]
     if settings.at_once > 1:  # the longest first, so that none is left to run alone
@@ -151,7 +170,9 @@ def _start(entries: Sequence[Entry], workers: Workers, settings: Settings, view:
     for entry, slot in zip(begun, free, strict=False):
         entry.slot = slot
         environment = _environment(slot, settings) if workers.local else {}
-        orders.append(Order(entry.job, settings.limit, settings.device, environment, runner))
+        orders.append(
+            Order(entry.job, settings.limit, settings.device, environment, runner)
+        )
     for entry, handle in zip(begun, workers.start(orders), strict=True):
         entry.handle = handle
         entry.state = RUNNING if workers.local else QUEUED
@@ -164,18 +185,30 @@ def _expected_seconds(entry: Entry) -> float:
 
 
 def _adopt(entries: Sequence[Entry], workers: Workers, view: View) -> None:
-    """Take over what an earlier call has put into Slurm's queue, rather than run it twice."""
+    """Take over what an earlier call has put into Slurm's queue, rather
+    than run it twice."""
     for entry in entries:
-        if entry.state == WAITING and (handle := workers.still_queued(entry.job)) is not None:
+        if (
+            entry.state == WAITING
+            and (handle := workers.still_queued(entry.job)) is not None
+        ):
             entry.handle, entry.state = handle, QUEUED
             entry.message = f"already Slurm's job {handle.job_id}"
             view.changed(entry)
 
 
-def _look(entry: Entry, entries: Sequence[Entry], workers: Workers, settings: Settings, view: View) -> None:
+def _look(
+    entry: Entry,
+    entries: Sequence[Entry],
+    workers: Workers,
+    settings: Settings,
+    view: View,
+) -> None:
     """Bring one running entry up to date."""
     outcome = workers.outcome(entry.handle, entry.job)
-    progress = read_json(entry.job.folder / "progress.json") if outcome is None else None
+    progress = (
+        read_json(entry.job.folder / "progress.json") if outcome is None else None
+    )
     if progress is not None:
         entry.seconds = float(progress.get("seconds", 0.0))
         entry.cell = (int(progress.get("cell", 0)), int(progress.get("cells", 0)))
@@ -187,10 +220,20 @@ def _look(entry: Entry, entries: Sequence[Entry], workers: Workers, settings: Se
     entry.handle, entry.state, entry.message = None, outcome.state, outcome.message
     view.changed(entry)
     for other in entries:
-        same = (other.job.chapter, other.job.profile) == (entry.job.chapter, entry.job.profile)
-        if entry.state == FAILED and same and other.state == WAITING and not settings.keep_going:
+        same = (other.job.chapter, other.job.profile) == (
+            entry.job.chapter,
+            entry.job.profile,
+        )
+        if (
+            entry.state == FAILED
+            and same
+            and other.state == WAITING
+            and not settings.keep_going
+        ):
             other.state = SKIPPED
-            other.message = f"seed {entry.job.seed} failed; --keep-going runs it nevertheless"
+            other.message = (
+                f"seed {entry.job.seed} failed; --keep-going runs it nevertheless"
+            )
             view.changed(other)
         if entry.state == DONE and same and other.cost.seconds is None:
             about = read_json(entry.job.folder / "run.json") or {}
@@ -198,9 +241,12 @@ def _look(entry: Entry, entries: Sequence[Entry], workers: Workers, settings: Se
 
 
 def _environment(slot: int, settings: Settings) -> dict[str, str | None]:
-    """Return what the ``slot``-th of the runs at the same time sees of processors and GPUs."""
+    """Return what the ``slot``-th of the runs at the same time sees of
+    processors and GPUs."""
     # submitit hides the GPUs from its local processes: put back what is seen here.
-    environment: dict[str, str | None] = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    environment: dict[str, str | None] = {
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES")
+    }
     if settings.at_once > 1 and settings.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = settings.gpus[slot % len(settings.gpus)]
     # Numbers depend on the threads in their last digits: the runner fixes them.
@@ -213,7 +259,8 @@ def _environment(slot: int, settings: Settings) -> dict[str, str | None]:
 
 @contextmanager
 def only_runner(out: Path) -> Iterator[None]:
-    """Keep other runners out of the folder; the system frees the lock when this process ends, however it ends."""
+    """Keep other runners out of the folder; the system frees the lock when this process
+    ends, however it ends."""
     folder = writable_folder(out / ".batch")
     lock, note = filelock.FileLock(folder / "runner.lock"), folder / "runner.json"
     try:
@@ -221,12 +268,18 @@ def only_runner(out: Path) -> Iterator[None]:
     except filelock.Timeout:
         who = read_json(note) or {}
         raise FolderInUse(
-            f"another runner works in {out} (process {who.get('process', '?')} on {who.get('host', '?')} since "
-            f"{who.get('since', '?')}): wait for it, stop it, or name another folder with --out"
+            f"another runner works in {out} (process {who.get('process', '?')} on "
+            f"{who.get('host', '?')} since {who.get('since', '?')}): wait for it, "
+            "stop it, or name another folder with --out"
         ) from None
     try:
         now = datetime.now().isoformat(sep=" ", timespec="seconds")
-        write_atomically(note, to_json({"process": os.getpid(), "host": socket.gethostname(), "since": now}))
+        write_atomically(
+            note,
+            to_json(
+                {"process": os.getpid(), "host": socket.gethostname(), "since": now}
+            ),
+        )
         yield
     finally:
         note.unlink(missing_ok=True)

@@ -32,11 +32,13 @@ from minilib.reproduce.surroundings import (
 from minilib.reproduce.texts import aligned, duration, parse_duration, size
 
 _JOBS = "runs at the same time (default: one per core, as memory allows; one per GPU)"
-_ARRAY = 256  # so many of an array's jobs may run at the same time, unless --jobs says otherwise
+# so many of an array's jobs may run at the same time, unless --jobs says otherwise
+_ARRAY = 256
 
 
 def reproduce(options: argparse.Namespace) -> int:
-    """Make the runs that are not up to date, or with ``--dry-run`` say what they would be."""
+    """Make the runs that are not up to date, or with ``--dry-run`` say
+    what they would be."""
     jobs = _jobs(options)
     library = library_digests()
     entries = [batch.Entry(job, what_changed(job, library)) for job in jobs]
@@ -45,7 +47,11 @@ def reproduce(options: argparse.Namespace) -> int:
             entry.reasons = ["forced"]
     todo = sum(bool(entry.reasons) for entry in entries)
     # Slurm's machines have other devices than this one: there the notebook checks it.
-    device = describe_device(options.device) if todo and options.executor != "slurm" else None
+    device = (
+        describe_device(options.device)
+        if todo and options.executor != "slurm"
+        else None
+    )
     _expect(entries, options.device, device)
     settings = _settings(options, device, entries)
     if options.dry_run:
@@ -57,7 +63,9 @@ def reproduce(options: argparse.Namespace) -> int:
         try:
             batch.execute(entries, jobs[0].out, settings, view)
         except KeyboardInterrupt:
-            queued = [entry.handle.job_id for entry in entries if entry.handle is not None]
+            queued = [
+                entry.handle.job_id for entry in entries if entry.handle is not None
+            ]
             if settings.executor == "slurm" and queued:
                 _say(f"Slurm keeps the jobs {', '.join(queued)} (scancel ends them)")
             raise
@@ -66,7 +74,10 @@ def reproduce(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Show how every run under the folder stands; 0 if all are done and up to date."""
-    out, folder = runs_folder(options.out), options.notebooks or notebooks.notebooks_folder()
+    out, folder = (
+        runs_folder(options.out),
+        options.notebooks or notebooks.notebooks_folder(),
+    )
     chapters = notebooks.chapters(folder)
     wanted = _names(options.chapters)
     names = list(chapters) if wanted == ["all"] else wanted
@@ -76,10 +87,17 @@ def status(options: argparse.Namespace) -> int:
         found = {name: _seeds(out / name / profile, options.seeds) for name in names}
         for name, seeds in found.items():
             # A profile of which nothing was run is shown only if it was asked for.
-            for seed in seeds or ([0] if options.profiles or any(found.values()) else []):
-                job = _job_as_run(name, profile, seed, notebooks.find_chapter(name, folder), out)
+            for seed in seeds or (
+                [0] if options.profiles or any(found.values()) else []
+            ):
+                job = _job_as_run(
+                    name, profile, seed, notebooks.find_chapter(name, folder), out
+                )
                 states[job] = _state(job, library)
-    print(views.status_text(states) if states else f"no runs in {out}", end="\n" if not states else "")
+    print(
+        views.status_text(states) if states else f"no runs in {out}",
+        end="\n" if not states else "",
+    )
     for job in states:
         if (failure := read_json(job.folder / "failure.json")) is not None:
             print(f"{job}: {failure.get('message')} ({failure.get('when')})")
@@ -87,10 +105,16 @@ def status(options: argparse.Namespace) -> int:
 
 
 def clean(options: argparse.Namespace) -> int:
-    """Remove what was asked for from the folder of runs; without a request, say what there is."""
+    """Remove what was asked for from the folder of runs; without a request,
+    say what there is."""
     out = runs_folder(options.out)
     library = library_digests()
-    kinds: dict[str, list[Path]] = {"unfinished": [], "stale": [], "checkpoints": [], "all": []}
+    kinds: dict[str, list[Path]] = {
+        "unfinished": [],
+        "stale": [],
+        "checkpoints": [],
+        "all": [],
+    }
     locks: dict[Path, Job] = {}
     wanted = _names(options.chapters)
     known = notebooks.chapters(options.notebooks or notebooks.notebooks_folder())
@@ -98,9 +122,15 @@ def clean(options: argparse.Namespace) -> int:
         name, profile, seed = folder.relative_to(out).parts
         if not _is_run(folder) or (wanted != ["all"] and name not in wanted):
             continue
-        if options.profiles and profile not in options.profiles or not re.fullmatch(r"seed\d+", seed):
+        if (
+            options.profiles
+            and profile not in options.profiles
+            or not re.fullmatch(r"seed\d+", seed)
+        ):
             continue
-        job = _job_as_run(name, profile, int(seed[4:]), known.get(name, Path("gone")), out)
+        job = _job_as_run(
+            name, profile, int(seed[4:]), known.get(name, Path("gone")), out
+        )
         locks[folder] = job
         kinds["all"].append(folder)
         if not (folder / "run.json").exists():
@@ -110,13 +140,18 @@ def clean(options: argparse.Namespace) -> int:
         if (folder / "run.json").exists():
             kinds["checkpoints"] += sorted(folder.rglob("*.pt"))
     chosen = [kind for kind in kinds if getattr(options, kind)]
-    rows = [(f"--{kind}", str(len(paths)), size(sum(map(_bytes, paths)))) for kind, paths in kinds.items()]
+    rows = [
+        (f"--{kind}", str(len(paths)), size(sum(map(_bytes, paths))))
+        for kind, paths in kinds.items()
+    ]
     if not chosen:
         print(aligned([("would remove", "", ""), *rows]), end="")
         return 0
     with batch.only_runner(out):
         for path in dict.fromkeys(path for kind in chosen for path in kinds[kind]):
-            job = locks[next(folder for folder in (path, *path.parents) if folder in locks)]
+            job = locks[
+                next(folder for folder in (path, *path.parents) if folder in locks)
+            ]
             if (lock := _free(job)) is None:
                 _say(f"{job}: at work, left alone")
                 continue
@@ -130,55 +165,105 @@ def clean(options: argparse.Namespace) -> int:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Return the seeds in "0", "0,2,5" or "0..4" (ends included), each once, in order."""
+    """Return the seeds in "0", "0,2,5" or "0..4" (ends included),
+    each once, in order."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:\.\.\s*(\d+)\s*)?", part)
         first = int(match[1]) if match else 0
         last = int(match[2] or first) if match else -1
         if last < first:
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds: write 0, 0,1,2 or 0..4")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no list of seeds: write 0, 0,1,2 or 0..4"
+            )
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
 
 def runs_folder(given: Path | None) -> Path:
-    """Return the folder of runs: the given one as the shell means it, else ``runs`` in the repository."""
-    return given.expanduser().resolve() if given is not None else (repository() or Path.cwd()) / "runs"
+    """Return the folder of runs: the given one as the shell means it, else ``runs``
+    in the repository."""
+    return (
+        given.expanduser().resolve()
+        if given is not None
+        else (repository() or Path.cwd()) / "runs"
+    )
 
 
 def add_commands(commands: Any) -> None:
-    """Add ``reproduce``, ``plan``, ``status`` and ``clean`` to the subcommands of a parser."""
-    command = commands.add_parser("reproduce", help="run notebooks headlessly; what is done and unchanged is skipped")
+    """Add ``reproduce``, ``plan``, ``status`` and ``clean`` to the
+    subcommands of a parser."""
+    command = commands.add_parser(
+        "reproduce",
+        help="run notebooks headlessly; what is done and unchanged is skipped",
+    )
     _add_options_of_runs(command)
-    command.add_argument("--dry-run", action="store_true", help="only say what would run, and what it would cost")
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say what would run, and what it would cost",
+    )
     command.set_defaults(command=reproduce)
 
-    command = commands.add_parser("plan", help="say what reproduce would run, and what it would cost")
+    command = commands.add_parser(
+        "plan", help="say what reproduce would run, and what it would cost"
+    )
     _add_options_of_runs(command)
     command.set_defaults(command=reproduce, dry_run=True)
 
-    command = commands.add_parser("status", help="say how every run stands; 0 if all are done and up to date")
+    command = commands.add_parser(
+        "status", help="say how every run stands; 0 if all are done and up to date"
+    )
     _add_choice(command)
-    command.add_argument("--seeds", type=parse_seeds, help="0, 0,1,2 or 0..4 (default: those that were begun)")
+    command.add_argument(
+        "--seeds",
+        type=parse_seeds,
+        help="0, 0,1,2 or 0..4 (default: those that were begun)",
+    )
     command.set_defaults(command=status)
 
-    command = commands.add_parser("clean", help="say what could be removed from the folder of runs, or remove it")
+    command = commands.add_parser(
+        "clean", help="say what could be removed from the folder of runs, or remove it"
+    )
     _add_choice(command)
-    command.add_argument("--unfinished", action="store_true", help="failed and interrupted runs, checkpoints included")
-    command.add_argument("--stale", action="store_true", help="finished runs whose notebook, library or data changed")
-    command.add_argument("--checkpoints", action="store_true", help="checkpoints (*.pt) of finished runs")
+    command.add_argument(
+        "--unfinished",
+        action="store_true",
+        help="failed and interrupted runs, checkpoints included",
+    )
+    command.add_argument(
+        "--stale",
+        action="store_true",
+        help="finished runs whose notebook, library or data changed",
+    )
+    command.add_argument(
+        "--checkpoints", action="store_true", help="checkpoints (*.pt) of finished runs"
+    )
     command.add_argument("--all", action="store_true", help="every run")
     command.set_defaults(command=clean)
 
 
 def _add_options_of_runs(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--chapters", nargs="+", default=["all"], metavar="NAME", help="chapters, or all (default)")
-    command.add_argument("--profile", default="quick", choices=PROFILES, help="default: quick")
-    command.add_argument("--seeds", type=parse_seeds, default=[0], help="0, 0,1,2 or 0..4 (default: 0)")
+    command.add_argument(
+        "--chapters",
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help="chapters, or all (default)",
+    )
+    command.add_argument(
+        "--profile", default="quick", choices=PROFILES, help="default: quick"
+    )
+    command.add_argument(
+        "--seeds", type=parse_seeds, default=[0], help="0, 0,1,2 or 0..4 (default: 0)"
+    )
     command.add_argument("--jobs", type=_count, metavar="N", help=_JOBS)
-    command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps")
-    command.add_argument("--out", type=Path, help="folder for runs (default: runs in the repository)")
+    command.add_argument(
+        "--device", default="auto", help="auto (default), cpu, cuda, cuda:1 or mps"
+    )
+    command.add_argument(
+        "--out", type=Path, help="folder for runs (default: runs in the repository)"
+    )
     command.add_argument(
         "-p",
         dest="parameters",
@@ -186,31 +271,59 @@ def _add_options_of_runs(command: argparse.ArgumentParser) -> None:
         type=_pair,
         default=[],
         metavar="NAME=VALUE",
-        help="a further parameter of the notebook, for example -p data=FOLDER for profile photos; repeatable",
+        help=(
+            "a further parameter of the notebook, for example -p data=FOLDER for "
+            "profile photos; repeatable"
+        ),
     )
-    command.add_argument("--force", action="store_true", help="run even what is done and unchanged")
     command.add_argument(
-        "--keep-going", action="store_true", help="after a failure, also run the other seeds of that chapter"
+        "--force", action="store_true", help="run even what is done and unchanged"
     )
     command.add_argument(
-        "--time-limit", type=parse_duration, metavar="TIME", help="stop a run after 90s, 30m, 2h; Slurm needs one"
+        "--keep-going",
+        action="store_true",
+        help="after a failure, also run the other seeds of that chapter",
     )
-    command.add_argument("--executor", choices=EXECUTORS, default="local", help="default: local")
+    command.add_argument(
+        "--time-limit",
+        type=parse_duration,
+        metavar="TIME",
+        help="stop a run after 90s, 30m, 2h; Slurm needs one",
+    )
+    command.add_argument(
+        "--executor", choices=EXECUTORS, default="local", help="default: local"
+    )
     command.add_argument(
         "--slurm",
         action="append",
         type=_pair,
         default=[],
         metavar="NAME=VALUE",
-        help="an option of sbatch, for example --slurm partition=gpu --slurm gpus_per_node=1; repeatable",
+        help=(
+            "an option of sbatch, for example --slurm partition=gpu --slurm "
+            "gpus_per_node=1; repeatable"
+        ),
     )
     command.add_argument("--notebooks", type=Path, help=argparse.SUPPRESS)
 
 
 def _add_choice(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--chapters", nargs="+", default=["all"], metavar="NAME", help="chapters, or all (default)")
-    command.add_argument("--profiles", nargs="+", choices=PROFILES, help="default: all that there are runs of")
-    command.add_argument("--out", type=Path, help="folder of runs (default: runs in the repository)")
+    command.add_argument(
+        "--chapters",
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help="chapters, or all (default)",
+    )
+    command.add_argument(
+        "--profiles",
+        nargs="+",
+        choices=PROFILES,
+        help="default: all that there are runs of",
+    )
+    command.add_argument(
+        "--out", type=Path, help="folder of runs (default: runs in the repository)"
+    )
     command.add_argument("--notebooks", type=Path, help=argparse.SUPPRESS)
 
 
@@ -221,10 +334,20 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
         extra["data"] = str(Path(extra["data"]).expanduser().resolve())
     out = runs_folder(options.out)
     names = _names(options.chapters)
-    return plan(names, options.profile, options.seeds, out, options.device, extra, options.notebooks)
+    return plan(
+        names,
+        options.profile,
+        options.seeds,
+        out,
+        options.device,
+        extra,
+        options.notebooks,
+    )
 
 
-def _expect(entries: Sequence[batch.Entry], asked: str, device: Mapping[str, Any] | None) -> None:
+def _expect(
+    entries: Sequence[batch.Entry], asked: str, device: Mapping[str, Any] | None
+) -> None:
     """Say of each entry what it is expected to cost on the device."""
     # On Slurm "auto" finds the GPU that people ask for there.
     used = asked.replace("auto", "cuda") if device is None else device["used"]
@@ -272,9 +395,15 @@ def _threads(settings: batch.Settings) -> str | None:
     return os.environ.get("OMP_NUM_THREADS", str(settings.threads))
 
 
-def _conclude(entries: Sequence[batch.Entry], jobs: Sequence[Job], options: argparse.Namespace) -> int:
+def _conclude(
+    entries: Sequence[batch.Entry], jobs: Sequence[Job], options: argparse.Namespace
+) -> int:
     """Print the verdicts on what was run and return the exit status."""
-    ledgers = [name for name in dict.fromkeys(job.chapter for job in jobs) if name in claims.papers()]
+    ledgers = [
+        name
+        for name in dict.fromkeys(job.chapter for job in jobs)
+        if name in claims.papers()
+    ]
     print(claims.table(claims.collect(jobs[0].out, [options.profile], ledgers)), end="")
     failed = sum(entry.state in (batch.FAILED, batch.SKIPPED) for entry in entries)
     if failed:
@@ -287,11 +416,15 @@ def _warn_of_room(entries: Sequence[batch.Entry], out: Path) -> None:
     folder = next(path for path in (out, *out.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     if needed > free:
-        _say(f"the disk of {out} has {size(free)} free, the runs need about {size(needed)}")
+        _say(
+            f"the disk of {out} has {size(free)} free, the runs need about "
+            f"{size(needed)}"
+        )
 
 
 def _gpus(asked: str, device: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Return the GPUs to share out: all that are visible, unless one is named or there is none."""
+    """Return the GPUs to share out: all that are visible, unless one is named
+    or there is none."""
     if device is None or device["used"] != "cuda" or ":" in asked:
         return ()
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
@@ -303,24 +436,35 @@ def _gpus(asked: str, device: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 def _job_as_run(name: str, profile: str, seed: int, notebook: Path, out: Path) -> Job:
     """Return the job of a run that exists, with the parameters that it was run with."""
-    parameters = (read_json(out / name / profile / f"seed{seed}" / "run.json") or {}).get("parameters", {})
+    parameters = (
+        read_json(out / name / profile / f"seed{seed}" / "run.json") or {}
+    ).get("parameters", {})
     return Job(name, profile, seed, notebook, out, parameters)
 
 
 def _state(job: Job, library: Mapping[str, str]) -> str:
     """Return in a few words how a run stands."""
     progress = read_json(job.folder / "progress.json") or {}
-    at = f"in code cell {progress['cell']} of {progress['cells']}" if progress.get("cell") else "at its start"
+    at = (
+        f"in code cell {progress['cell']} of {progress['cells']}"
+        if progress.get("cell")
+        else "at its start"
+    )
     if (job.folder / "attempt.json").exists():
         if _free(job) is None:
             return f"running {at}, {duration(progress.get('seconds', 0.0))}"
-        return "failed" if (job.folder / "failure.json").exists() else f"interrupted {at}"
+        return (
+            "failed" if (job.folder / "failure.json").exists() else f"interrupted {at}"
+        )
     reasons = what_changed(job, library)
     if not reasons:
-        return f"done, {duration((read_json(job.folder / 'run.json') or {}).get('wall_seconds'))}"
+        run = read_json(job.folder / "run.json") or {}
+        return f"done, {duration(run.get('wall_seconds'))}"
     if not (job.folder / "run.json").exists():
         return "failed" if (job.folder / "failure.json").exists() else "not run"
-    return f"stale: {reasons[0]}" + (f" and {len(reasons) - 1} more" if len(reasons) > 1 else "")
+    return f"stale: {reasons[0]}" + (
+        f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+    )
 
 
 def _free(job: Job) -> filelock.FileLock | None:
@@ -334,7 +478,11 @@ def _free(job: Job) -> filelock.FileLock | None:
 
 
 def _seeds(folder: Path, wanted: Sequence[int] | None) -> list[int]:
-    found = (int(path.name[4:]) for path in folder.glob("seed*") if re.fullmatch(r"seed\d+", path.name))
+    found = (
+        int(path.name[4:])
+        for path in folder.glob("seed*")
+        if re.fullmatch(r"seed\d+", path.name)
+    )
     return sorted(found) if wanted is None else list(wanted)
 
 
@@ -352,7 +500,9 @@ def _bytes(path: Path) -> int:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of runs: write 1, 2, ...")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of runs: write 1, 2, ..."
+        )
     return int(text)
 
 

@@ -1,4 +1,5 @@
-"""What a run is expected to cost, from earlier runs here and from the committed records."""
+"""What a run is expected to cost, from earlier runs here and from the
+committed records."""
 
 from __future__ import annotations
 
@@ -29,20 +30,31 @@ class Cost:
 
 
 def expected(job: Job, device: str, results: Path | None) -> Cost:
-    """Return the median time and the largest needs of earlier runs of the same chapter and profile.
+    """Return the median time and the largest needs of earlier runs of the same
+    chapter and profile.
 
     Args:
         job: the run.
         device: type of device ("cpu", "cuda", ...); runs on another type tell nothing.
-        results: folder of committed records, which speak where no run is in the job's folder of runs.
+        results: folder of committed records, which speak where no run is in the
+            job's folder of runs.
     """
-    here = [about for about in finished_runs(job.out, job.chapter, job.profile) if _of(about, device)]
+    here = [
+        about
+        for about in finished_runs(job.out, job.chapter, job.profile)
+        if _of(about, device)
+    ]
     cost = _summary(here, "earlier runs here")
     if not here and results is not None:
         merged = read_json(results / f"{job.chapter}.{job.profile}.json") or {}
         records = [run.get("environment", {}) for run in merged.get("runs", [])]
         known = [about for about in records if _of(about, device)]
-        machines = sorted({f"{about.get('cores')} cores, {about['device'].get('name')}" for about in known})
+        machines = sorted(
+            {
+                f"{about.get('cores')} cores, {about['device'].get('name')}"
+                for about in known
+            }
+        )
         cost = _summary(known, f"the records ({'; '.join(machines)})")
     if cost.download is None and job.profile in ("quick", "full"):
         # These profiles use the embedded data and the shipped weights.
@@ -50,7 +62,9 @@ def expected(job: Job, device: str, results: Path | None) -> Cost:
     return cost
 
 
-def makespan(lengths: Iterable[float | None], at_once: int | None) -> tuple[float, bool]:
+def makespan(
+    lengths: Iterable[float | None], at_once: int | None
+) -> tuple[float, bool]:
     """Return how long runs take together, and whether any length is unknown.
 
     ``at_once`` of them run at a time, the longest first.
@@ -63,13 +77,16 @@ def makespan(lengths: Iterable[float | None], at_once: int | None) -> tuple[floa
 
 
 def total(costs: Sequence[Cost], at_once: int | None) -> str:
-    """Return in words what runs cost together: time, memory of those that run at once, disk, downloads."""
+    """Return in words what runs cost together: time, memory of those that run at once,
+    disk, downloads."""
     seconds, open_end = makespan([cost.seconds for cost in costs], at_once)
     if all(cost.seconds is None for cost in costs):
         time = "time unknown"
     else:
         time = f"{'more than' if open_end else 'about'} {duration(seconds)}"
-    memory = sorted((cost.memory for cost in costs if cost.memory is not None), reverse=True)[:at_once]
+    memory = sorted(
+        (cost.memory for cost in costs if cost.memory is not None), reverse=True
+    )[:at_once]
     parts = [
         time,
         f"up to {size(sum(memory))} of memory" if memory else "memory unknown",
@@ -86,7 +103,9 @@ def download_text(cost: Cost) -> str:
 
 def _of(about: dict[str, Any], device: str) -> bool:
     used = str(about.get("device", {}).get("used", ""))
-    return used.partition(":")[0] == device and isinstance(about.get("wall_seconds"), (int, float))
+    return used.partition(":")[0] == device and isinstance(
+        about.get("wall_seconds"), (int, float)
+    )
 
 
 def _summary(runs: Sequence[dict[str, Any]], source: str) -> Cost:
@@ -94,10 +113,15 @@ def _summary(runs: Sequence[dict[str, Any]], source: str) -> Cost:
         return Cost()
 
     def largest(key: str) -> float | None:
-        return max((float(about[key]) for about in runs if about.get(key) is not None), default=None)
+        return max(
+            (float(about[key]) for about in runs if about.get(key) is not None),
+            default=None,
+        )
 
     seconds = float(median(about["wall_seconds"] for about in runs))
-    memory, disk, download = (largest(k) for k in ("peak_memory_bytes", "disk_bytes", "downloaded_bytes"))
+    memory, disk, download = (
+        largest(k) for k in ("peak_memory_bytes", "disk_bytes", "downloaded_bytes")
+    )
     return Cost(seconds, memory, disk, download, source)
 
 

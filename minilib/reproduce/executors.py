@@ -1,4 +1,5 @@
-"""Where runs are made: processes of this machine or jobs of Slurm, both through submitit."""
+"""Where runs are made: processes of this machine or jobs of Slurm, both
+through submitit."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from minilib.reproduce.watching import end_with, family, kill
 
 EXECUTORS = ("local", "slurm", "debug")
 """Processes here; Slurm; one after another in this very process, for a debugger."""
-_GRACE_MINUTES = 5  # Slurm's limit lies so much above ours, so that ours can tell what happened
+# Slurm's limit lies so much above ours, so that ours can tell what happened
+_GRACE_MINUTES = 5
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,18 @@ class Order:
     limit: float | None
     """Seconds until it is stopped."""
     device: Mapping[str, Any] | None
-    """What ``surroundings.describe_device`` says of the device here, None for a device elsewhere."""
+    """What ``surroundings.describe_device`` says of the device here, None for a
+    device elsewhere."""
     environment: Mapping[str, str | None]
     """Environment variables to set, None to remove one."""
     runner: tuple[int, float] | None
-    """Number and start time of the process whose end ends the run, None = goes on by itself."""
+    """Number and start time of the process whose end ends the run, None =
+    goes on by itself."""
 
 
 class Work(submitit.helpers.Checkpointable):
-    """What a process is started for; where Slurm preempts it, it is put into the queue again as it was."""
+    """What a process is started for; where Slurm preempts it, it is put into the queue
+    again as it was."""
 
     def __call__(self, order: Order) -> Outcome:
         """Make the run."""
@@ -61,7 +66,14 @@ class Work(submitit.helpers.Checkpointable):
 class Workers:
     """Starts runs and tells how they ended; the same calls whatever the executor."""
 
-    def __init__(self, executor: str, out: Path, at_once: int, limit: float | None, slurm: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        executor: str,
+        out: Path,
+        at_once: int,
+        limit: float | None,
+        slurm: Mapping[str, str],
+    ) -> None:
         """Prepare to start runs.
 
         Args:
@@ -72,53 +84,77 @@ class Workers:
             slurm: further options of sbatch, such as partition=gpu.
 
         Raises:
-            ValueError: an option that Slurm has not, or no Slurm here, or no time limit for it.
+            ValueError: an option that Slurm has not, or no Slurm here, or no
+                time limit for it.
         """
         self.local = executor != "slurm"
         self.at_once = at_once if self.local else None
         self._private: tempfile.TemporaryDirectory[str] | None = None
         self._queue = out / ".batch" / "slurm.json"
         if not self.local and limit is None:
-            raise ValueError("--executor slurm needs --time-limit, for example 2h: Slurm plans by it")
+            raise ValueError(
+                "--executor slurm needs --time-limit, for example 2h: Slurm plans by it"
+            )
         self._folder = self._queue.with_suffix("")
         if self.local:
             # Not under `out`: how a run ended can be told even when that disk is full.
             try:
                 self._private = tempfile.TemporaryDirectory(prefix="minilib-")
             except OSError as error:
-                raise ValueError(f"no temporary folder could be made: {error}; name one in TMPDIR") from error
+                raise ValueError(
+                    f"no temporary folder could be made: {error}; name one in TMPDIR"
+                ) from error
             self._folder = Path(self._private.name)
         try:
             self._executor = submitit.AutoExecutor(self._folder, cluster=executor)
             if self.local:
-                self._executor.update_parameters(timeout_min=60 * 24 * 365)  # a run has its own limit
+                # a run has its own limit
+                self._executor.update_parameters(timeout_min=60 * 24 * 365)
             else:
-                options = {f"slurm_{name}": _number(value) for name, value in slurm.items()}
+                options = {
+                    f"slurm_{name}": _number(value) for name, value in slurm.items()
+                }
                 minutes = -int(-(limit or 0) // 60) + _GRACE_MINUTES
-                named = {"name": "minilib", "timeout_min": minutes, "slurm_array_parallelism": at_once}
+                named = {
+                    "name": "minilib",
+                    "timeout_min": minutes,
+                    "slurm_array_parallelism": at_once,
+                }
                 self._executor.update_parameters(**named | options)
         except (RuntimeError, NameError, ValueError, AssertionError) as error:
             raise ValueError(f"--executor {executor}: {error}") from error
 
     def start(self, orders: Sequence[Order]) -> list[submitit.Job[Outcome]]:
-        """Start the orders (Slurm gets them as one job array) and return a handle for each.
+        """Start the orders (Slurm gets them as one job array) and return a
+        handle for each.
 
         Raises:
             ValueError: they could not be started, with what sbatch or the system says.
         """
-        paths = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+        paths = os.pathsep.join(
+            filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
+        )
         try:
-            with changed_environment({"PYTHONPATH": paths}), _deaf_to_ctrl_c(self.local):
+            with (
+                changed_environment({"PYTHONPATH": paths}),
+                _deaf_to_ctrl_c(self.local),
+            ):
                 handles = self._executor.map_array(Work(), list(orders))
         except (OSError, FailedJobError, FailedSubmissionError) as error:
             raise ValueError(f"no run could be started: {error}") from error
         if not self.local:
-            queued = {str(order.job): handle.job_id for order, handle in zip(orders, handles, strict=True)}
-            write_atomically(self._queue, to_json((read_json(self._queue) or {}) | queued))
+            queued = {
+                str(order.job): handle.job_id
+                for order, handle in zip(orders, handles, strict=True)
+            }
+            write_atomically(
+                self._queue, to_json((read_json(self._queue) or {}) | queued)
+            )
         return handles
 
     def still_queued(self, job: Job) -> submitit.Job[Outcome] | None:
-        """Return the handle of a job that an earlier call gave to Slurm and that waits or runs there."""
+        """Return the handle of a job that an earlier call gave to Slurm and that
+        waits or runs there."""
         number = None if self.local else (read_json(self._queue) or {}).get(str(job))
         if number is None:
             return None
@@ -130,17 +166,34 @@ class Workers:
         """Return how a run ended, None while it goes on."""
         if not handle.done():
             return None
-        if isinstance(handle, submitit.LocalJob) and not handle.paths.result_pickle.exists():
-            return Outcome(job, "failed", "its process ended without a word (killed from outside, or out of memory?)")
+        if (
+            isinstance(handle, submitit.LocalJob)
+            and not handle.paths.result_pickle.exists()
+        ):
+            return Outcome(
+                job,
+                "failed",
+                "its process ended without a word (killed from outside, or out of "
+                "memory?)",
+            )
         try:
             return handle.result()
         except (UncompletedJobError, FailedJobError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
-            state = "" if self.local else f" (Slurm job {handle.job_id}: {handle.state})"
-            return Outcome(job, "failed", f"its process failed{state}: {lines[-1] if lines else error}"[:500])
+            lines = [
+                line.strip() for line in str(error).splitlines() if line.strip(" -")
+            ]
+            state = (
+                "" if self.local else f" (Slurm job {handle.job_id}: {handle.state})"
+            )
+            return Outcome(
+                job,
+                "failed",
+                f"its process failed{state}: {lines[-1] if lines else error}"[:500],
+            )
 
     def stop(self, handles: Sequence[submitit.Job[Outcome]]) -> None:
-        """End the runs on this machine with all that they started; Slurm's stay in its queue."""
+        """End the runs on this machine with all that they started; Slurm's
+        stay in its queue."""
         found = [handle for handle in handles if isinstance(handle, submitit.LocalJob)]
         kill(process for handle in found for process in family(int(handle.job_id)))
 
@@ -152,7 +205,8 @@ class Workers:
 
 @contextmanager
 def _deaf_to_ctrl_c(wanted: bool) -> Iterator[None]:
-    """Let processes that are started here ignore Ctrl-C, which a terminal sends to all: their runner ends them."""
+    """Let processes that are started here ignore Ctrl-C, which a terminal sends to all:
+    their runner ends them."""
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -169,7 +223,8 @@ def this_process() -> tuple[int, float]:
 
 
 def _number(value: str) -> Any:
-    """Return the text of an option as submitit wants it: whole numbers as such, lists and dicts from JSON."""
+    """Return the text of an option as submitit wants it: whole numbers as such, lists
+    and dicts from JSON."""
     try:
         return json.loads(value)
     except ValueError:

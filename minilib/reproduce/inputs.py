@@ -1,4 +1,5 @@
-"""What a result depends on: the notebook's code, the library's files that it opened, parameters and data."""
+"""What a result depends on: the notebook's code, the library's files that it opened,
+parameters and data."""
 
 from __future__ import annotations
 
@@ -13,40 +14,58 @@ import nbformat
 from minilib import notebooks
 
 PACKAGE = Path(__file__).resolve().parent.parent
-# Code that starts runs and lists results, and that notes what was opened, cannot change them.
+# Code that starts runs and lists results, and that notes what was opened,
+# cannot change them.
 _WITHOUT_EFFECT = ("reproduce/", "notebooks.py", "__main__.py", "opened.py")
-_WITHOUT_EFFECT += ("claims/reports.py", "claims/pages.py", "claims/forest.py", "claims/quoting.py")
+_WITHOUT_EFFECT += (
+    "claims/reports.py",
+    "claims/pages.py",
+    "claims/forest.py",
+    "claims/quoting.py",
+)
 _MIB = 2**20
 
 Inputs = dict[str, Any]
-"""``notebook`` (a digest per code cell), ``library``, ``parameters`` and ``data`` (a digest or value per name)."""
+"""``notebook`` (a digest per code cell), ``library``, ``parameters`` and ``data`` (a
+digest or value per name)."""
 
 
-def read_inputs(notebook: Path, parameters: Mapping[str, Any], library: Mapping[str, str] | None = None) -> Inputs:
-    """Return what a run would depend on if it started now, with every file of the library.
+def read_inputs(
+    notebook: Path,
+    parameters: Mapping[str, Any],
+    library: Mapping[str, str] | None = None,
+) -> Inputs:
+    """Return what a run would depend on if it started now, with every
+    file of the library.
 
     Args:
         notebook: the chapter's notebook.
-        parameters: all that is passed to it; ``out``, where results go, has no effect on them.
+        parameters: all that is passed to it; ``out``, where results go, has
+            no effect on them.
         library: :func:`library_digests`, if they are known.
     """
     return {
         "notebook": notebooks.code_digests(nbformat.read(notebook, as_version=4)),
         "library": library_digests() if library is None else dict(library),
-        "parameters": {name: value for name, value in parameters.items() if name != "out"},
+        "parameters": {
+            name: value for name, value in parameters.items() if name != "out"
+        },
         "data": data_digests(parameters),
     }
 
 
 def library_digests() -> dict[str, str]:
-    """Return a digest of every file of the package, data included, that a result may depend on."""
+    """Return a digest of every file of the package, data included, that a
+    result may depend on."""
     found = {}
     for path in sorted(PACKAGE.rglob("*")):
         relative = path.relative_to(PACKAGE)
         name = relative.as_posix()
         hidden = any(part.startswith((".", "__pycache__")) for part in relative.parts)
         if not hidden and not name.startswith(_WITHOUT_EFFECT) and path.is_file():
-            found[f"minilib/{name}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            found[f"minilib/{name}"] = hashlib.sha256(path.read_bytes()).hexdigest()[
+                :16
+            ]
     return found
 
 
@@ -57,10 +76,13 @@ def used_library(before: Mapping[str, str], opened: set[str]) -> dict[str, str]:
         before: :func:`library_digests` when the run began.
         opened: names relative to the package, see :mod:`minilib.opened`.
 
-    A file that was changed while the run went on gets no digest, so that the result counts as stale.
+    A file that was changed while the run went on gets no digest, so that the result
+    counts as stale.
     """
     now = library_digests()
-    names = {f"minilib/{name}" for name in opened | ({"__init__.py"} if opened else set())}
+    names = {
+        f"minilib/{name}" for name in opened | ({"__init__.py"} if opened else set())
+    }
     used = {}
     for name in sorted(names & (set(before) | set(now))):
         same = before.get(name) == now.get(name)
@@ -71,17 +93,26 @@ def used_library(before: Mapping[str, str], opened: set[str]) -> dict[str, str]:
 def data_digests(parameters: Mapping[str, Any]) -> dict[str, str]:
     """Return a digest for each parameter that names a folder or file.
 
-    Of a folder count the files' names and sizes; of a file its size, beginning and end (where a zip archive
-    has the checksums of all it holds).
+    Of a folder count the files' names and sizes; of a file its size, beginning and end
+    (where a zip archive has the checksums of all it holds).
     """
     found = {}
     for name, value in parameters.items():
-        path = Path(value).expanduser() if isinstance(value, str) and value and name != "out" else None
+        path = (
+            Path(value).expanduser()
+            if isinstance(value, str) and value and name != "out"
+            else None
+        )
         if path is None:
             continue
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
-            found[name] = digest([(file.relative_to(path).as_posix(), file.stat().st_size) for file in files])
+            found[name] = digest(
+                [
+                    (file.relative_to(path).as_posix(), file.stat().st_size)
+                    for file in files
+                ]
+            )
         elif path.is_file():
             found[name] = _file_digest(path)
     return found
@@ -97,7 +128,11 @@ def changes(old: Inputs, new: Inputs) -> list[str]:
     if len(code) != len(before):
         reasons.append(f"the notebook has {len(code)} code cells, not {len(before)}")
     elif code != before:
-        cells = [str(number) for number, pair in enumerate(zip(code, before, strict=True), 1) if len(set(pair)) > 1]
+        cells = [
+            str(number)
+            for number, pair in enumerate(zip(code, before, strict=True), 1)
+            if len(set(pair)) > 1
+        ]
         reasons.append(f"code cell {', '.join(cells)} of the notebook")
     library = {name: new["library"].get(name) for name in old["library"]}
     for was, now, label in (
@@ -105,7 +140,11 @@ def changes(old: Inputs, new: Inputs) -> list[str]:
         (old["parameters"], new["parameters"], "parameter "),
         (old["data"], new["data"], "data in "),
     ):
-        reasons += [f"{label}{key}" for key in sorted(set(was) | set(now)) if now.get(key) != was.get(key)]
+        reasons += [
+            f"{label}{key}"
+            for key in sorted(set(was) | set(now))
+            if now.get(key) != was.get(key)
+        ]
     return reasons
 
 

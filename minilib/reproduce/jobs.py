@@ -48,7 +48,8 @@ def plan(
     extra: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> list[Job]:
-    """Check everything that can be checked without running, and return the jobs in order; nothing is written.
+    """Check everything that can be checked without running, and return the jobs in
+    order; nothing is written.
 
     Args:
         chapters: names, or ["all"].
@@ -56,7 +57,8 @@ def plan(
         seeds: seeds to run.
         out: folder of runs.
         device: passed to the notebooks.
-        extra: further notebook parameters as text, typed by the notebook's own defaults.
+        extra: further notebook parameters as text, typed by the
+            notebook's own defaults.
         folder: where the notebooks are; by default the repository's.
 
     Raises:
@@ -65,13 +67,20 @@ def plan(
     """
     folder = notebooks.notebooks_folder() if folder is None else folder
     check_profile(profile)
-    names = list(notebooks.chapters(folder)) if list(chapters) == ["all"] else list(dict.fromkeys(chapters))
+    names = (
+        list(notebooks.chapters(folder))
+        if list(chapters) == ["all"]
+        else list(dict.fromkeys(chapters))
+    )
     if not names or not seeds:
         raise ValueError("nothing to run: expected at least one chapter and one seed")
     own = dict(extra or {})
     for key in _COMMON:
         if key in own:
-            raise ValueError(f"-p {key}=... is not taken: say it with the option --{key}{'s' * (key == 'seed')}")
+            raise ValueError(
+                f"-p {key}=... is not taken: say it with the option "
+                f"--{key}{'s' * (key == 'seed')}"
+            )
     out = Path(out).expanduser().absolute()
     jobs = []
     for name in names:
@@ -79,7 +88,10 @@ def plan(
         try:
             defaults = notebooks.read_parameters(nbformat.read(path, as_version=4))
             notebooks.check_parameters([*_COMMON, *own], defaults)
-            typed = {key: notebooks.typed(key, text, defaults[key]) for key, text in own.items()}
+            typed = {
+                key: notebooks.typed(key, text, defaults[key])
+                for key, text in own.items()
+            }
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from error
         for seed in seeds:
@@ -90,28 +102,38 @@ def plan(
 
 
 def what_changed(job: Job, library: Mapping[str, str] | None = None) -> list[str]:
-    """Return what makes the job's stored result stale, by name; an empty list means that it still stands.
+    """Return what makes the job's stored result stale, by name; an empty list means
+    that it still stands.
 
-    Without a finished run the one reason is that: "not run yet", "failed before" or "interrupted before".
-    ``library`` is ``inputs.library_digests()``, if known.
+    Without a finished run the one reason is that: "not run yet", "failed before" or
+    "interrupted before". ``library`` is ``inputs.library_digests()``, if known.
     """
     from minilib.claims.records import (
         read_records,  # here, because the process of a single run need not wait for it
     )
 
     try:
-        old = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))["inputs"]
+        old = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))[
+            "inputs"
+        ]
         read_records(job.folder / "result.json")
         nbformat.read(job.folder / "notebook.ipynb", as_version=4)
         return changes(old, read_inputs(job.notebook, job.parameters, library))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         if (job.folder / "failure.json").exists():
             return ["failed before"]
-        return ["interrupted before" if (job.folder / "attempt.json").exists() else "not run yet"]
+        return [
+            "interrupted before"
+            if (job.folder / "attempt.json").exists()
+            else "not run yet"
+        ]
 
 
-def finished_runs(out: Path, chapter: str | None = None, profile: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the contents of every ``run.json`` under ``out``, in the order of their folders."""
+def finished_runs(
+    out: Path, chapter: str | None = None, profile: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the contents of every ``run.json`` under ``out``, in the order
+    of their folders."""
     for path in sorted(out.glob(f"{chapter or '*'}/{profile or '*'}/seed*/run.json")):
         data = read_json(path)
         if data is not None:
@@ -119,7 +141,8 @@ def finished_runs(out: Path, chapter: str | None = None, profile: str | None = N
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file, or None if there is no such file or it is damaged."""
+    """Return the JSON object in a file, or None if there is no such file
+    or it is damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,5 @@
-"""One run, in this process: a kernel executes the notebook, then the run's folder is finished."""
+"""One run, in this process: a kernel executes the notebook, then the run's
+folder is finished."""
 
 from __future__ import annotations
 
@@ -38,11 +39,13 @@ from minilib.reproduce.watching import Watch
 
 OURS = (
     "run.json", "attempt.json", "progress.json", "failure.json", "opened.txt",
-    "result.json", "metrics.jsonl", "notebook.ipynb", "notebook.partial.ipynb", "failed.ipynb",
+    "result.json", "metrics.jsonl", "notebook.ipynb", "notebook.partial.ipynb",
+    "failed.ipynb",
 )  # fmt: skip
 """The files that a run writes, beside what its notebook leaves there."""
 LOCK_SECONDS = 30
-"""How long a run waits for the one before it in the same folder, whose runner was killed, to be gone."""
+"""How long a run waits for the one before it in the same folder, whose runner was
+killed, to be gone."""
 _FULL = 2**20  # less room than this is a full disk
 
 
@@ -57,17 +60,21 @@ class Outcome:
     """What happened, in a line."""
 
 
-def run(job: Job, limit: float | None = None, device: Mapping[str, Any] | None = None) -> Outcome:
-    """Run one notebook in a kernel of its own and finish its folder; failures are reported, not raised.
+def run(
+    job: Job, limit: float | None = None, device: Mapping[str, Any] | None = None
+) -> Outcome:
+    """Run one notebook in a kernel of its own and finish its folder; failures are
+    reported, not raised.
 
-    A run that was cut short and whose inputs are the same goes on in the files that it left (a training
-    resumes from its checkpoint); anything else is cleared first. ``run.json`` is removed at the start and
-    written at the end.
+    A run that was cut short and whose inputs are the same goes on in the files that it
+    left (a training resumes from its checkpoint); anything else is cleared first.
+    ``run.json`` is removed at the start and written at the end.
 
     Args:
         job: what to run.
         limit: seconds after which it is stopped.
-        device: what ``surroundings.describe_device`` says, where it is known; else it is asked at the end.
+        device: what ``surroundings.describe_device`` says, where it is known; else it
+            is asked at the end.
     """
     partial = job.folder / "notebook.partial.ipynb"
     watch = Watch(job.folder / "progress.json", limit)
@@ -80,7 +87,9 @@ def run(job: Job, limit: float | None = None, device: Mapping[str, Any] | None =
                 _execute(job, partial, watch)
             _check_result(job)
             partial.replace(job.folder / "notebook.ipynb")
-            inputs["library"] = used_library(inputs["library"], opened.read(job.folder / "opened.txt"))
+            inputs["library"] = used_library(
+                inputs["library"], opened.read(job.folder / "opened.txt")
+            )
             for name in ("attempt.json", "progress.json", "failed.ipynb", "opened.txt"):
                 (job.folder / name).unlink(missing_ok=True)
             about = {
@@ -105,9 +114,12 @@ def run(job: Job, limit: float | None = None, device: Mapping[str, Any] | None =
 
 
 def lock_of(job: Job) -> filelock.FileLock:
-    """Return the lock that a process holds while it works in the job's folder; the system frees it at its end."""
+    """Return the lock that a process holds while it works in the job's folder; the
+    system frees it at its end."""
     folder = writable_folder(job.out / ".batch")
-    return filelock.FileLock(folder / f"{job.chapter}.{job.profile}.seed{job.seed}.lock")
+    return filelock.FileLock(
+        folder / f"{job.chapter}.{job.profile}.seed{job.seed}.lock"
+    )
 
 
 @contextmanager
@@ -116,7 +128,9 @@ def _lock(job: Job) -> Iterator[None]:
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except filelock.Timeout:
-        raise RuntimeError(f"another process is still at this run (it holds {lock.lock_file})") from None
+        raise RuntimeError(
+            f"another process is still at this run (it holds {lock.lock_file})"
+        ) from None
     try:
         yield
     finally:
@@ -124,18 +138,30 @@ def _lock(job: Job) -> Iterator[None]:
 
 
 def _prepare(job: Job, inputs: Inputs) -> float:
-    """Make the folder ready, to go on after an interruption with equal inputs or clean; return the seconds spent."""
+    """Make the folder ready, to go on after an interruption with equal inputs or clean;
+    return the seconds spent."""
     folder = writable_folder(job.folder)
     if (free := shutil.disk_usage(folder).free) < _FULL:
         raise OSError(errno.ENOSPC, f"no room to start: {size(free)} free")
     attempt, spent = read_json(folder / "attempt.json"), 0.0
-    goes_on = attempt is not None and not (folder / "run.json").exists() and _continues(attempt, inputs, folder)
+    goes_on = (
+        attempt is not None
+        and not (folder / "run.json").exists()
+        and _continues(attempt, inputs, folder)
+    )
     if goes_on:
         spent = float((read_json(folder / "progress.json") or {}).get("seconds", 0.0))
-    for name in ("run.json", "result.json", "failure.json", "progress.json", "notebook.partial.ipynb"):
+    for name in (
+        "run.json",
+        "result.json",
+        "failure.json",
+        "progress.json",
+        "notebook.partial.ipynb",
+    ):
         (folder / name).unlink(missing_ok=True)
     if not goes_on:
-        # Only a folder that a run made is emptied; elsewhere only the names that a run writes.
+        # Only a folder that a run made is emptied; elsewhere only the names
+        # that a run writes.
         mine = attempt is not None or (folder / "notebook.ipynb").exists()
         for path in folder.iterdir() if mine else [folder / name for name in OURS]:
             if path.is_dir():
@@ -147,10 +173,13 @@ def _prepare(job: Job, inputs: Inputs) -> float:
 
 
 def _continues(attempt: Inputs, inputs: Inputs, folder: Path) -> bool:
-    """Tell whether what an interrupted attempt depended on, as far as it came, is as it was."""
+    """Tell whether what an interrupted attempt depended on, as far as it
+    came, is as it was."""
     names = [f"minilib/{name}" for name in opened.read(folder / "opened.txt")]
     try:
-        used = {name: value for name, value in attempt["library"].items() if name in names}
+        used = {
+            name: value for name, value in attempt["library"].items() if name in names
+        }
         return not changes({**attempt, "library": used}, inputs)
     except (KeyError, TypeError, AttributeError):
         return False
@@ -174,7 +203,8 @@ def _execute(job: Job, output: Path, watch: Watch) -> None:
         progress_bar=False,
         cwd=job.folder,
         start_timeout=300,  # a kernel starts slowly where many jobs share the cores
-        extra_arguments=["--IPKernelApp.log_level=50"],  # else each kernel warns that its local sockets are plain
+        # else each kernel warns that its local sockets are plain
+        extra_arguments=["--IPKernelApp.log_level=50"],
         on_cell_start=begins,
     )
 
@@ -186,7 +216,10 @@ def _check_result(job: Job) -> None:
     got = tuple(records.get(key) for key in ("chapter", "profile", "seed"))
     expected = (job.chapter, job.profile, job.seed)
     if got != expected:
-        raise _NoResult(f"result.json is of {got}, not of {expected}: does the notebook pass its parameters on?")
+        raise _NoResult(
+            f"result.json is of {got}, not of {expected}: does the notebook pass its "
+            "parameters on?"
+        )
 
 
 class _NoResult(RuntimeError):
@@ -195,13 +228,19 @@ class _NoResult(RuntimeError):
 
 @contextmanager
 def _kernel_environment(job: Job) -> Iterator[None]:
-    """Let the kernel import this very package, whose digests are recorded, and note what it opens."""
+    """Let the kernel import this very package, whose digests are recorded, and
+    note what it opens."""
     root = str(PACKAGE.parent)
-    paths = [root] + [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != root]
+    paths = [root] + [
+        path
+        for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if path and path != root
+    ]
     changed: dict[str, str | None] = {
         "PYTHONPATH": os.pathsep.join(paths),
         "JUPYTER_PREFER_ENV_PATH": "1",
-        "PYTHONPYCACHEPREFIX": None,  # compiled modules beside their sources, where their use is noted
+        # compiled modules beside their sources, where their use is noted
+        "PYTHONPYCACHEPREFIX": None,
         opened.VARIABLE: str(job.folder / "opened.txt"),
     }
     with changed_environment(changed):
@@ -228,7 +267,8 @@ def _set_environment(values: Mapping[str, str | None]) -> None:
 
 
 def _failure(job: Job, partial: Path, error: Exception, watch: Watch) -> str:
-    """Keep the notebook as far as it came and return a line that says what went wrong and where."""
+    """Keep the notebook as far as it came and return a line that says what went
+    wrong and where."""
     where = ""
     if partial.is_file():
         kept = job.folder / "failed.ipynb"
@@ -236,22 +276,36 @@ def _failure(job: Job, partial: Path, error: Exception, watch: Watch) -> str:
         where = f"; see {_short(kept)}"
     message = _reason(job, error, watch)
     try:
-        note = {"message": message, "when": datetime.now(UTC).isoformat(timespec="seconds")}
+        note = {
+            "message": message,
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         write_atomically(job.folder / "failure.json", json.dumps(note) + "\n")
     except OSError:
-        pass  # a full disk or a folder that cannot be written: the line that is returned says so
+        # a full disk or a folder that cannot be written: the line that is
+        # returned says so
+        pass
     return message + where
 
 
 def _reason(job: Job, error: Exception, watch: Watch) -> str:
-    cell = f"in code cell {watch.cell} of {watch.cells}" if watch.cells else "before its first cell"
+    cell = (
+        f"in code cell {watch.cell} of {watch.cells}"
+        if watch.cells
+        else "before its first cell"
+    )
     if watch.timed_out and watch.limit is not None:
-        return f"stopped at its time limit of {duration(watch.limit)} {cell}; what it saved is kept to go on from"
+        return (
+            f"stopped at its time limit of {duration(watch.limit)} {cell}; what it "
+            "saved is kept to go on from"
+        )
     if isinstance(error, PapermillExecutionError):
         first = (str(error.evalue).strip().splitlines() or [""])[0][:300]
         text = f"{error.ename} in cell [{error.exec_count}]: {first}"
     elif isinstance(error, DeadKernelError):
-        text = f"the kernel died (killed from outside, out of memory, or crashed) {cell}"
+        text = (
+            f"the kernel died (killed from outside, out of memory, or crashed) {cell}"
+        )
     elif isinstance(error, _NoResult):
         return str(error)
     else:
@@ -262,13 +316,21 @@ def _reason(job: Job, error: Exception, watch: Watch) -> str:
 
 
 def _no_room(folder: Path, error: Exception, text: str) -> str:
-    """Return "the disk is full ..." if that is what the error comes from, else nothing."""
+    """Return "the disk is full ..." if that is what the error comes
+    from, else nothing."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError:
         return ""
-    told = getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text
-    return f"the disk is full ({size(free)} free at {_short(folder)})" if told or free < _FULL else ""
+    told = (
+        getattr(error, "errno", None) == errno.ENOSPC
+        or "No space left on device" in text
+    )
+    return (
+        f"the disk is full ({size(free)} free at {_short(folder)})"
+        if told or free < _FULL
+        else ""
+    )
 
 
 def _short(path: Path) -> str:

@@ -18,17 +18,29 @@ from minilib.parameters import resolve_device
 from minilib.reproduce.inputs import PACKAGE
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")  # limits of a container, in version 2
-PACKAGES = ("torch", "torchvision", "numpy", "open_clip_torch", "matplotlib", "papermill")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "open_clip_torch",
+    "matplotlib",
+    "papermill",
+)
 
 
-def environment(device: str, described: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def environment(
+    device: str, described: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return commit, versions and machine as ``run.json`` keeps them.
 
     Args:
         device: the device that was asked for.
         described: what :func:`describe_device` says of it, if that is known.
     """
-    versions: dict[str, str | None] = {"python": platform.python_version(), "minilib": __version__}
+    versions: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "minilib": __version__,
+    }
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
@@ -37,7 +49,11 @@ def environment(device: str, described: Mapping[str, Any] | None = None) -> dict
     commit = _git("rev-parse", "HEAD")
     return {
         "commit": commit,
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "minilib", "notebooks")) if commit else None,
+        "uncommitted_changes": bool(
+            _git("status", "--porcelain", "--", "minilib", "notebooks")
+        )
+        if commit
+        else None,
         "versions": versions,
         "device": dict(describe_device(device) if described is None else described),
         "platform": platform.platform(),
@@ -78,7 +94,8 @@ def free_memory(control_group: Path = _CONTROL_GROUP) -> int:
 
 
 def cached_bytes() -> int:
-    """Return the size of the folders into which torch, Hugging Face and open_clip download."""
+    """Return the size of the folders into which torch, Hugging Face and
+    open_clip download."""
     home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     folders = {
         Path(os.environ.get("HF_HOME", home / "huggingface")),
@@ -89,7 +106,8 @@ def cached_bytes() -> int:
 
 
 def bytes_under(folder: Path) -> int:
-    """Return the size of all files under a folder, links not followed; 0 if there is none."""
+    """Return the size of all files under a folder, links not followed; 0
+    if there is none."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -111,7 +129,9 @@ def _read(path: Path) -> str:
 def _git(*arguments: str) -> str | None:
     try:
         command = ["git", "-C", str(PACKAGE.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -122,7 +142,11 @@ def _device_name(kind: str) -> str:
 
         return torch.cuda.get_device_name()
     if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (
+            Path("/proc/cpuinfo")
+            .read_text(encoding="utf-8", errors="replace")
+            .splitlines()
+        ):
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -33,15 +33,22 @@ def size(count: float | None) -> str:
 def parse_duration(text: str) -> float:
     """Return the seconds in "90s", "30m", "2h" or "1h30m"."""
     match = re.fullmatch(r"\s*(?:(\d+)h)?\s*(?:(\d+)m(?:in)?)?\s*(?:(\d+)s)?\s*", text)
-    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    hours, minutes, seconds = (
+        (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    )
     total = 3600 * hours + 60 * minutes + seconds
     if not total:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time limit: write 90s, 30m, 2h or 1h30m")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time limit: write 90s, 30m, 2h or 1h30m"
+        )
     return float(total)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Return the rows as lines of text whose columns stand below each other."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
     return "".join(line.rstrip() + "\n" for line in lines)

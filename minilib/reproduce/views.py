@@ -1,4 +1,5 @@
-"""What people see of a batch: what it would cost, a live table, plain lines, and how everything stands."""
+"""What people see of a batch: what it would cost, a live table, plain lines, and how
+everything stands."""
 
 from __future__ import annotations
 
@@ -27,8 +28,23 @@ from minilib.reproduce.costs import download_text, total
 from minilib.reproduce.jobs import Job
 from minilib.reproduce.texts import aligned, duration, size
 
-_SIGNS = {WAITING: "·", QUEUED: "·", RUNNING: "▶", DONE: "✔", FAILED: "✘", UNCHANGED: "=", SKIPPED: "–"}
-_STYLES = {RUNNING: "bold", DONE: "green", FAILED: "bold red", WAITING: "dim", QUEUED: "dim", UNCHANGED: "dim"}
+_SIGNS = {
+    WAITING: "·",
+    QUEUED: "·",
+    RUNNING: "▶",
+    DONE: "✔",
+    FAILED: "✘",
+    UNCHANGED: "=",
+    SKIPPED: "–",
+}
+_STYLES = {
+    RUNNING: "bold",
+    DONE: "green",
+    FAILED: "bold red",
+    WAITING: "dim",
+    QUEUED: "dim",
+    UNCHANGED: "dim",
+}
 
 
 def plan_text(
@@ -42,12 +58,23 @@ def plan_text(
     for entry in entries:
         cost = entry.cost
         if entry.reasons:
-            needs = [duration(cost.seconds), size(cost.memory), size(cost.disk), download_text(cost)]
+            needs = [
+                duration(cost.seconds),
+                size(cost.memory),
+                size(cost.disk),
+                download_text(cost),
+            ]
         else:
             needs = ["-"] * 4
-        rows.append((str(entry.job), shorten(why(entry), 44, placeholder=" ..."), *needs))
+        rows.append(
+            (str(entry.job), shorten(why(entry), 44, placeholder=" ..."), *needs)
+        )
     todo = [entry.cost for entry in entries if entry.reasons]
-    cropped = [f"{entry.job}: {', '.join(entry.reasons)}\n" for entry in entries if len(why(entry)) > 44]
+    cropped = [
+        f"{entry.job}: {', '.join(entry.reasons)}\n"
+        for entry in entries
+        if len(why(entry)) > 44
+    ]
     text = aligned(rows) + "\n" + "".join(cropped) + ("\n" if cropped else "")
     text += f"{len(todo)} of {len(entries)} to run"
     if todo:
@@ -67,7 +94,11 @@ def status_text(states: Mapping[Job, str]) -> str:
     """Return a table of chapters and seeds for each profile."""
     parts = []
     for profile in dict.fromkeys(job.profile for job in states):
-        mine = {(job.chapter, job.seed): text for job, text in states.items() if job.profile == profile}
+        mine = {
+            (job.chapter, job.seed): text
+            for job, text in states.items()
+            if job.profile == profile
+        }
         seeds = sorted({seed for _, seed in mine})
         rows = [(profile, *(f"seed {seed}" for seed in seeds))]
         for chapter in dict.fromkeys(chapter for chapter, _ in mine):
@@ -80,8 +111,11 @@ class Lines:
     """A line to stderr whenever a run begins or ends, and one a minute in between."""
 
     def __init__(self, entries: Sequence[Entry], every: float = 60.0) -> None:
-        """Number the entries as they stand; ``every`` seconds at the latest something is said."""
-        self._numbers = {id(entry): number for number, entry in enumerate(entries, start=1)}
+        """Number the entries as they stand; ``every`` seconds at the latest
+        something is said."""
+        self._numbers = {
+            id(entry): number for number, entry in enumerate(entries, start=1)
+        }
         self._every = every
         self._said = time.monotonic()
 
@@ -94,13 +128,16 @@ class Lines:
         if time.monotonic() - self._said < self._every:
             return
         running = [f"{e.job} {_at(e)}" for e in entries if e.state == RUNNING]
-        self._say(f"... {counts(entries)}{', ' + left if left else ''}: {'; '.join(running)}")
+        self._say(
+            f"... {counts(entries)}{', ' + left if left else ''}: {'; '.join(running)}"
+        )
 
     def line(self, entry: Entry) -> str:
         """Return what is to be said of an entry."""
         words = {
             RUNNING: f"running ({why(entry)})",
-            QUEUED: entry.message or f"queued as Slurm's job {getattr(entry.handle, 'job_id', '?')}",
+            QUEUED: entry.message
+            or f"queued as Slurm's job {getattr(entry.handle, 'job_id', '?')}",
             UNCHANGED: "unchanged, not run again",
         }
         text = words.get(entry.state) or f"{entry.state}, {entry.message}"
@@ -109,7 +146,12 @@ class Lines:
     def __enter__(self) -> Lines:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         return None
 
     def _say(self, text: str) -> None:
@@ -118,20 +160,32 @@ class Lines:
 
 
 class LiveTable(Lines):
-    """Chapters and seeds as a table that stays where it is; what ended is told above it."""
+    """Chapters and seeds as a table that stays where it is; what ended
+    is told above it."""
 
-    def __init__(self, entries: Sequence[Entry], console: Console | None = None) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], console: Console | None = None
+    ) -> None:
         """Show ``entries`` on ``console``, by default the terminal at stderr."""
         super().__init__(entries)
         self._entries = list(entries)
         self._left = ""
-        self._live = Live(console=console or Console(stderr=True), refresh_per_second=2, get_renderable=self.render)
+        self._live = Live(
+            console=console or Console(stderr=True),
+            refresh_per_second=2,
+            get_renderable=self.render,
+        )
 
     def __enter__(self) -> LiveTable:
         self._live.start()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._live.stop()
 
     def changed(self, entry: Entry) -> None:
@@ -146,7 +200,9 @@ class LiveTable(Lines):
     def render(self) -> Table:
         """Return the table as it stands."""
         seeds = list(dict.fromkeys(entry.job.seed for entry in self._entries))
-        caption = Text(counts(self._entries) + (f", {self._left}" if self._left else ""))
+        caption = Text(
+            counts(self._entries) + (f", {self._left}" if self._left else "")
+        )
         table = Table(caption=caption, caption_justify="left", title_justify="left")
         table.add_column(self._entries[0].job.profile)
         for seed in seeds:
@@ -158,7 +214,8 @@ class LiveTable(Lines):
 
 
 def cell_text(entry: Entry) -> Text:
-    """Return an entry's state as a cell of the table: a sign, words, and how far it is."""
+    """Return an entry's state as a cell of the table: a sign, words,
+    and how far it is."""
     text = f"{_SIGNS[entry.state]} {entry.state}"
     if entry.state == RUNNING:
         rest = f", {duration(entry.left)} left" if entry.left is not None else ""
@@ -177,4 +234,6 @@ def counts(entries: Sequence[Entry]) -> str:
     """Return how many entries are in which state: "2 running, 3 waiting, 1 done"."""
     states = [entry.state for entry in entries]
     order = (RUNNING, QUEUED, WAITING, DONE, UNCHANGED, FAILED, SKIPPED)
-    return ", ".join(f"{states.count(state)} {state}" for state in order if state in states)
+    return ", ".join(
+        f"{states.count(state)} {state}" for state in order if state in states
+    )

@@ -1,4 +1,5 @@
-"""What happens beside a running kernel: its memory, its time, and whether anybody still waits for it."""
+"""What happens beside a running kernel: its memory, its time, and whether anybody
+still waits for it."""
 
 from __future__ import annotations
 
@@ -17,10 +18,12 @@ _WRITE_EVERY = 2.0  # seconds between two lines about progress
 
 
 class Watch:
-    """While entered, measure the memory of new child processes, note progress, and stop them at the limit."""
+    """While entered, measure the memory of new child processes, note progress, and stop
+    them at the limit."""
 
     def __init__(self, progress: Path, limit: float | None) -> None:
-        """Prepare to write ``progress``; ``limit`` seconds from entering, child processes are killed."""
+        """Prepare to write ``progress``; ``limit`` seconds from entering, child
+        processes are killed."""
         self.progress = progress
         self.limit = limit
         self.before = 0.0
@@ -41,12 +44,19 @@ class Watch:
         return self.before + (self._ended or time.monotonic()) - self._began
 
     def __enter__(self) -> Watch:
-        self._others = {child.pid for child in psutil.Process().children(recursive=True)}
+        self._others = {
+            child.pid for child in psutil.Process().children(recursive=True)
+        }
         self._began = time.monotonic()
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stop.set()
         self._thread.join()
         self._ended = time.monotonic()
@@ -55,7 +65,11 @@ class Watch:
     def _look(self) -> None:
         written, cell = 0.0, -1
         while not self._stop.wait(_INTERVAL):
-            children = [c for c in psutil.Process().children(recursive=True) if c.pid not in self._others]
+            children = [
+                c
+                for c in psutil.Process().children(recursive=True)
+                if c.pid not in self._others
+            ]
             self.peak = max(self.peak, sum(map(_memory, children)))
             now = time.monotonic()
             if self.limit is not None and now - self._began > self.limit and children:
@@ -66,8 +80,13 @@ class Watch:
                 written, cell = now, self.cell
 
     def _write(self) -> None:
-        """Write how far the run is; nobody's result depends on it, so that errors do not matter."""
-        about = {"cell": self.cell, "cells": self.cells, "seconds": round(self.seconds(), 1)}
+        """Write how far the run is; nobody's result depends on it, so that
+        errors do not matter."""
+        about = {
+            "cell": self.cell,
+            "cells": self.cells,
+            "seconds": round(self.seconds(), 1),
+        }
         partial = self.progress.with_suffix(".tmp")
         try:
             partial.write_text(json.dumps(about))
@@ -77,7 +96,8 @@ class Watch:
 
 
 def end_with(pid: int, created: float) -> None:
-    """End this process and its children soon after the process ``pid``, started at ``created``, is gone.
+    """End this process and its children soon after the process ``pid``, started at
+    ``created``, is gone.
 
     The same happens when this process's parent is gone.
     """
@@ -93,10 +113,14 @@ def end_with(pid: int, created: float) -> None:
 
 
 def is_alive(pid: int, created: float) -> bool:
-    """Tell whether the process ``pid`` that started at ``created`` still runs, and not another of that number."""
+    """Tell whether the process ``pid`` that started at ``created`` still runs, and not
+    another of that number."""
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return (
+            abs(process.create_time() - created) < 1
+            and process.status() != psutil.STATUS_ZOMBIE
+        )
     except psutil.Error:
         return False
 

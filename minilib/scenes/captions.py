@@ -1,4 +1,5 @@
-"""What a person might write under a scene, with the character span of every noun phrase."""
+"""What a person might write under a scene, with the character span of
+every noun phrase."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ OPENINGS = (
     "look at ",
     "a close-up of ",
 )
-"""How a caption may begin; the empty one is listed twice, since much alt text is just the thing's name."""
+"""How a caption may begin; the empty one is listed twice, since much alt text is just
+the thing's name."""
 NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 IRRELEVANT = (
     "what a day",
@@ -54,11 +56,13 @@ class CaptionConfig:
     relation: float = 0.3
     """Say how two single objects are placed; otherwise join them with "and"."""
     disambiguate: float = 0.5
-    """Use the unambiguous name of a polysemous concept, "computer mouse"; otherwise the word, "mouse"."""
+    """Use the unambiguous name of a polysemous concept, "computer mouse"; otherwise
+    the word, "mouse"."""
     kind: float = 0.15
     """Add what kind of thing the first object is: "a dog, a kind of mammal"."""
     full_stop: float = 0.25
-    """End with a full stop. What captions never contain, prompts must not contain either: see chapter 1."""
+    """End with a full stop. What captions never contain, prompts must not contain
+    either: see chapter 1."""
     missing: float = 0.0
     """Leave an object's phrase out."""
     wrong: float = 0.0
@@ -80,15 +84,19 @@ def number_word(n: int) -> str:
     return NUMBERS[n] if n < len(NUMBERS) else str(n)
 
 
-def noun_phrase(concept: int, tint: int = -1, n: int = 1, exact: bool = True, word: bool = False) -> str:
-    """Return the phrase for ``n`` objects of a class: "a red dog", "three red dogs", "some dogs".
+def noun_phrase(
+    concept: int, tint: int = -1, n: int = 1, exact: bool = True, word: bool = False
+) -> str:
+    """Return the phrase for ``n`` objects of a class: "a red dog", "three red
+    dogs", "some dogs".
 
     Args:
         concept: vocabulary index.
         tint: index into TINTS, -1 = no colour.
         n: how many.
         exact: say the number rather than "some".
-        word: use the shared word of a polysemous concept instead of its unambiguous name.
+        word: use the shared word of a polysemous concept instead of its
+            unambiguous name.
     """
     entry = VOCABULARY[concept]
     if word and entry.word != entry.name:
@@ -103,22 +111,30 @@ def noun_phrase(concept: int, tint: int = -1, n: int = 1, exact: bool = True, wo
 
 
 def pluralise(word: str) -> str:
-    """Return the plural of a shared word, taken from the vocabulary where it is listed."""
+    """Return the plural of a shared word, taken from the vocabulary
+    where it is listed."""
     for entry in VOCABULARY:
-        if entry.word == word and entry.name.endswith(word) and entry.plural != entry.name:
+        if (
+            entry.word == word
+            and entry.name.endswith(word)
+            and entry.plural != entry.name
+        ):
             return entry.plural[len(entry.name) - len(word) :]
     return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
 
 
 def relation(first: np.ndarray, second: np.ndarray) -> str:
-    """Return where the object at ``first`` (x, y) is relative to the one at ``second``."""
+    """Return where the object at ``first`` (x, y) is relative to the
+    one at ``second``."""
     dx, dy = second - first
     if abs(dx) >= abs(dy):
         return "to the left of" if dx > 0 else "to the right of"
     return "above" if dy > 0 else "below"
 
 
-def write_captions(layout: Layout, config: CaptionConfig, stream: Stream) -> list[Caption]:
+def write_captions(
+    layout: Layout, config: CaptionConfig, stream: Stream
+) -> list[Caption]:
     """Write one caption per scene; a pure function of the layout and the stream."""
     slots = layout.concept.shape[1]
     dice = {
@@ -129,7 +145,13 @@ def write_captions(layout: Layout, config: CaptionConfig, stream: Stream) -> lis
     decisions += ["irrelevant", "which words", "full stop"]
     once = {name: stream.uniform(f"caption {name}") for name in decisions}
     return [
-        _write(layout, config, b, {k: v[b] for k, v in dice.items()}, {k: v[b] for k, v in once.items()})
+        _write(
+            layout,
+            config,
+            b,
+            {k: v[b] for k, v in dice.items()},
+            {k: v[b] for k, v in once.items()},
+        )
         for b in range(len(layout.concept))
     ]
 
@@ -139,10 +161,13 @@ def _first(members: list[int]) -> int:
     return members[0] if members else 0
 
 
-def _write(layout: Layout, config: CaptionConfig, b: int, dice: dict, once: dict) -> Caption:
+def _write(
+    layout: Layout, config: CaptionConfig, b: int, dice: dict, once: dict
+) -> Caption:
     """Write the caption of scene ``b`` from its own random numbers."""
     target = None if layout.target is None else int(layout.target[b])
-    groups: dict[tuple[int, int], list[int]] = {}  # objects of one class and colour are one phrase
+    # objects of one class and colour are one phrase
+    groups: dict[tuple[int, int], list[int]] = {}
     for slot, concept in enumerate(layout.concept[b]):
         if concept >= 0 and (target is None or concept == target):
             # Objects are counted together whatever their colour.
@@ -151,21 +176,32 @@ def _write(layout: Layout, config: CaptionConfig, b: int, dice: dict, once: dict
     if target is not None and not groups:
         groups[target, -1] = []  # "no dogs"
     every = list(groups.items())
-    said = [group for group in every if dice["missing"][_first(group[1])] >= config.missing] or every[:1]
+    said = [
+        group for group in every if dice["missing"][_first(group[1])] >= config.missing
+    ] or every[:1]
 
     text = ""
     if once["opening"] < config.opening:
         text = OPENINGS[int(once["which opening"] * len(OPENINGS))]
     phrases: list[Phrase] = []
-    related = len(said) == 2 and all(len(g[1]) == 1 for g in said) and once["relation"] < config.relation
+    related = (
+        len(said) == 2
+        and all(len(g[1]) == 1 for g in said)
+        and once["relation"] < config.relation
+    )
     for i, ((concept, tint), members) in enumerate(said):
         slot = _first(members)
         if i:
             other = _first(said[0][1])
-            where = relation(layout.center[b, other], layout.center[b, slot]) if related else "and"
+            where = (
+                relation(layout.center[b, other], layout.center[b, slot])
+                if related
+                else "and"
+            )
             text += f" {where} " if related or i == len(said) - 1 else ", "
         if dice["wrong"][slot] < config.wrong:
-            step = 1 + int(dice["wrong name"][slot] * (len(VOCABULARY) - 1))  # never back to the right name
+            # never back to the right name
+            step = 1 + int(dice["wrong name"][slot] * (len(VOCABULARY) - 1))
             concept = (concept + step) % len(VOCABULARY)
         phrase = noun_phrase(
             concept,
@@ -174,7 +210,9 @@ def _write(layout: Layout, config: CaptionConfig, b: int, dice: dict, once: dict
             exact=dice["count"][slot] < config.count,
             word=dice["disambiguate"][slot] >= config.disambiguate,
         )
-        phrases.append(Phrase(len(text), len(text) + len(phrase), concept, tuple(members)))
+        phrases.append(
+            Phrase(len(text), len(text) + len(phrase), concept, tuple(members))
+        )
         text += phrase
     if len(said) == 1 and once["kind"] < config.kind:
         entry = VOCABULARY[said[0][0][0]]

@@ -1,4 +1,5 @@
-"""The files of one training run: metrics as JSON lines and the last checkpoint, never half-written."""
+"""The files of one training run: metrics as JSON lines and the last checkpoint,
+never half-written."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ class Journal:
         OSError: ``out`` cannot be written.
     """
 
-    def __init__(self, out: Path | str | None, config: Mapping[str, Any], main: bool = True) -> None:
+    def __init__(
+        self, out: Path | str | None, config: Mapping[str, Any], main: bool = True
+    ) -> None:
         self.out = None if out is None else Path(out)
         self.config = json.loads(json.dumps(config))
         self.main = main
@@ -40,11 +43,15 @@ class Journal:
             except OSError as error:
                 raise OSError(
                     error.errno,
-                    f"cannot write to out={str(out)!r}: {error.strerror}; name a folder that can be written",
+                    f"cannot write to out={str(out)!r}: {error.strerror}; name a "
+                    "folder that can be written",
                 ) from error
 
-    def restore(self, load: Callable[[dict[str, Any]], None], device: torch.device) -> tuple[int, float]:
-        """Pass the last checkpoint, if there is one, to ``load``; return the steps and seconds done so far.
+    def restore(
+        self, load: Callable[[dict[str, Any]], None], device: torch.device
+    ) -> tuple[int, float]:
+        """Pass the last checkpoint, if there is one, to ``load``; return the steps and
+        seconds done so far.
 
         Raises:
             ValueError: the checkpoint cannot be read, or belongs to other values.
@@ -57,23 +64,44 @@ class Journal:
         try:
             saved = torch.load(path, map_location=device, weights_only=True)
             of_this_kind = saved.keys() >= _PARTS
-        except Exception as error:  # what torch.load raises depends on where the file is damaged
-            raise ValueError(f"{path} cannot be read ({error}); delete it to start again") from error
-        if not of_this_kind:
-            raise ValueError(f"{path} is not a checkpoint of this training loop; choose another folder")
-        if saved["config"] != self.config:
-            changed = sorted(k for k in self.config if saved["config"].get(k) != self.config[k])
+        except Exception as error:
+            # what torch.load raises depends on where the file is damaged
             raise ValueError(
-                f"{path} belongs to a training run with another configuration (changed: {', '.join(changed)}); "
-                "choose another folder, or delete this file to start again"
+                f"{path} cannot be read ({error}); delete it to start again"
+            ) from error
+        if not of_this_kind:
+            raise ValueError(
+                f"{path} is not a checkpoint of this training loop; choose another "
+                "folder"
+            )
+        if saved["config"] != self.config:
+            changed = sorted(
+                k for k in self.config if saved["config"].get(k) != self.config[k]
+            )
+            raise ValueError(
+                f"{path} belongs to a training run with another configuration "
+                f"(changed: {', '.join(changed)}); choose another folder, or delete "
+                "this file to start again"
             )
         load(saved)
         self.last_checkpoint = f"step {saved['step']} in {path}"
         if self.main:
-            lines = (self.out / METRICS).read_text().splitlines() if (self.out / METRICS).exists() else []
-            # A killed run can leave lines after the checkpoint, the last one cut short: those steps run again.
-            self.rows = [row for row in map(_parse, lines) if row is not None and row["step"] <= saved["step"]]
-            _write(self.out / METRICS, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+            lines = (
+                (self.out / METRICS).read_text().splitlines()
+                if (self.out / METRICS).exists()
+                else []
+            )
+            # A killed run can leave lines after the checkpoint, the last one cut short:
+            # those steps run again.
+            self.rows = [
+                row
+                for row in map(_parse, lines)
+                if row is not None and row["step"] <= saved["step"]
+            ]
+            _write(
+                self.out / METRICS,
+                "".join(json.dumps(row) + "\n" for row in self.rows).encode(),
+            )
         return saved["step"], saved["seconds"]
 
     def log(self, row: dict[str, float]) -> None:
@@ -85,7 +113,13 @@ class Journal:
             with open(self.out / METRICS, "a") as file:
                 file.write(json.dumps(row) + "\n")
 
-    def save(self, step: int, seconds: float, state: dict[str, Any], rng: list[dict[str, Any]]) -> None:
+    def save(
+        self,
+        step: int,
+        seconds: float,
+        state: dict[str, Any],
+        rng: list[dict[str, Any]],
+    ) -> None:
         """Write everything that resuming needs, under a temporary name first.
 
         Args:
@@ -97,7 +131,13 @@ class Journal:
         if self.out is None:
             return
         if self.main:
-            everything = {"step": step, "seconds": seconds, "config": self.config, "rng": rng, **state}
+            everything = {
+                "step": step,
+                "seconds": seconds,
+                "config": self.config,
+                "rng": rng,
+                **state,
+            }
             temporary = self.out / (CHECKPOINT + ".tmp")
             torch.save(everything, temporary)
             os.replace(temporary, self.out / CHECKPOINT)

@@ -1,16 +1,20 @@
-"""Train a chapter's model on several processes, GPUs or hosts, with Hugging Face accelerate.
+"""Train a chapter's model on several processes, GPUs or hosts, with Hugging
+Face accelerate.
 
-``accelerate launch --multi_gpu --num_processes 8 -m minilib.train clip --profile full --seed 0 --out runs/train/clip``
-runs the very training that the chapter's notebook runs on one device, into the same files: ``last.pt`` and
-``metrics.jsonl``. Without ``accelerate launch`` it is one process. Stopped or killed, the same command goes on
+``accelerate launch --multi_gpu --num_processes 8 -m minilib.train clip --profile full
+--seed 0 --out runs/train/clip`` runs the very training that the chapter's notebook runs
+on one device, into the same files: ``last.pt`` and ``metrics.jsonl``. Without
+``accelerate launch`` it is one process. Stopped or killed, the same command goes on
 from the last checkpoint, with another number of processes too.
 
-**What is trained.** The main training of the paper's chapter (:meth:`minilib.claims.chapter.Chapter.training`).
-It must depend on its arguments alone, since every process makes it. A batch is the *joined* batch: more processes
-share it, they do not enlarge it.
+**What is trained.** The main training of the paper's chapter
+(:meth:`minilib.claims.chapter.Chapter.training`). It must depend on its arguments
+alone, since every process makes it. A batch is the *joined* batch: more processes share
+it, they do not enlarge it.
 
-**From a notebook.** A kernel is one process. :func:`launch` starts the processes and waits for them; the same
-``Training.fit(out)`` that would have trained then finds the finished checkpoint and loads it.
+**From a notebook.** A kernel is one process. :func:`launch` starts the processes and
+waits for them; the same ``Training.fit(out)`` that would have trained then finds the
+finished checkpoint and loads it.
 """
 
 from __future__ import annotations
@@ -42,12 +46,16 @@ if TYPE_CHECKING:
 
 LOG = "train.log"
 OWN = ("data", "weights")
-"""The notebook's parameters, beside profile and seed, that bear on its main training."""
+"""The notebook's parameters, beside profile and seed, that bear on
+its main training."""
 _OWNER = "MINILIB_OWNER"  # process whose end ends the training that it launched
 
 
-def processes(cpu: bool = False, tracker: str | None = None, out: Path | None = None) -> Accelerator:
-    """Return the processes that ``accelerate launch`` or ``torchrun`` started, or this one alone.
+def processes(
+    cpu: bool = False, tracker: str | None = None, out: Path | None = None
+) -> Accelerator:
+    """Return the processes that ``accelerate launch`` or ``torchrun`` started,
+    or this one alone.
 
     Args:
         cpu: train on CPUs even where there are GPUs.
@@ -59,7 +67,8 @@ def processes(cpu: bool = False, tracker: str | None = None, out: Path | None = 
 
     return Accelerator(
         cpu=cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-        mixed_precision="no",  # training.fit chooses the precision, on one process as on many
+        # training.fit chooses the precision, on one process as on many
+        mixed_precision="no",
         log_with=tracker,
         project_dir=out,
         kwargs_handlers=[
@@ -71,15 +80,22 @@ def processes(cpu: bool = False, tracker: str | None = None, out: Path | None = 
     )
 
 
-def launch(paper: str, run: Parameters, out: str | os.PathLike[str], options: Sequence[str] = ()) -> None:
-    """Train on ``run.devices`` processes of this machine, wait, and leave checkpoint and metrics in ``out``.
+def launch(
+    paper: str,
+    run: Parameters,
+    out: str | os.PathLike[str],
+    options: Sequence[str] = (),
+) -> None:
+    """Train on ``run.devices`` processes of this machine, wait, and leave checkpoint
+    and metrics in ``out``.
 
-    A finished training is left as it is, an interrupted one goes on. The processes end with the calling one.
+    A finished training is left as it is, an interrupted one goes on. The processes end
+    with the calling one.
 
     Args:
         paper: for example "clip".
-        run: the notebook's parameters; ``devices`` is the number of processes, two or more, one per GPU (on CPU
-            any number).
+        run: the notebook's parameters; ``devices`` is the number of processes, two or
+            more, one per GPU (on CPU any number).
         out: folder of the training (not of the whole run).
         options: further options of ``python -m minilib.train``.
 
@@ -90,27 +106,62 @@ def launch(paper: str, run: Parameters, out: str | os.PathLike[str], options: Se
     devices, device = run.devices, run.device
     on_cpu = device.type == "cpu" or not torch.cuda.is_available()
     if devices < 2:
-        raise ValueError(f"devices={devices}: expected two or more; one device trains in the calling process")
+        raise ValueError(
+            f"devices={devices}: expected two or more; one device trains in the "
+            "calling process"
+        )
     if not on_cpu and devices > torch.cuda.device_count():
-        raise ValueError(f"devices={devices}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+        raise ValueError(
+            f"devices={devices}: this machine has {torch.cuda.device_count()} CUDA "
+            "device(s)"
+        )
     folder = writable_folder(out)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += ["--num_processes", str(devices), "--num_machines", "1", "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", "--main_process_port", "0", "-m", "minilib.train", paper]
-    command += ["--profile", run.profile, "--seed", str(run.seed), "--out", str(folder), *options]
+    command += [
+        "--num_processes",
+        str(devices),
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+    ]
+    command += [
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        "-m",
+        "minilib.train",
+        paper,
+    ]
+    command += [
+        "--profile",
+        run.profile,
+        "--seed",
+        str(run.seed),
+        "--out",
+        str(folder),
+        *options,
+    ]
     command += ["--cpu"] if on_cpu else []
     for name in OWN:
         if value := getattr(run, name):
             command += ["-p", f"{name}={value}"]
     environment = os.environ | {_OWNER: str(os.getpid())}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    environment.setdefault(
+        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices))
+    )
     root = repository()
     if root is not None:  # the processes import this very package, wherever they start
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(root), os.environ.get("PYTHONPATH")])
+        )
     if on_cpu:
         environment["ACCELERATE_USE_CPU"] = "true"
     with open(folder / LOG, "w", encoding="utf-8") as log:
-        running = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        running = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
         try:
             _watch(running, folder, f"{paper} on {devices} processes")
         except BaseException:
@@ -119,7 +170,9 @@ def launch(paper: str, run: Parameters, out: str | os.PathLike[str], options: Se
             raise
     if running.returncode:
         tail = (folder / LOG).read_text(encoding="utf-8", errors="replace")[-3000:]
-        raise RuntimeError(f"training {paper} on {devices} processes failed; {LOG} ends:\n{tail}")
+        raise RuntimeError(
+            f"training {paper} on {devices} processes failed; {LOG} ends:\n{tail}"
+        )
 
 
 def _watch(running: subprocess.Popen[bytes], folder: Path, title: str) -> None:
@@ -128,7 +181,11 @@ def _watch(running: subprocess.Popen[bytes], folder: Path, title: str) -> None:
         while running.poll() is None:
             time.sleep(0.5)
             path = folder / METRICS
-            lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines() if path.exists() else []
+            lines = (
+                path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+                if path.exists()
+                else []
+            )
             if lines:
                 row = json.loads(lines[-1])
                 bar.update(int(row["step"]) - bar.n)
@@ -136,7 +193,8 @@ def _watch(running: subprocess.Popen[bytes], folder: Path, title: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train; return the exit status: 0 well, 2 wrong use. Other failures are raised, so that the launcher sees them."""
+    """Train; return the exit status: 0 well, 2 wrong use. Other failures are raised, so
+    that the launcher sees them."""
     options = _parser().parse_args(arguments)
     end_with_the_launcher()
     from minilib.claims.chapter import (
@@ -146,21 +204,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         chapter = find_chapter(options.paper)
         run = parameters.check(
-            profile=options.profile, seed=options.seed, out=options.out, **dict(options.parameters)
+            profile=options.profile,
+            seed=options.seed,
+            out=options.out,
+            **dict(options.parameters),
         )
         accelerator = processes(options.cpu, options.tracker, run.out)
         training = chapter.training(replace(run, device=accelerator.device))
     except (ValueError, FileNotFoundError) as error:
         print(f"minilib.train: {error}", file=sys.stderr)
         return 2
-    changes = {name: getattr(options, name) for name in ("steps", "precision", "accumulate")}
-    config = replace(training.config, **{name: value for name, value in changes.items() if value is not None})
+    changes = {
+        name: getattr(options, name) for name in ("steps", "precision", "accumulate")
+    }
+    config = replace(
+        training.config,
+        **{name: value for name, value in changes.items() if value is not None},
+    )
     training = replace(training, config=config)
     if accelerator.is_main_process:
         print(describe(training, accelerator), flush=True)
     if options.tracker:
         accelerator.init_trackers("curves")
-    history = training.fit(run.out, progress=options.paper if sys.stderr.isatty() else None, accelerator=accelerator)
+    history = training.fit(
+        run.out,
+        progress=options.paper if sys.stderr.isatty() else None,
+        accelerator=accelerator,
+    )
     accelerator.end_training()
     if accelerator.is_main_process:
         print(_last(history), flush=True)
@@ -168,12 +238,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def describe(training: Training, accelerator: Accelerator) -> str:
-    """Return what is about to run, in words: processes, precision, and what batch normalisation does."""
+    """Return what is about to run, in words: processes, precision, and what batch
+    normalisation does."""
     count, kind = accelerator.num_processes, accelerator.device.type
-    text = f"{count} process{'es' * (count > 1)} on {kind}, {training.config.steps} steps, each batch in "
-    text += f"{count * training.config.accumulate} part(s), precision {training.config.precision}"
-    if count > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in training.model.modules()):
-        over = "all processes (SyncBatchNorm)" if kind == "cuda" else "each process's own rows"
+    text = (
+        f"{count} process{'es' * (count > 1)} on {kind}, {training.config.steps} "
+        "steps, each batch in "
+    )
+    text += (
+        f"{count * training.config.accumulate} part(s), precision "
+        f"{training.config.precision}"
+    )
+    if count > 1 and any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for module in training.model.modules()
+    ):
+        over = (
+            "all processes (SyncBatchNorm)"
+            if kind == "cuda"
+            else "each process's own rows"
+        )
         text += f"; batch normalisation over {over}"
     return text
 
@@ -186,7 +270,8 @@ def _last(history: History) -> str:
 def end_with_the_launcher() -> None:
     """End this process when the one that launched it has gone, even if that was killed.
 
-    Otherwise a training that nobody waits for would go on writing into a folder where the next one has begun.
+    Otherwise a training that nobody waits for would go on writing into a folder where
+    the next one has begun.
     """
     if "LOCAL_RANK" not in os.environ:
         return
@@ -211,25 +296,60 @@ def _alive(process: int) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m minilib.train", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m minilib.train", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("paper", help="for example clip")
-    parser.add_argument("--profile", default="full", choices=PROFILES, help="default: full")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint and metrics, seen by all hosts")
     parser.add_argument(
-        "-p", dest="parameters", action="append", type=_pair, default=[], metavar="NAME=VALUE",
-        help=f"a parameter of the notebook, {' or '.join(OWN)}, for example -p data=FOLDER; repeatable",
-    )  # fmt: skip
-    parser.add_argument("--steps", type=int, help="fewer or more steps than the profile's, to try something")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default: the recipe's")
-    parser.add_argument("--accumulate", type=int, help="parts that each process works through one after another")
-    parser.add_argument("--tracker", choices=("tensorboard",), help="curves beside metrics.jsonl")
-    parser.add_argument("--cpu", action="store_true", help="train on CPUs even where there are GPUs")
+        "--profile", default="full", choices=PROFILES, help="default: full"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for checkpoint and metrics, seen by all hosts",
+    )
+    parser.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        type=_pair,
+        default=[],
+        metavar="NAME=VALUE",
+        help=(
+            f"a parameter of the notebook, {' or '.join(OWN)}, for example -p "
+            "data=FOLDER; repeatable"
+        ),
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="fewer or more steps than the profile's, to try something",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="default: the recipe's",
+    )
+    parser.add_argument(
+        "--accumulate",
+        type=int,
+        help="parts that each process works through one after another",
+    )
+    parser.add_argument(
+        "--tracker", choices=("tensorboard",), help="curves beside metrics.jsonl"
+    )
+    parser.add_argument(
+        "--cpu", action="store_true", help="train on CPUs even where there are GPUs"
+    )
     return parser
 
 
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or name.strip() not in OWN:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected {' or '.join(f'{own}=VALUE' for own in OWN)}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected {' or '.join(f'{own}=VALUE' for own in OWN)}"
+        )
     return name.strip(), value

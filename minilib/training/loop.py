@@ -1,7 +1,9 @@
-"""The one training loop: any device, one process or many, metrics on disk, atomic checkpoints, exact resume.
+"""The one training loop: any device, one process or many, metrics on disk, atomic
+checkpoints, exact resume.
 
-:func:`fit` trains; a :class:`Training` holds all that it needs, as a recipe assembles it, so that
-``python -m minilib.train`` can run on several devices what a notebook runs on one.
+:func:`fit` trains; a :class:`Training` holds all that it needs, as a recipe
+assembles it, so that ``python -m minilib.train`` can run on several devices what a
+notebook runs on one.
 """
 
 from __future__ import annotations
@@ -37,26 +39,30 @@ __all__ = [
 ]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Processes draw from generators that are this far apart; the first one's seed is the training's own.
+# Processes draw from generators that are this far apart; the first one's seed is the
+# training's own.
 _RANK_STRIDE = 1_000_003
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to optimise. AdamW with linear warm-up and cosine decay, as CLIP was trained (paper Table 18)."""
+    """How to optimise. AdamW with linear warm-up and cosine decay, as CLIP was trained
+    (paper Table 18)."""
 
     steps: int
     """Optimiser steps in all."""
     lr: float = 1e-3
     """Peak learning rate."""
     lr_factors: tuple[tuple[str, float], ...] = ()
-    """Per-parameter learning-rate multipliers: (name prefix, multiplier); first match wins."""
+    """Per-parameter learning-rate multipliers: (name prefix, multiplier);
+    first match wins."""
     warmup: int = 50
     """Steps of linear warm-up."""
     final_lr: float = 0.0
     """Learning rate at the end of the cosine, as a fraction of ``lr``."""
     weight_decay: float = 0.1
-    """Decoupled weight decay of matrices and kernels; gains, biases and scalars get none."""
+    """Decoupled weight decay of matrices and kernels; gains, biases and
+    scalars get none."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Adam's averaging constants."""
     eps: float = 1e-6
@@ -64,12 +70,14 @@ class TrainConfig:
     clip_norm: float | None = 1.0
     """Largest global gradient norm; None = do not clip."""
     ema: float | None = None
-    """Decay of an exponential moving average of the weights, which then replaces the weights at the end."""
+    """Decay of an exponential moving average of the weights, which then replaces the
+    weights at the end."""
     precision: str = "auto"
     """``fp32``, ``bf16`` or ``fp16`` (autocast; fp16 with loss scaling), or ``auto``:
     bf16 on GPUs that have it, otherwise fp32."""
     accumulate: int = 1
-    """Parts into which a batch is cut to save memory; a loss that compares rows compares them within a part."""
+    """Parts into which a batch is cut to save memory; a loss that compares rows
+    compares them within a part."""
     seed: int = 0
     """Seed of the model's own randomness (dropout); the caller seeds the data."""
     log_every: int = 10
@@ -86,14 +94,21 @@ class TrainConfig:
             ValueError: a value is out of range.
         """
         if min(self.steps, self.log_every, self.checkpoint_every, self.accumulate) < 1:
-            raise ValueError(f"{self}: steps, log_every, checkpoint_every and accumulate must be at least 1")
+            raise ValueError(
+                f"{self}: steps, log_every, checkpoint_every and accumulate must be "
+                "at least 1"
+            )
         if self.precision not in ("auto", *_DTYPES):
-            raise ValueError(f"precision={self.precision!r}: expected 'auto', 'fp32', 'bf16' or 'fp16'")
+            raise ValueError(
+                f"precision={self.precision!r}: expected 'auto', 'fp32', 'bf16' or "
+                "'fp16'"
+            )
 
 
 @dataclass
 class History:
-    """What was measured while training: one dict per logged step, evaluations included."""
+    """What was measured while training: one dict per logged step,
+    evaluations included."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
@@ -106,7 +121,9 @@ class History:
         pairs = [(row["step"], row[name]) for row in self.rows if name in row]
         if not pairs:
             known = sorted({key for row in self.rows for key in row} - {"step"})
-            raise KeyError(f"no metric {name!r} was logged; there are {', '.join(known) or 'none'}")
+            raise KeyError(
+                f"no metric {name!r} was logged; there are {', '.join(known) or 'none'}"
+            )
         steps, values = zip(*pairs, strict=True)
         return list(steps), list(values)
 
@@ -129,43 +146,69 @@ class Training:
         progress: str | None = "training",
         accelerator: Accelerator | None = None,
     ) -> History:
-        """Train the model, or resume, or just load the finished training in ``out``; see :func:`fit`."""
+        """Train the model, or resume, or just load the finished training in ``out``;
+        see :func:`fit`."""
         return fit(
-            self.model, self.loss, self.batches, self.config, out=out, after_step=self.after_step,
-            evaluate=self.evaluate, progress=progress, accelerator=accelerator,
+            self.model, self.loss, self.batches, self.config, out=out,
+            after_step=self.after_step, evaluate=self.evaluate, progress=progress,
+            accelerator=accelerator,
         )  # fmt: skip
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss became infinite or not a number; the message says at which step and names the last good checkpoint."""
+    """The loss became infinite or not a number; the message says at which step and
+    names the last good checkpoint."""
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the learning rate of ``step`` (from 0): linear warm-up, then half a cosine to ``final_lr``."""
+    """Return the learning rate of ``step`` (from 0): linear warm-up, then half a cosine
+    to ``final_lr``."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return config.lr * (
+        config.final_lr
+        + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    )
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Build AdamW; parameters with fewer than two axes (gains, biases, logit scale) are not decayed.
+    """Build AdamW; parameters with fewer than two axes (gains, biases, logit scale)
+    are not decayed.
 
-    Each group holds its ``lr_factor``; parameters that learn at ``config.lr`` itself come first.
+    Each group holds its ``lr_factor``; parameters that learn at ``config.lr``
+    itself come first.
     """
     parts: dict[float, list[nn.Parameter]] = {1.0: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            factor = next((factor for start, factor in config.lr_factors if name.startswith(start)), 1.0)
+            factor = next(
+                (
+                    factor
+                    for start, factor in config.lr_factors
+                    if name.startswith(start)
+                ),
+                1.0,
+            )
             parts.setdefault(factor, []).append(parameter)
     groups = []
     for factor, trained in parts.items():
         common = {"lr_factor": factor, "lr": config.lr * factor}
         groups += [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay, **common},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, **common},
+            {
+                "params": [p for p in trained if p.ndim >= 2],
+                "weight_decay": config.weight_decay,
+                **common,
+            },
+            {
+                "params": [p for p in trained if p.ndim < 2],
+                "weight_decay": 0.0,
+                **common,
+            },
         ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+    )
 
 
 def fit(
@@ -182,38 +225,46 @@ def fit(
 ) -> History:
     """Train ``model`` in place, on this process or on all processes of ``accelerator``.
 
-    Where ``out`` holds the checkpoint of an earlier, interrupted call with the same ``config``, training resumes
-    there and, on CPU, ends with exactly the weights of an uninterrupted run: the checkpoint holds model,
-    optimiser, average and random state, and ``batches`` is called with the step.
+    Where ``out`` holds the checkpoint of an earlier, interrupted call with the same
+    ``config``, training resumes there and, on CPU, ends with exactly the weights of an
+    uninterrupted run: the checkpoint holds model, optimiser, average and random state,
+    and ``batches`` is called with the step.
 
-    Several processes share every batch: each works on its part of the rows, gradients and logged values are
-    averaged, and a loss that compares rows with each other gathers them (:mod:`minilib.layers.contrastive`), so
-    that the training equals that of a single process. Exceptions: dropout draws differ between processes, and
-    batch normalisation, which takes its statistics over all processes on GPUs (SyncBatchNorm) but over each
-    process's own rows on CPUs, for which PyTorch has no such layer; the first process's running statistics are kept.
-    All processes evaluate, and the first one's numbers count; only the first one writes.
+    Several processes share every batch: each works on its part of the rows, gradients
+    and logged values are averaged, and a loss that compares rows with each other
+    gathers them (:mod:`minilib.layers.contrastive`), so that the training equals that
+    of a single process. Exceptions: dropout draws differ between processes, and batch
+    normalisation, which takes its statistics over all processes on GPUs (SyncBatchNorm)
+    but over each process's own rows on CPUs, for which PyTorch has no such layer; the
+    first process's running statistics are kept. All processes evaluate, and the first
+    one's numbers count; only the first one writes.
 
     Args:
         model: on the device to train on.
-        loss: ``(model, batch) -> {"loss": scalar, ...}``; the other scalars are logged too. The scalars are means
-            over the batch's rows, or gather what they need from the other processes.
-        batches: ``step -> batch``, a pure function of the step (this is what makes resume exact). Where it also
-            has ``part(step, index, parts)``, a process makes only its own rows; otherwise it cuts them out.
+        loss: ``(model, batch) -> {"loss": scalar, ...}``; the other scalars are logged
+            too. The scalars are means over the batch's rows, or gather what they need
+            from the other processes.
+        batches: ``step -> batch``, a pure function of the step (this is what makes
+            resume exact). Where it also has ``part(step, index, parts)``, a process
+            makes only its own rows; otherwise it cuts them out.
         config: see :class:`TrainConfig`.
-        out: folder for ``metrics.jsonl`` and ``last.pt``, which all processes can read; None keeps everything in
-            memory only.
-        after_step: called after every optimiser step, for example to clamp CLIP's logit scale.
+        out: folder for ``metrics.jsonl`` and ``last.pt``, which all processes can read;
+            None keeps everything in memory only.
+        after_step: called after every optimiser step, for example to clamp
+            CLIP's logit scale.
         evaluate: ``model -> {name: value}``, called in eval mode without gradients.
         progress: title of the progress bar; None = no bar.
-        accelerator: the processes to train on, and where metrics are tracked; None = this process alone.
+        accelerator: the processes to train on, and where metrics are tracked; None =
+            this process alone.
 
     Returns:
         What was logged; complete on the first process only.
 
     Raises:
         NonFiniteLoss: with the step and the last good checkpoint.
-        ValueError: ``out`` holds a checkpoint of another configuration, one that cannot be read, or not the same
-            one for all processes; or a batch cannot be cut into equal parts.
+        ValueError: ``out`` holds a checkpoint of another configuration, one that cannot
+            be read, or not the same one for all processes; or a batch cannot be cut
+            into equal parts.
         OSError: ``out`` cannot be written; nothing has been trained yet.
     """
     device = next(model.parameters()).device
@@ -224,17 +275,27 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     average = None
     if config.ema:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        average = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
+        )
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
     parts |= {} if average is None else {"average": average}
     journal = Journal(out, asdict(config), team.main)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed + _RANK_STRIDE * team.rank)
-        first, seconds = journal.restore(lambda saved: _load(saved, parts, device, config, team), device)
+        first, seconds = journal.restore(
+            lambda saved: _load(saved, parts, device, config, team), device
+        )
         team.check_start(first)
         model.train()
         hidden = progress is None or not team.main
-        bar = tqdm(total=config.steps, initial=first, desc=progress, disable=hidden, leave=False)
+        bar = tqdm(
+            total=config.steps,
+            initial=first,
+            desc=progress,
+            disable=hidden,
+            leave=False,
+        )
         for step in range(first, config.steps):
             began = time.perf_counter()
             for group in optimizer.param_groups:
@@ -242,17 +303,29 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             micro: list[Mapping[str, Tensor]] = []
             for k in range(config.accumulate):
-                batch = part_of(batches, step, k * team.size + team.rank, config.accumulate * team.size)
+                batch = part_of(
+                    batches,
+                    step,
+                    k * team.size + team.rank,
+                    config.accumulate * team.size,
+                )
                 with team.reduces_gradients(last=k == config.accumulate - 1):
-                    with torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32"):
+                    with torch.autocast(
+                        device.type, _DTYPES[precision], enabled=precision != "fp32"
+                    ):
                         losses = forward(model, batch)
                     value = team.mean([losses["loss"]])[0]
                     if not math.isfinite(value):
                         raise NonFiniteLoss(
-                            f"the loss is {value} at step {step} (batch {step}, seed {config.seed}); "
-                            f"last good checkpoint: {journal.last_checkpoint}. {_advice(config)}"
+                            f"the loss is {value} at step {step} (batch {step}, seed "
+                            f"{config.seed}); last good checkpoint: "
+                            f"{journal.last_checkpoint}. {_advice(config)}"
                         )
-                    share = losses["loss"] if config.accumulate == 1 else losses["loss"] / config.accumulate
+                    share = (
+                        losses["loss"]
+                        if config.accumulate == 1
+                        else losses["loss"] / config.accumulate
+                    )
                     scaler.scale(share).backward()
                 micro.append({name: tensor.detach() for name, tensor in losses.items()})
             if config.clip_norm is not None:
@@ -269,25 +342,43 @@ def fit(
             done = step + 1
             row: dict[str, float] = {}
             if done % config.log_every == 0 or done == config.steps:
-                row = _mean_rows([dict(zip(m, team.mean(list(m.values())), strict=True)) for m in micro])
-                row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 3)}
-                if config.clip_norm is not None and norm.isfinite():  # fp16 skips a step whose gradient overflows
+                row = _mean_rows(
+                    [
+                        dict(zip(m, team.mean(list(m.values())), strict=True))
+                        for m in micro
+                    ]
+                )
+                row |= {
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "seconds": round(seconds, 3),
+                }
+                # fp16 skips a step whose gradient overflows
+                if config.clip_norm is not None and norm.isfinite():
                     row["gradient_norm"] = norm.item()
                 bar.set_postfix({"loss": f"{row['loss']:.3f}"})
             if done == config.steps and average is not None:
                 model.load_state_dict(average.module.state_dict())
             if evaluate is not None and (
-                done == config.steps or (config.evaluate_every and done % config.evaluate_every == 0)
+                done == config.steps
+                or (config.evaluate_every and done % config.evaluate_every == 0)
             ):
-                row |= _evaluate(average.module if average is not None else model, evaluate)
+                row |= _evaluate(
+                    average.module if average is not None else model, evaluate
+                )
             if row:
                 journal.log({"step": done} | row)
                 team.track(row, done)
             if done % config.checkpoint_every == 0 or done == config.steps:
                 _check_weights(model, step, config, journal)
                 if out is not None:
-                    state = {name: part.state_dict() for name, part in parts.items()} if team.main else {}
-                    journal.save(done, seconds, state, team.gather(_random_state(device)))
+                    state = (
+                        {name: part.state_dict() for name, part in parts.items()}
+                        if team.main
+                        else {}
+                    )
+                    journal.save(
+                        done, seconds, state, team.gather(_random_state(device))
+                    )
             bar.update()
         bar.close()
     team.wait()
@@ -300,7 +391,13 @@ def _random_state(device: torch.device) -> dict[str, Tensor | None]:
     return {"cpu": torch.get_rng_state(), "cuda": on_gpu}
 
 
-def _load(saved: dict[str, Any], parts: dict[str, Any], device: torch.device, config: TrainConfig, team: Team) -> None:
+def _load(
+    saved: dict[str, Any],
+    parts: dict[str, Any],
+    device: torch.device,
+    config: TrainConfig,
+    team: Team,
+) -> None:
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     if len(saved["rng"]) == team.size:
@@ -313,15 +410,23 @@ def _load(saved: dict[str, Any], parts: dict[str, Any], device: torch.device, co
 
 
 def _mean_rows(rows: list[dict[str, float]]) -> dict[str, float]:
-    return rows[0] if len(rows) == 1 else {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    return (
+        rows[0]
+        if len(rows) == 1
+        else {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    )
 
 
-def _check_weights(model: nn.Module, step: int, config: TrainConfig, journal: Journal) -> None:
-    """Keep a checkpoint from being overwritten by weights that the last gradient has destroyed."""
+def _check_weights(
+    model: nn.Module, step: int, config: TrainConfig, journal: Journal
+) -> None:
+    """Keep a checkpoint from being overwritten by weights that the last
+    gradient has destroyed."""
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise NonFiniteLoss(
-            f"the weights are not finite after step {step} (batch {step}, seed {config.seed}), though the "
-            f"loss was; last good checkpoint: {journal.last_checkpoint}. {_advice(config)}"
+            f"the weights are not finite after step {step} (batch {step}, seed "
+            f"{config.seed}), though the loss was; last good checkpoint: "
+            f"{journal.last_checkpoint}. {_advice(config)}"
         )
 
 
@@ -332,10 +437,14 @@ def _advice(config: TrainConfig) -> str:
 def _precision(config: TrainConfig, device: torch.device) -> str:
     if config.precision != "auto":
         return config.precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return (
+        "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    )
 
 
-def _evaluate(model: nn.Module, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> dict[str, float]:
+def _evaluate(
+    model: nn.Module, evaluate: Callable[[nn.Module], Mapping[str, float]]
+) -> dict[str, float]:
     training = model.training
     model.eval()
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""Several processes that train one model together: their shares of a batch, averages and trackers."""
+"""Several processes that train one model together: their shares of a batch,
+averages and trackers."""
 
 from __future__ import annotations
 
@@ -20,14 +21,19 @@ Loss = Callable[[nn.Module, Any], Mapping[str, Tensor]]
 def cut(batch: Any, index: int, parts: int) -> Any:
     """Return the ``index``-th of ``parts`` equal runs of rows of a batch.
 
-    A dataclass, tuple or dict is cut field by field, a tensor or list along its first axis; None, numbers and text
-    are passed on unchanged.
+    A dataclass, tuple or dict is cut field by field, a tensor or list along its first
+    axis; None, numbers and text are passed on unchanged.
 
     Raises:
         ValueError: the rows do not divide into equal parts.
     """
     if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{f.name: cut(getattr(batch, f.name), index, parts) for f in fields(batch)})
+        return replace(
+            batch,
+            **{
+                f.name: cut(getattr(batch, f.name), index, parts) for f in fields(batch)
+            },
+        )
     if isinstance(batch, tuple):
         pieces = [cut(item, index, parts) for item in batch]
         return type(batch)(*pieces) if hasattr(batch, "_fields") else tuple(pieces)
@@ -37,23 +43,30 @@ def cut(batch: Any, index: int, parts: int) -> Any:
         rows, left = divmod(len(batch), parts)
         if left or not rows:
             raise ValueError(
-                f"a batch of {len(batch)} rows cannot be cut into {parts} equal parts (processes x accumulate): "
-                "change the number of processes, accumulate or the batch size"
+                f"a batch of {len(batch)} rows cannot be cut into {parts} equal parts "
+                "(processes x accumulate): change the number of processes, "
+                "accumulate or the batch size"
             )
         return batch[index * rows : (index + 1) * rows]
     return batch
 
 
 def part_of(batches: Callable[[int], Any], step: int, index: int, parts: int) -> Any:
-    """Return the ``index``-th of ``parts`` equal shares of a step's batch, see :func:`minilib.training.fit`."""
+    """Return the ``index``-th of ``parts`` equal shares of a step's batch, see
+    :func:`minilib.training.fit`."""
     if parts == 1:
         return batches(step)
     made_in_parts = getattr(batches, "part", None)
-    return made_in_parts(step, index, parts) if made_in_parts else cut(batches(step), index, parts)
+    return (
+        made_in_parts(step, index, parts)
+        if made_in_parts
+        else cut(batches(step), index, parts)
+    )
 
 
 class _LossOf(nn.Module):
-    """A model with its loss as one module, so that a distributed wrapper sees the whole step as its forward."""
+    """A model with its loss as one module, so that a distributed wrapper sees the whole
+    step as its forward."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -82,7 +95,8 @@ class Team:
         return lambda _, batch: self.wrapped(batch)
 
     def reduces_gradients(self, last: bool) -> AbstractContextManager[Any]:
-        """Exchange gradients only with the last part of a batch; the other parts' accumulate until then."""
+        """Exchange gradients only with the last part of a batch; the other parts'
+        accumulate until then."""
         if self.accelerator is None or self.size == 1 or last:
             return nullcontext()
         return self.accelerator.no_sync(self.wrapped)
@@ -103,12 +117,18 @@ class Team:
         starts = self.gather({"step": first})
         if any(start["step"] != first for start in starts):
             steps = ", ".join(str(start["step"]) for start in starts)
-            raise ValueError(f"the processes would start at steps {steps}: out must be a folder that all of them share")
+            raise ValueError(
+                f"the processes would start at steps {steps}: out must be a folder "
+                "that all of them share"
+            )
 
     def track(self, row: dict[str, float], step: int) -> None:
         """Pass a line of metrics to the accelerator's trackers, if it has any."""
         if self.accelerator is not None:
-            self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=step)
+            self.accelerator.log(
+                {name: value for name, value in row.items() if name != "step"},
+                step=step,
+            )
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -118,7 +138,8 @@ class Team:
 
 def _gather_object(mine: Any) -> list[Any]:
     from accelerate.utils import (
-        gather_object,  # imported here: it takes a second and only several processes need it
+        # imported here: it takes a second and only several processes need it
+        gather_object,
     )
 
     return gather_object([mine])

@@ -4,8 +4,8 @@ Every mini checkpoint is one safetensors file that says in its ``format`` which 
 holds: "minilib.countx" is the CounTX of ``minilib.models.countx``. So :func:`save` and
 :func:`load` serve every paper.
 
-Nothing here unpickles more than plain tensors unless the caller says that a file is to be
-trusted.
+Nothing here unpickles more than plain tensors unless the caller says that a file
+is to be trusted.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def save(
 ) -> Path:
     """Write ``model`` with its configuration and card to one file, atomically.
 
-    Matrices and convolutions are stored in half precision; vectors and running statistics
-    stay in float32.
+    Matrices and convolutions are stored in half precision; vectors and running
+    statistics stay in float32.
 
     Args:
         model: a paper's model, such as CLIP or CounTX, made from a dataclass that it
@@ -75,7 +75,10 @@ def save(
         if value.is_floating_point() and value.ndim > 1:
             value = value.half()
         if not torch.isfinite(value).all():
-            raise ValueError(f"{name} is not finite in the precision it is stored in: not saved to {path}")
+            raise ValueError(
+                f"{name} is not finite in the precision it is stored in: not saved to "
+                f"{path}"
+            )
         tensors[name] = value.contiguous()
     config: Any = model.config
     metadata = {
@@ -131,7 +134,8 @@ def load_clip(
     quick_gelu: bool | None = None,
     trust: bool = False,
 ) -> CLIP:
-    """Load a CLIP in evaluation mode and float32; whatever the source, the class is the same.
+    """Load a CLIP in evaluation mode and float32; whatever the source, the
+    class is the same.
 
     Args:
         name: "mini-vit" or "mini-rn"; a model name of open_clip, such as "ViT-B-16"; or
@@ -147,13 +151,16 @@ def load_clip(
         trust: allow a TorchScript archive, which is a program and not only data.
 
     Raises:
-        ValueError: unknown name or tag, or a file that is truncated, foreign, or holds more than tensors.
+        ValueError: unknown name or tag, or a file that is truncated, foreign, or holds
+            more than tensors.
         FileNotFoundError: the file does not exist.
     """
     text = os.fspath(name)
     if text in MINI:
         if pretrained is not None:
-            raise ValueError(f"{text} has one set of weights: leave out pretrained={pretrained!r}")
+            raise ValueError(
+                f"{text} has one set of weights: leave out pretrained={pretrained!r}"
+            )
         return _load_file(_path_of(text), quick_gelu, trust).to(device)
     if Path(text).suffix in (".safetensors", ".pt", ".pth", ".bin"):
         return _load_file(Path(text), quick_gelu, trust).to(device)
@@ -171,8 +178,11 @@ def load_clip(
     raise ValueError(f"no CLIP is called {text!r} and no such file exists: {hint}")
 
 
-def load_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint, on the CPU, without running anything that the file contains.
+def load_checkpoint(
+    path: str | os.PathLike[str], trust: bool = False
+) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint, on the CPU, without running anything that
+    the file contains.
 
     A training checkpoint's tensors are looked for under ``state_dict`` (Lightning) or
     ``model``; beside tensors it may hold the ``argparse.Namespace`` of a command line.
@@ -182,7 +192,8 @@ def load_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[s
         trust: also accept a TorchScript archive, whose code torch may run.
 
     Raises:
-        ValueError: the file is truncated, foreign, or holds more than tensors; the message says which.
+        ValueError: the file is truncated, foreign, or holds more than tensors; the
+            message says which.
         FileNotFoundError: the file does not exist.
     """
     path = Path(path).expanduser()
@@ -193,32 +204,40 @@ def load_checkpoint(path: str | os.PathLike[str], trust: bool = False) -> dict[s
     if _is_torchscript(path):
         if not trust:
             raise ValueError(
-                f"{path} is a TorchScript archive, a program rather than plain tensors: pass trust=True if "
-                "you trust where it comes from, or use open_clip's tag 'openai' (safetensors)"
+                f"{path} is a TorchScript archive, a program rather than plain "
+                "tensors: pass trust=True if you trust where it comes from, or use "
+                "open_clip's tag 'openai' (safetensors)"
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is on its way out
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles that are about to be refused
+            # about pickles that are about to be refused
+            warnings.simplefilter("ignore")
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} cannot be read as plain tensors: either it is not a checkpoint, or it is a pickle that "
-            f"could run code, which is refused. Save the state_dict as safetensors. ({_first_line(error)})"
+            f"{path} cannot be read as plain tensors: either it is not a checkpoint, "
+            "or it is a pickle that could run code, which is refused. Save the "
+            f"state_dict as safetensors. ({_first_line(error)})"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is truncated or is not a checkpoint: {_first_line(error)}") from error
+        raise ValueError(
+            f"{path} is truncated or is not a checkpoint: {_first_line(error)}"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     tensors = dict(content) if isinstance(content, Mapping) else {}
-    tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+    tensors = {
+        key: value for key, value in tensors.items() if isinstance(value, Tensor)
+    }
     if not tensors:
         raise ValueError(
-            f"{path} holds a {type(content).__name__} without tensors: a state dict was expected"
+            f"{path} holds a {type(content).__name__} without tensors: a state dict "
+            "was expected"
         )
     return tensors
 
@@ -244,12 +263,17 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    sys.audit("open", str(path), "rb", 0)  # safetensors opens files unseen by Python: see minilib.opened
+    # safetensors opens files unseen by Python: see minilib.opened
+    sys.audit("open", str(path), "rb", 0)
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {
+                key: file.get_tensor(key) for key in file.keys()
+            }, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or is not a safetensors file: {_first_line(error)}") from error
+        raise ValueError(
+            f"{path} is truncated or is not a safetensors file: {_first_line(error)}"
+        ) from error
 
 
 def _path_of(name: str | os.PathLike[str]) -> Path:
@@ -356,10 +380,12 @@ def _load_file(path: Path, quick_gelu: bool | None, trust: bool) -> CLIP:
     try:
         if quick_gelu is None:
             quick_gelu = True
-            if not (path.suffix != ".safetensors" and _is_torchscript(path)):  # archives are OpenAI's own
+            # archives are OpenAI's own
+            if not (path.suffix != ".safetensors" and _is_torchscript(path)):
                 warnings.warn(
-                    f"{path} does not tell its activation; QuickGELU is assumed, as in OpenAI's models. Pass "
-                    "quick_gelu=False for weights trained with GELU (LAION-2B, DataComp), True to confirm",
+                    f"{path} does not tell its activation; QuickGELU is assumed, as "
+                    "in OpenAI's models. Pass quick_gelu=False for weights trained "
+                    "with GELU (LAION-2B, DataComp), True to confirm",
                     stacklevel=3,
                 )
         return CLIP.from_official(from_hugging_face(state), quick_gelu=quick_gelu)
@@ -375,19 +401,27 @@ def _load_open_clip(name: str, pretrained: str | None) -> CLIP:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise ValueError(
-            f"{name} is an architecture: choose its weights with pretrained=, one of {tags}, or 'random'"
+            f"{name} is an architecture: choose its weights with pretrained=, one of "
+            f"{tags}, or 'random'"
         )
     if pretrained == "random":
         return CLIP.from_open_clip(open_clip.create_model(name))
     if pretrained not in tags:
-        raise ValueError(f"{name} has no weights {pretrained!r}: use one of {tags}, or 'random'")
-    # The architecture's name does not decide the activation, the weights do; open_clip only warns.
-    quick_gelu = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False))
+        raise ValueError(
+            f"{name} has no weights {pretrained!r}: use one of {tags}, or 'random'"
+        )
+    # The architecture's name does not decide the activation, the weights do;
+    # open_clip only warns.
+    quick_gelu = bool(
+        open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False)
+    )
     try:
-        module = open_clip.create_model(name, pretrained=pretrained, force_quick_gelu=quick_gelu)
+        module = open_clip.create_model(
+            name, pretrained=pretrained, force_quick_gelu=quick_gelu
+        )
     except (RuntimeError, OSError) as error:
         raise ValueError(
-            f"could not get {name} {pretrained!r}: {_first_line(error)}. Without a network, fetch the file "
-            "elsewhere and pass its path as the name"
+            f"could not get {name} {pretrained!r}: {_first_line(error)}. Without a "
+            "network, fetch the file elsewhere and pass its path as the name"
         ) from error
     return CLIP.from_open_clip(module)

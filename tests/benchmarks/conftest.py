@@ -1,6 +1,7 @@
 """Contenders timed in turns within one run, and the table of their ratios.
 
-A machine's speed drifts; what holds is the ratio of two things measured in alternation. Nothing here asserts on time.
+A machine's speed drifts; what holds is the ratio of two things measured in alternation.
+Nothing here asserts on time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ HEADER = ("measured", "ours", "against", "theirs", "theirs / ours", "aim")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="benchmarks: fewer rounds and smaller batches")
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="benchmarks: fewer rounds and smaller batches",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,7 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @dataclass
 class Contest:
-    """Times our function with pytest-benchmark and, before each of its rounds, every other contender once."""
+    """Times our function with pytest-benchmark and, before each of its rounds, every
+    other contender once."""
 
     benchmark: BenchmarkFixture
     clock: Callable[[], float]
@@ -35,7 +41,12 @@ class Contest:
     quick: bool
 
     def run(
-        self, title: str, ours: Callable[[], object], others: dict[str, Callable[[], object]], n: int, aim: str = ""
+        self,
+        title: str,
+        ours: Callable[[], object],
+        others: dict[str, Callable[[], object]],
+        n: int,
+        aim: str = "",
     ) -> None:
         """Measure; times are reported per item, of which a call handles ``n``."""
         times: dict[str, list[float]] = {name: [] for name in others}
@@ -47,7 +58,9 @@ class Contest:
                 times[name].append(self.clock() - began)
 
         rounds = 5 if self.quick else 15
-        self.benchmark.pedantic(ours, setup=measure_others, rounds=rounds, warmup_rounds=1)
+        self.benchmark.pedantic(
+            ours, setup=measure_others, rounds=rounds, warmup_rounds=1
+        )
         mine = self.benchmark.stats.stats.median
         self.benchmark.extra_info["seconds per item"] = mine / n
         for name, measured in times.items():
@@ -63,9 +76,15 @@ class Contest:
 
 @pytest.fixture
 def contest(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Contest:
-    """Return the means to compare ours with others; ``--benchmark-timer`` names another clock."""
+    """Return the means to compare ours with others; ``--benchmark-timer``
+    names another clock."""
     clock = benchmark._timer  # what --benchmark-timer named
-    return Contest(benchmark, clock, request.config.stash[ROWS], request.config.getoption("--quick", default=False))
+    return Contest(
+        benchmark,
+        clock,
+        request.config.stash[ROWS],
+        request.config.getoption("--quick", default=False),
+    )
 
 
 @pytest.fixture(params=["one thread", "all threads"])
@@ -77,7 +96,9 @@ def threads(request: pytest.FixtureRequest):
     torch.set_num_threads(before)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     rows = config.stash.get(ROWS, [])
     if not rows:
         return
@@ -85,7 +106,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     widths = [max(len(row[column]) for row in table) for column in range(len(HEADER))]
     terminalreporter.section("ratios, measured in turns")
     for row in table:
-        terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+        terminalreporter.write_line(
+            "  ".join(
+                cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+            )
+        )
 
 
 def _time(seconds: float) -> str:

@@ -1,7 +1,9 @@
-"""The same scenes composed with Pillow, one image and one object at a time, as one would by hand.
+"""The same scenes composed with Pillow, one image and one object at a time, as
+one would by hand.
 
-Independent of the batched renderer: it shares the layout, the sprites and the background textures (data), and
-none of the drawing. Tests hold the renderer against it; the benchmark measures against it.
+Independent of the batched renderer: it shares the layout, the sprites and the
+background textures (data), and none of the drawing. Tests hold the renderer against it;
+the benchmark measures against it.
 """
 
 from __future__ import annotations
@@ -35,8 +37,12 @@ class PillowScene:
 
 @lru_cache(maxsize=8)
 def _sprites(style: str) -> list[list[Image.Image]]:
-    """Return per mip level the straight RGBA sprites, with a transparent pixel around."""
-    full = [Image.fromarray(sprite).convert("RGBa") for sprite in load_atlas(style).permute(0, 2, 3, 1).numpy()]
+    """Return per mip level the straight RGBA sprites, with a
+    transparent pixel around."""
+    full = [
+        Image.fromarray(sprite).convert("RGBa")
+        for sprite in load_atlas(style).permute(0, 2, 3, 1).numpy()
+    ]
     levels = []
     for side in MIP_SIDES:
         small = [sprite.reduce(64 // side).convert("RGBA") for sprite in full]
@@ -49,14 +55,21 @@ def _sprites(style: str) -> list[list[Image.Image]]:
 
 @lru_cache(maxsize=8)
 def _textures(height: int, width: int) -> list[list[Image.Image]]:
-    return [[Image.fromarray(texture) for texture in variants] for variants in texture_bank(height, width).numpy()]
+    return [
+        [Image.fromarray(texture) for texture in variants]
+        for variants in texture_bank(height, width).numpy()
+    ]
 
 
 @lru_cache(maxsize=8)
 def _tint_tables(tint: int) -> list[int]:
-    """Return the lookup tables from a drawing's grey value to the tinted red, green and blue."""
+    """Return the lookup tables from a drawing's grey value to the tinted
+    red, green and blue."""
     grey = np.arange(256) / 255
-    channels = [np.minimum(value * (0.35 + 0.75 * grey), 1) for value in list(TINTS.values())[tint]]
+    channels = [
+        np.minimum(value * (0.35 + 0.75 * grey), 1)
+        for value in list(TINTS.values())[tint]
+    ]
     return np.rint(255 * np.concatenate(channels)).astype(int).tolist()
 
 
@@ -65,7 +78,9 @@ def _background(layout: Layout, b: int, shape: tuple[int, int]) -> Image.Image:
     surface = layout.surface[b]
     variants = _textures(height, width)[layout.background[b]]
     left, top = int(surface[2] * width), int(surface[1] * height)
-    window = variants[int(surface[0] * len(variants))].crop((left, top, left + width, top + height))
+    window = variants[int(surface[0] * len(variants))].crop(
+        (left, top, left + width, top + height)
+    )
     if surface[3] >= 0.5:
         window = window.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     spread = 0.55 if layout.background[b] == 0 else 0.12
@@ -75,7 +90,8 @@ def _background(layout: Layout, b: int, shape: tuple[int, int]) -> Image.Image:
 
 
 def _drawing(layout: Layout, b: int, slot: int) -> tuple[Image.Image, tuple[int, int]]:
-    """Return one object, scaled, rotated, mirrored and tinted, and where its top-left corner goes."""
+    """Return one object, scaled, rotated, mirrored and tinted, and where its
+    top-left corner goes."""
     side, angle = layout.side[b, slot], layout.angle[b, slot]
     cosine, sine = math.cos(angle), math.sin(angle)
     pixels = math.ceil(side * (abs(cosine) + abs(sine))) + 2
@@ -86,10 +102,13 @@ def _drawing(layout: Layout, b: int, slot: int) -> tuple[Image.Image, tuple[int,
     mirror = -1 if layout.flipped[b, slot] else 1
     rows = np.array([[mirror * cosine, mirror * sine], [-sine, cosine]]) * step
     middle = MIP_SIDES[level] / 2 + 1
-    # Where the corner of the window lies in the sprite; Pillow itself adds the half pixels.
+    # Where the corner of the window lies in the sprite; Pillow itself adds
+    # the half pixels.
     offset = middle - rows @ (layout.center[b, slot] - [x0, y0])
     matrix = (*rows[0], offset[0], *rows[1], offset[1])
-    window = sprite.transform((pixels, pixels), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    window = sprite.transform(
+        (pixels, pixels), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    )
     tint = int(layout.tint[b, slot])
     if tint >= 0:
         grey = window.convert("L")
@@ -120,4 +139,6 @@ def annotate(layout: Layout, b: int, shape: tuple[int, int]) -> PillowScene:
         alone = Image.new("L", shape[::-1])
         alone.paste(solid, (x0, y0))
         boxes[slot] = alone.getbbox()
-    return PillowScene(np.asarray(compose(layout, b, shape)), np.asarray(mask).astype(np.int64), boxes)
+    return PillowScene(
+        np.asarray(compose(layout, b, shape)), np.asarray(mask).astype(np.int64), boxes
+    )

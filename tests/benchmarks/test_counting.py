@@ -1,4 +1,5 @@
-"""Counters at 384 pixels, and what a wide picture costs: ratios of things measured in turns."""
+"""Counters at 384 pixels, and what a wide picture costs: ratios of things
+measured in turns."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ TEXT = TextConfig(width=64, layers=1, heads=1)
 
 
 def towers(image_size: int, quick: bool) -> CLIPConfig:
-    """Return ViT-B/16 as released, or a quarter of its width and depth where time is short."""
+    """Return ViT-B/16 as released, or a quarter of its width and depth
+    where time is short."""
     vision = ViTConfig(16, 192, 3, 3) if quick else ViTConfig(16, 768, 12, 12)
     return CLIPConfig(128 if quick else 512, image_size, vision, TEXT)
 
@@ -31,7 +33,8 @@ def counters(quick: bool) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def test_images_a_second(contest) -> None:
-    """Both draw 384 x 384 densities of 384 x 384 crops; CounTX's tower sees 196 patches of each, VLCounter's 576."""
+    """Both draw 384 x 384 densities of 384 x 384 crops; CounTX's tower sees 196 patches
+    of each, VLCounter's 576."""
     models = counters(contest.quick)
     crops = torch.rand(2, 3, SIDE, SIDE)
     names = ["the apples", "the dogs"]
@@ -48,10 +51,13 @@ def test_images_a_second(contest) -> None:
 @pytest.mark.parametrize("name", ["CounTX", "VLCounter"])
 @torch.no_grad()
 def test_wide_pictures(contest, name: str) -> None:
-    """1, 4 and 7 windows for widths of 1, 2 and 3 windows: the cost of a window should not depend on their number."""
+    """1, 4 and 7 windows for widths of 1, 2 and 3 windows: the cost of a window should
+    not depend on their number."""
     model = counters(contest.quick)[name]
     wide = {times: torch.rand(3, SIDE, times * SIDE) for times in (1, 2, 3)}
-    number = {times: len(window_starts(times * SIDE, SIDE, SIDE // 3)) for times in wide}
+    number = {
+        times: len(window_starts(times * SIDE, SIDE, SIDE // 3)) for times in wide
+    }
     assert list(number.values()) == [1, 4, 7]
     spent: dict[int, list[float]] = {times: [] for times in wide}
 
@@ -61,13 +67,26 @@ def test_wide_pictures(contest, name: str) -> None:
             model.density(image, "the apples")
             spent[times].append(contest.clock() - began)
 
-    contest.benchmark.pedantic(in_turns, rounds=3 if contest.quick else 5, warmup_rounds=1)
-    each = {times: sorted(s[1:])[len(s[1:]) // 2] / number[times] for times, s in spent.items()}
+    contest.benchmark.pedantic(
+        in_turns, rounds=3 if contest.quick else 5, warmup_rounds=1
+    )
+    each = {
+        times: sorted(s[1:])[len(s[1:]) // 2] / number[times]
+        for times, s in spent.items()
+    }
     for times in (2, 3):
         ratio = each[times] / each[1]
-        contest.benchmark.extra_info[f"a window of {number[times]} / a single one"] = ratio
-        contest.report(f"{name}, {times * SIDE} columns: one of {number[times]} windows", f"{1e3 * each[times]:.0f} ms",
-                       "a single window", f"{1e3 * each[1]:.0f} ms", f"{ratio:.2f} x", "about 1 x: linear")  # fmt: skip
+        contest.benchmark.extra_info[f"a window of {number[times]} / a single one"] = (
+            ratio
+        )
+        contest.report(
+            f"{name}, {times * SIDE} columns: one of {number[times]} windows",
+            f"{1e3 * each[times]:.0f} ms",
+            "a single window",
+            f"{1e3 * each[1]:.0f} ms",
+            f"{ratio:.2f} x",
+            "about 1 x: linear",
+        )
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Drawing scenes, against composing the same layouts with Pillow.
 
-The product is the same: a float tensor (B, 3, H, W) and, where asked, masks and boxes. Both start from a layout. The
-unit tests hold the two sets of pixels together.
+The product is the same: a float tensor (B, 3, H, W) and, where asked, masks and boxes.
+Both start from a layout. The unit tests hold the two sets of pixels together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import torch
 from minilib.scenes import EmojiScenes, SceneConfig
 from minilib.scenes.renderer import render
 
-spec = importlib.util.spec_from_file_location("pillow_scenes", Path(__file__).with_name("pillow_scenes.py"))
+spec = importlib.util.spec_from_file_location(
+    "pillow_scenes", Path(__file__).with_name("pillow_scenes.py")
+)
 pillow_scenes = importlib.util.module_from_spec(spec)
 sys.modules["pillow_scenes"] = pillow_scenes
 spec.loader.exec_module(pillow_scenes)
@@ -29,7 +31,9 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("annotated", [False, True], ids=["image", "image, mask, boxes"])
+@pytest.mark.parametrize(
+    "annotated", [False, True], ids=["image", "image, mask, boxes"]
+)
 @pytest.mark.parametrize("scene", CONFIGS)
 def test_rendering(contest, threads, scene, annotated):
     config, n = CONFIGS[scene], 32 if contest.quick else 128
@@ -43,10 +47,17 @@ def test_rendering(contest, threads, scene, annotated):
             scenes = [pillow_scenes.annotate(layout, b, config.shape) for b in range(n)]
             masks = torch.from_numpy(np.stack([scene.mask for scene in scenes]))
             return to_tensor([scene.image for scene in scenes]), masks
-        return to_tensor([np.asarray(pillow_scenes.compose(layout, b, config.shape)) for b in range(n)])
+        return to_tensor(
+            [
+                np.asarray(pillow_scenes.compose(layout, b, config.shape))
+                for b in range(n)
+            ]
+        )
 
     what = "annotated scene" if annotated else "scene"
-    contest.run(f"{what} {scene}, {threads}", ours, {"Pillow": pillow}, n, aim=">= 20 x")
+    contest.run(
+        f"{what} {scene}, {threads}", ours, {"Pillow": pillow}, n, aim=">= 20 x"
+    )
 
 
 def to_tensor(images: list[np.ndarray]) -> torch.Tensor:

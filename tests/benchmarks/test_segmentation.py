@@ -1,8 +1,10 @@
-"""LSeg forward and backward, against transformers' DPT with the same backbone, decoder and number of classes.
+"""LSeg forward and backward, against transformers' DPT with the same backbone, decoder
+and number of classes.
 
-Our weights are transformers' DPT, converted, and the decoders' outputs are compared first, so that the two do the same
-work up to the head. The heads differ as the papers do: a 3 x 3 convolution and a classifier there, 512-dimensional
-pixel embeddings and their products with words here.
+Our weights are transformers' DPT, converted, and the decoders' outputs are compared
+first, so that the two do the same work up to the head. The heads differ as the papers
+do: a 3 x 3 convolution and a classifier there, 512-dimensional pixel embeddings and
+their products with words here.
 """
 
 from __future__ import annotations
@@ -32,11 +34,23 @@ NAMES = (
     (r"output\.dense", "mlp.c_proj"),
     (r"layernorm_before", "ln_1"),
     (r"layernorm_after", "ln_2"),
-    (r"neck\.reassemble_stage\.readout_projects\.(\d)\.0", r"backbone.reassemble.\1.readout.project"),
-    (r"neck\.reassemble_stage\.layers\.(\d)\.projection", r"backbone.reassemble.\1.project"),
-    (r"neck\.reassemble_stage\.layers\.(\d)\.resize", r"backbone.reassemble.\1.resample"),
+    (
+        r"neck\.reassemble_stage\.readout_projects\.(\d)\.0",
+        r"backbone.reassemble.\1.readout.project",
+    ),
+    (
+        r"neck\.reassemble_stage\.layers\.(\d)\.projection",
+        r"backbone.reassemble.\1.project",
+    ),
+    (
+        r"neck\.reassemble_stage\.layers\.(\d)\.resize",
+        r"backbone.reassemble.\1.resample",
+    ),
     (r"neck\.convs\.(\d)", r"decoder.level.\1"),
-    (r"neck\.fusion_stage\.layers\.(\d)", lambda match: f"decoder.fuse.{LEVELS[::-1][int(match[1])]}"),
+    (
+        r"neck\.fusion_stage\.layers\.(\d)",
+        lambda match: f"decoder.fuse.{LEVELS[::-1][int(match[1])]}",
+    ),
     (r"projection", "out_conv"),
     (r"residual_layer", "resConfUnit"),
     (r"convolution", "conv"),
@@ -48,7 +62,9 @@ def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the part of transformers' DPT that LSeg has too, under our names."""
     ours, packed = {}, {}
     for key, value in state.items():
-        if part := re.fullmatch(r"(.*)\.attention\.attention\.(query|key|value)\.(weight|bias)", key):
+        if part := re.fullmatch(
+            r"(.*)\.attention\.attention\.(query|key|value)\.(weight|bias)", key
+        ):
             packed.setdefault((part[1], part[3]), {})[part[2]] = value
             continue
         for theirs, name in NAMES:
@@ -56,7 +72,9 @@ def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ours[key] = value
     for (layer, kind), values in packed.items():
         name = layer.replace("dpt.encoder.layer.", "backbone.transformer.resblocks.")
-        ours[f"{name}.attn.in_proj_{kind}"] = torch.cat([values[part] for part in ("query", "key", "value")])
+        ours[f"{name}.attn.in_proj_{kind}"] = torch.cat(
+            [values[part] for part in ("query", "key", "value")]
+        )
     ours["backbone.class_token"] = ours["backbone.class_token"][0, 0]
     ours["backbone.positions"] = ours["backbone.positions"][0]
     unused = ("head.", "dpt.", f"decoder.fuse.{LEVELS[-1]}.resConfUnit1")
@@ -91,14 +109,19 @@ def transformers_model() -> nn.Module:
 
 
 def our_model(theirs: nn.Module) -> LSeg:
-    """Return LSeg with the weights of transformers' DPT, after checking that both decode the same map."""
+    """Return LSeg with the weights of transformers' DPT, after checking that both
+    decode the same map."""
     torch.manual_seed(0)
     model = LSeg(LSegConfig(BACKBONE, FEATURES))
     missing = model.load_state_dict(converted(theirs.state_dict()), strict=False)
-    assert not missing.unexpected_keys and {key.split(".")[0] for key in missing.missing_keys} == {"head"}
+    assert not missing.unexpected_keys and {
+        key.split(".")[0] for key in missing.missing_keys
+    } == {"head"}
     pixels = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     captured = []
-    hook = theirs.neck.register_forward_hook(lambda module, inputs, outputs: captured.append(outputs[-1]))
+    hook = theirs.neck.register_forward_hook(
+        lambda module, inputs, outputs: captured.append(outputs[-1])
+    )
     with torch.no_grad():
         theirs.eval()(pixels)
         ours = model.eval().decoder(model.backbone(pixels))
@@ -127,11 +150,17 @@ def test_lseg_forward_backward(contest, threads):
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(n, 3, SIZE, SIZE, generator=generator)
     mask = torch.randint(CLASSES, (n, SIZE, SIZE), generator=generator)
-    text = F.normalize(torch.randn(CLASSES, ours.config.embed_dim, generator=generator), dim=1)
+    text = F.normalize(
+        torch.randn(CLASSES, ours.config.embed_dim, generator=generator), dim=1
+    )
     contest.run(
         f"LSeg {SIZE}x{SIZE}, {CLASSES} labels, forward + backward, {threads}",
         stepper(ours, lambda: pixel_cross_entropy(ours(pixels, text).scores, mask)),
-        {"transformers' DPT": stepper(theirs, lambda: F.cross_entropy(theirs(pixels).logits, mask))},
+        {
+            "transformers' DPT": stepper(
+                theirs, lambda: F.cross_entropy(theirs(pixels).logits, mask)
+            )
+        },
         n,
         aim=">= 1 x",
     )

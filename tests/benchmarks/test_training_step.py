@@ -1,7 +1,9 @@
-"""One step of training (forward, loss, backward, AdamW), against open_clip's and transformers' CLIP.
+"""One step of training (forward, loss, backward, AdamW), against open_clip's and
+transformers' CLIP.
 
-Same towers, same batch, same captions with a context of 77, same fused AdamW, float32. Our weights are open_clip's,
-converted, and the losses are compared first, so that the three do the same work.
+Same towers, same batch, same captions with a context of 77, same fused AdamW, float32.
+Our weights are open_clip's, converted, and the losses are compared first, so that the
+three do the same work.
 """
 
 from __future__ import annotations
@@ -15,7 +17,13 @@ import torch
 from torch import nn
 
 from minilib.models.clip import CLIP, clip_loss
-from minilib.recipes.clip.recipe import MINI, build, clamp_logit_scale, contrastive_loss, scene_pairs
+from minilib.recipes.clip.recipe import (
+    MINI,
+    build,
+    clamp_logit_scale,
+    contrastive_loss,
+    scene_pairs,
+)
 from minilib.scenes import EmojiScenes, SceneConfig
 from minilib.tokenizer import get_tokenizer
 from minilib.training import make_optimizer
@@ -27,7 +35,13 @@ TEXT = dict(width=128, layers=4, heads=2)
 
 def open_clip_model() -> nn.Module:
     torch.manual_seed(0)
-    vision = dict(image_size=SIZE, patch_size=PATCH, width=IMAGE["width"], layers=IMAGE["layers"], head_width=64)
+    vision = dict(
+        image_size=SIZE,
+        patch_size=PATCH,
+        width=IMAGE["width"],
+        layers=IMAGE["layers"],
+        head_width=64,
+    )
     text = dict(context_length=CONTEXT, vocab_size=VOCABULARY, **TEXT)
     return open_clip.model.CLIP(EMBED, vision, text, quick_gelu=True)
 
@@ -44,12 +58,22 @@ def transformers_model() -> nn.Module:
             **more,
         )
 
-    text = tower(TEXT, vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, eos_token_id=49407, bos_token_id=49406)
+    text = tower(
+        TEXT,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=CONTEXT,
+        eos_token_id=49407,
+        bos_token_id=49406,
+    )
     vision = tower(IMAGE, image_size=SIZE, patch_size=PATCH)
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBED))
+    return CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBED)
+    )
 
 
-def stepper(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+def stepper(
+    model: nn.Module, loss: Callable[[], torch.Tensor]
+) -> Callable[[], torch.Tensor]:
     """Return one training step with the optimiser that they all share."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -64,7 +88,9 @@ def stepper(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], 
     return step
 
 
-@pytest.mark.parametrize("captions", ["scene captions", "captions that fill the context"])
+@pytest.mark.parametrize(
+    "captions", ["scene captions", "captions that fill the context"]
+)
 def test_training_step(contest, captions):
     n = 16 if contest.quick else 64
     batch = EmojiScenes(SceneConfig(size=SIZE)).batch("pairs", n)
@@ -90,15 +116,28 @@ def test_training_step(contest, captions):
         return hugging(input_ids=tokens, pixel_values=pixels, return_loss=True).loss
 
     torch.testing.assert_close(loss_of_ours(), loss_of_theirs(), rtol=1e-4, atol=1e-4)
-    sizes = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs, hugging)]
-    assert max(sizes) - min(sizes) < 0.001 * max(sizes)  # transformers keeps no bias where the others keep one
-    others = {"open_clip": stepper(theirs, loss_of_theirs), "transformers": stepper(hugging, loss_of_hugging)}
-    contest.run(f"step of {n} pairs, {captions}", stepper(ours, loss_of_ours), others, n, aim=">= 1 x")
+    sizes = [
+        sum(p.numel() for p in model.parameters()) for model in (ours, theirs, hugging)
+    ]
+    # transformers keeps no bias where the others keep one
+    assert max(sizes) - min(sizes) < 0.001 * max(sizes)
+    others = {
+        "open_clip": stepper(theirs, loss_of_theirs),
+        "transformers": stepper(hugging, loss_of_hugging),
+    }
+    contest.run(
+        f"step of {n} pairs, {captions}",
+        stepper(ours, loss_of_ours),
+        others,
+        n,
+        aim=">= 1 x",
+    )
 
 
 @pytest.mark.parametrize("name", MINI)
 def test_where_a_step_goes(contest, name):
-    """The recipe that trains the shipped checkpoint, phase by phase, rendering included."""
+    """The recipe that trains the shipped checkpoint, phase by phase,
+    rendering included."""
     recipe = MINI[name]
     model = build(recipe.model, 0).train()
     optimizer = make_optimizer(model, recipe.train)
@@ -115,29 +154,56 @@ def test_where_a_step_goes(contest, name):
     def step() -> None:
         batch = phase("scenes and captions", lambda: batches(state["step"]))
         tokens = phase("tokenizer", lambda: model.tokenize(batch.caption))
-        image = phase("image tower", lambda: model.encode_image(model.preprocess(batch.image), normalize=True))
+        image = phase(
+            "image tower",
+            lambda: model.encode_image(model.preprocess(batch.image), normalize=True),
+        )
         text = phase("text tower", lambda: model.encode_text(tokens, normalize=True))
         loss = phase("loss", lambda: clip_loss(image, text, model.logit_scale.exp()))
         optimizer.zero_grad(set_to_none=True)
         phase("backward", loss.backward)
-        phase("AdamW and clipping", lambda: (nn.utils.clip_grad_norm_(model.parameters(), 1.0), optimizer.step()))
+        phase(
+            "AdamW and clipping",
+            lambda: (
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0),
+                optimizer.step(),
+            ),
+        )
         clamp_logit_scale(model)
         state["step"] += 1
 
     contest.benchmark.pedantic(step, rounds=3 if contest.quick else 12, warmup_rounds=1)
     assert contrastive_loss(model, batches(0))["loss"].isfinite()
-    median = {title: sorted(times[1:])[len(times[1:]) // 2] for title, times in spent.items()}
+    median = {
+        title: sorted(times[1:])[len(times[1:]) // 2] for title, times in spent.items()
+    }
     whole = sum(median.values())
     for title, seconds in median.items():
         contest.benchmark.extra_info[f"share of {title}"] = seconds / whole
         aim = "<= 15 %" if title == "scenes and captions" else ""
         cost = f"{1e3 * seconds:.1f} ms"
-        contest.report(f"{name}, a step of {recipe.batch_size}: {title}", cost, "whole step", f"{1e3 * whole:.1f} ms",
-                       f"{100 * seconds / whole:.1f} %", aim)  # fmt: skip
+        contest.report(
+            f"{name}, a step of {recipe.batch_size}: {title}",
+            cost,
+            "whole step",
+            f"{1e3 * whole:.1f} ms",
+            f"{100 * seconds / whole:.1f} %",
+            aim,
+        )
 
 
 def test_tokenizer(contest):
-    texts = EmojiScenes(SceneConfig(size=16)).batch("pairs", 256 if contest.quick else 1000).caption
+    texts = (
+        EmojiScenes(SceneConfig(size=16))
+        .batch("pairs", 256 if contest.quick else 1000)
+        .caption
+    )
     ours, theirs = get_tokenizer(CONTEXT), open_clip.get_tokenizer("ViT-B-32")
     assert torch.equal(ours(texts), theirs(texts))
-    contest.run("tokenizer, a caption", lambda: ours(texts), {"open_clip": lambda: theirs(texts)}, len(texts), "")
+    contest.run(
+        "tokenizer, a caption",
+        lambda: ours(texts),
+        {"open_clip": lambda: theirs(texts)},
+        len(texts),
+        "",
+    )

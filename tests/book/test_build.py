@@ -1,4 +1,5 @@
-"""The built pages: no warning, nothing from other hosts, no dead link, no picture without a description."""
+"""The built pages: no warning, nothing from other hosts, no dead link, no picture
+without a description."""
 
 from __future__ import annotations
 
@@ -17,16 +18,27 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 REMOTE = re.compile(r"^\s*(?:https?:)?//", re.IGNORECASE)
-LOADING_RELS = {"stylesheet", "preload", "prefetch", "modulepreload", "icon", "manifest"}
+LOADING_RELS = {
+    "stylesheet",
+    "preload",
+    "prefetch",
+    "modulepreload",
+    "icon",
+    "manifest",
+}
 LOADING_RELS |= {"preconnect", "dns-prefetch"}
 
 
 def loaded(page: BeautifulSoup) -> list[str]:
     """Addresses that a browser fetches by itself when it shows the page."""
     found = []
-    for tag in page.select("script, img, iframe, source, video, audio, embed, object, input, track"):
+    for tag in page.select(
+        "script, img, iframe, source, video, audio, embed, object, input, track"
+    ):
         found += [tag.get(key, "") for key in ("src", "data", "poster")]
-        found += [part.split()[0] for part in tag.get("srcset", "").split(",") if part.strip()]
+        found += [
+            part.split()[0] for part in tag.get("srcset", "").split(",") if part.strip()
+        ]
     for tag in page.select("link[href]"):
         if LOADING_RELS & set(tag.get("rel", [])):
             found.append(tag["href"])
@@ -40,7 +52,9 @@ def test_the_build_is_free_of_warnings(site: Site) -> None:
 
 def test_every_notebook_and_every_page_is_in_the_book(site: Site) -> None:
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-    listed = {toc["root"]} | {entry["file"] for part in toc["parts"] for entry in part["chapters"]}
+    listed = {toc["root"]} | {
+        entry["file"] for part in toc["parts"] for entry in part["chapters"]
+    }
     there = {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb")}
     there |= {path.stem for path in (ROOT / "book").glob("*.md")}
     assert listed == there
@@ -52,11 +66,16 @@ def test_pages_load_nothing_from_other_hosts(site: Site) -> None:
         remote = [address for address in loaded(page) if REMOTE.match(address)]
         assert not remote, f"{name} loads {remote}"
         for script in page.select("script:not([src])"):
-            assert not re.search(r"https?://", script.text), f"{name} holds {script.text[:200]}"
+            assert not re.search(r"https?://", script.text), (
+                f"{name} holds {script.text[:200]}"
+            )
 
 
 def test_styles_load_nothing_from_other_hosts(site: Site) -> None:
-    styles = {str(p.relative_to(site.root)): p.read_text("utf-8") for p in site.root.rglob("*.css")}
+    styles = {
+        str(p.relative_to(site.root)): p.read_text("utf-8")
+        for p in site.root.rglob("*.css")
+    }
     assert "_static/minilib.css" in styles
     for name, page in site.pages.items():
         styles[name] = "\n".join(tag.text for tag in page.select("style"))
@@ -76,7 +95,9 @@ def test_what_pages_load_is_there(site: Site) -> None:
 
 def test_every_internal_link_and_anchor_resolves(site: Site) -> None:
     anchors = {
-        (site.root / name).resolve(): {tag[key] for key in ("id", "name") for tag in page.select(f"[{key}]")}
+        (site.root / name).resolve(): {
+            tag[key] for key in ("id", "name") for tag in page.select(f"[{key}]")
+        }
         for name, page in site.pages.items()
     }
     dead = []
@@ -86,10 +107,16 @@ def test_every_internal_link_and_anchor_resolves(site: Site) -> None:
             parts = urlsplit(link["href"])
             if parts.scheme or parts.netloc or link["href"] in ("", "#"):
                 continue
-            target = (here.parent / unquote(parts.path)).resolve() if parts.path else here
+            target = (
+                (here.parent / unquote(parts.path)).resolve() if parts.path else here
+            )
             if not target.is_file():
                 dead.append(f"{name}: {link['href']} is not there")
-            elif parts.fragment and target in anchors and unquote(parts.fragment) not in anchors[target]:
+            elif (
+                parts.fragment
+                and target in anchors
+                and unquote(parts.fragment) not in anchors[target]
+            ):
                 dead.append(f"{name}: {link['href']} has no such place")
     assert not dead, "\n".join(dead)
 
@@ -105,28 +132,46 @@ def test_pictures_have_alternative_text(site: Site) -> None:
         for picture in page.select("article img"):
             alt = picture.get("alt", "").strip()
             source = Path(picture["src"]).stem
-            assert alt and alt not in (picture["src"], source), f"{name}: {picture['src']} is not described"
+            assert alt and alt not in (picture["src"], source), (
+                f"{name}: {picture['src']} is not described"
+            )
 
 
 def test_tables_that_cells_show_are_set_as_tables(site: Site) -> None:
-    """A rule of dashes in running text is a table's second line: dashes may have become one long dash."""
+    """A rule of dashes in running text is a table's second line: dashes may have
+    become one long dash."""
     rule = re.compile(r"\|\s*(-{3,}|\u2014|\u2013)\s*\|")
     for name, page in site.articles.items():
-        raw = [p.get_text()[:80] for p in page.select("article p") if rule.search(p.get_text())]
+        raw = [
+            p.get_text()[:80]
+            for p in page.select("article p")
+            if rule.search(p.get_text())
+        ]
         assert not raw, f"{name}: {raw[0]!r}"
 
 
 def test_the_code_on_a_page_is_the_notebook_s_letter_by_letter(site: Site) -> None:
-    """Every line is set as an element of its own: nothing may be added to what is copied."""
+    """Every line is set as an element of its own: nothing may be added
+    to what is copied."""
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         page = site.pages[f"notebooks/{path.stem}.html"]
-        shown = {block.get_text().rstrip("\n") for block in page.select(".cell_input pre")}
-        cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
-        assert cells and {"".join(cell["source"]).rstrip("\n") for cell in cells} == shown, path.name
+        shown = {
+            block.get_text().rstrip("\n") for block in page.select(".cell_input pre")
+        }
+        cells = [
+            cell
+            for cell in json.loads(path.read_text("utf-8"))["cells"]
+            if cell["cell_type"] == "code"
+        ]
+        assert (
+            cells and {"".join(cell["source"]).rstrip("\n") for cell in cells} == shown
+        ), path.name
 
 
 def test_lines_know_their_indentation_and_tables_their_columns(site: Site) -> None:
-    lines = [line for page in site.pages.values() for line in page.select("pre .code-line")]
+    lines = [
+        line for page in site.pages.values() for line in page.select("pre .code-line")
+    ]
     assert len(lines) > 1000
     for line in lines:
         text = line.get_text()
@@ -139,7 +184,9 @@ def test_every_page_has_one_title_and_a_language(site: Site) -> None:
     for name, page in site.articles.items():
         assert len(page.select("article h1")) == 1, name
         assert page.html.get("lang") == "en", name
-        assert page.select_one('meta[name="viewport"]'), f"{name} would be shown shrunken on phones"
+        assert page.select_one('meta[name="viewport"]'), (
+            f"{name} would be shown shrunken on phones"
+        )
 
 
 def test_notebook_pages_can_be_downloaded_and_launched(site: Site) -> None:
@@ -148,10 +195,14 @@ def test_notebook_pages_can_be_downloaded_and_launched(site: Site) -> None:
     for name in notebooks:
         page, stem = site.pages[name], name.removesuffix(".html")
         links = [link["href"] for link in page.select("a[href]")]
-        assert any(link.endswith(f"_sources/{stem}.ipynb") for link in links), f"{name}: no download"
+        assert any(link.endswith(f"_sources/{stem}.ipynb") for link in links), (
+            f"{name}: no download"
+        )
         for host in ("mybinder.org", "colab.research.google.com"):
             launch = [link for link in links if host in link]
-            assert launch and stem in unquote(launch[0]), f"{name}: button for {host}: {launch}"
+            assert launch and stem in unquote(launch[0]), (
+                f"{name}: button for {host}: {launch}"
+            )
 
 
 def test_chinese_stands_beside_every_term_of_the_glossary(site: Site) -> None:
@@ -160,4 +211,6 @@ def test_chinese_stands_beside_every_term_of_the_glossary(site: Site) -> None:
     for row in rows:
         english, chinese = (cell.text for cell in row.select("td")[:2])
         assert re.search(r"[\u4e00-\u9fff]", chinese), english
-        assert row.select_one("td a[href^='#term-']"), f"{english} leads to no definition"
+        assert row.select_one("td a[href^='#term-']"), (
+            f"{english} leads to no definition"
+        )

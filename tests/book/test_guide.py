@@ -23,7 +23,11 @@ from minilib.claims import records
 ROOT = Path(__file__).resolve().parents[2]
 # Another name than the page's, for that paper is going to have a chapter.
 PAPER = "sketch"
-PAGE = (ROOT / "book" / "howto-add-a-paper.md").read_text("utf-8").replace("groupvit", PAPER)
+PAGE = (
+    (ROOT / "book" / "howto-add-a-paper.md")
+    .read_text("utf-8")
+    .replace("groupvit", PAPER)
+)
 FILE = re.compile(r"^`([\w./]+)`\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CELL = re.compile(r"^```python\n# notebook\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -46,7 +50,9 @@ def skeleton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text, "utf-8")
     own = records._LEDGER
-    (root / "minilib/ledger/schema.json").write_text((own / "schema.json").read_text("utf-8"))
+    (root / "minilib/ledger/schema.json").write_text(
+        (own / "schema.json").read_text("utf-8")
+    )
     with pytest.MonkeyPatch.context() as patch:
         for package in (minilib.models, minilib.recipes):
             folder = root.joinpath(*package.__name__.split("."))
@@ -55,12 +61,19 @@ def skeleton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         records._load.cache_clear()
         yield root
     records._load.cache_clear()
-    for name in [name for name in sys.modules if f".{PAPER}" in name or name.startswith("guide_")]:
+    for name in [
+        name for name in sys.modules if f".{PAPER}" in name or name.startswith("guide_")
+    ]:
         del sys.modules[name]
 
 
 def test_lines_fit_the_page(skeleton: Path) -> None:
-    long = [line for _, text in FILE.findall(PAGE) for line in text.splitlines() if len(line) > 88]
+    long = [
+        line
+        for _, text in FILE.findall(PAGE)
+        for line in text.splitlines()
+        if len(line) > 88
+    ]
     assert not long, long
 
 
@@ -79,15 +92,27 @@ def test_the_golden_case_is_loaded_and_compared(skeleton: Path) -> None:
     bias, token = torch.zeros(4), torch.randn(2, 4, generator=generator)
     patches = torch.nn.functional.conv2d(image, weight, bias, stride=8).flatten(2).mT
     segments = (token @ patches.mT).softmax(dim=1) @ patches / 4
-    state = {"patch_embed.weight": weight, "patch_embed.bias": bias, "group_token": token}
+    state = {
+        "patch_embed.weight": weight,
+        "patch_embed.bias": bias,
+        "group_token": token,
+    }
     tensors = {f"state/img_encoder.{key}": value for key, value in state.items()}
     folder = skeleton / "tests" / "golden" / PAPER
     folder.mkdir(parents=True)
-    save_file({**tensors, "in/image": image, "out/segments": segments}, folder / "encoder.safetensors")
-    info = json.loads(re.search(r"^```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[1])
+    save_file(
+        {**tensors, "in/image": image, "out/segments": segments},
+        folder / "encoder.safetensors",
+    )
+    info = json.loads(
+        re.search(r"^```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[1]
+    )
     (folder / "encoder.json").write_text(json.dumps(info))
     (case,) = conftest.find_cases(folder.parent)
-    assert (case.paper, conftest.longest_known_prefix(case, parity.CHECKS)) == (PAPER, "encoder")
+    assert (case.paper, conftest.longest_known_prefix(case, parity.CHECKS)) == (
+        PAPER,
+        "encoder",
+    )
     parity.encoder(case.load())
     case.finish()
     case.tensors["out/segments"] = segments + 0.1

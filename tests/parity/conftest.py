@@ -1,4 +1,5 @@
-"""Golden cases: tensors computed with the authors' code, found at collection time and compared one by one."""
+"""Golden cases: tensors computed with the authors' code, found at collection time and
+compared one by one."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from torch import Tensor
 
 @dataclass
 class GoldenCase:
-    """One case: its .json says what it is, its .safetensors holds ``state/*``, ``in/*`` and ``out/*``."""
+    """One case: its .json says what it is, its .safetensors holds ``state/*``,
+    ``in/*`` and ``out/*``."""
 
     path: Path
     """The case's files, without suffix."""
@@ -42,24 +44,33 @@ class GoldenCase:
         return self
 
     def group(self, prefix: str) -> dict[str, Tensor]:
-        """Return the tensors below ``prefix``, such as "state" or "out/grad", without it."""
+        """Return the tensors below ``prefix``, such as "state" or
+        "out/grad", without it."""
         start = f"{prefix}/"
         return {
-            key.removeprefix(start): value for key, value in self.tensors.items() if key.startswith(start)
+            key.removeprefix(start): value
+            for key, value in self.tensors.items()
+            if key.startswith(start)
         }
 
     def compare(self, name: str, actual: Tensor | float) -> None:
-        """Assert that ``actual`` is the tensor ``out/<name>``, within the tolerance that the case states.
+        """Assert that ``actual`` is the tensor ``out/<name>``, within the tolerance
+        that the case states.
 
-        A tolerance may hold another one for some of the tensors, under their names. A nan must be a nan.
+        A tolerance may hold another one for some of the tensors, under their names. A
+        nan must be a nan.
         """
         expected = self.tensors[f"out/{name}"]
         actual = torch.as_tensor(actual).detach()
         tolerance = self.info["tolerance"]
         if not isinstance(tolerance, dict):
             tolerance = {"rtol": float(tolerance), "atol": float(tolerance)}
-        tolerance = {key: tolerance.get(name, tolerance)[key] for key in ("rtol", "atol")}
-        assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
+        tolerance = {
+            key: tolerance.get(name, tolerance)[key] for key in ("rtol", "atol")
+        }
+        assert actual.shape == expected.shape, (
+            f"{name}: shape {actual.shape}, expected {expected.shape}"
+        )
         error = (actual.double() - expected.double()).abs()
         error = error[error.isfinite()]
         if error.numel():
@@ -87,12 +98,20 @@ class GoldenCase:
 def find_cases(folder: Path) -> list[GoldenCase]:
     """Return every case in ``folder`` and one level below it, complete or not."""
     files = [*folder.glob("*.*"), *folder.glob("*/*.*")]
-    stems = sorted({path.with_suffix("") for path in files if path.suffix in (".json", ".safetensors")})
+    stems = sorted(
+        {
+            path.with_suffix("")
+            for path in files
+            if path.suffix in (".json", ".safetensors")
+        }
+    )
     cases = []
     for stem in stems:
         case = GoldenCase(stem)
         try:
-            case.info = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
+            case.info = json.loads(
+                stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8")
+            )
             if not stem.with_name(f"{stem.name}.safetensors").is_file():
                 case.problem = "has no .safetensors"
         except (OSError, ValueError) as error:
@@ -102,20 +121,29 @@ def find_cases(folder: Path) -> list[GoldenCase]:
 
 
 def longest_known_prefix(case: GoldenCase, known: Iterable[str]) -> str | None:
-    """Return which of the ``known`` cases this one is: full_vit_2 and full_vit2 are a full_vit."""
+    """Return which of the ``known`` cases this one is: full_vit_2 and
+    full_vit2 are a full_vit."""
     for name in (str(case.info.get("case", "")), case.name):
-        matches = [candidate for candidate in known if re.match(rf"{re.escape(candidate)}(?![a-z])", name)]
+        matches = [
+            candidate
+            for candidate in known
+            if re.match(rf"{re.escape(candidate)}(?![a-z])", name)
+        ]
         if matches:
             return max(matches, key=len)
     return None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give ``golden_case`` to tests: the cases of the module's PAPER, or those of papers without a module."""
+    """Give ``golden_case`` to tests: the cases of the module's PAPER, or those of
+    papers without a module."""
     if "golden_case" not in metafunc.fixturenames:
         return
     cases = find_cases(Path(metafunc.config.getoption("--golden")))
-    tested = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+    tested = {
+        path.stem.removeprefix("test_")
+        for path in Path(__file__).parent.glob("test_*.py")
+    }
     paper = getattr(metafunc.module, "PAPER", None)
     if paper is None:
         wanted = [case for case in cases if case.paper not in tested] or [None]
@@ -147,7 +175,8 @@ def dispatch() -> Any:
         known = longest_known_prefix(case, checks)
         if known is None:
             pytest.fail(
-                f"{case.path}: no test knows the case {case.info.get('case')!r}; known: {sorted(checks)}"
+                f"{case.path}: no test knows the case {case.info.get('case')!r}; "
+                f"known: {sorted(checks)}"
             )
         checks[known](case)
         case.finish()

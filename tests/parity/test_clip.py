@@ -1,4 +1,5 @@
-"""CLIP against OpenAI's and open_clip's code; the specification is in each case's JSON."""
+"""CLIP against OpenAI's and open_clip's code; the specification is in
+each case's JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minilib.layers import ResidualAttentionBlock, resize_grid_positions, resize_sequence_positions
+from minilib.layers import (
+    ResidualAttentionBlock,
+    resize_grid_positions,
+    resize_sequence_positions,
+)
 from minilib.metrics import LinearProbe, accuracy
 from minilib.models.clip import (
     CLIP,
@@ -38,8 +43,14 @@ WORKER = Path(__file__).parents[1] / "workers" / "distributed_losses.py"
 def check_text_config(model: CLIP, official: dict) -> None:
     text = model.config.text
     assert model.config.embed_dim == official["embed_dim"]
-    assert (text.context, text.vocab_size) == (official["context_length"], official["vocab_size"])
-    assert (text.width, text.layers) == (official["transformer_width"], official["transformer_layers"])
+    assert (text.context, text.vocab_size) == (
+        official["context_length"],
+        official["vocab_size"],
+    )
+    assert (text.width, text.layers) == (
+        official["transformer_width"],
+        official["transformer_layers"],
+    )
 
 
 def check_loss_and_gradients(case, model: CLIP, loss: Tensor) -> None:
@@ -68,8 +79,13 @@ def full_vit(case) -> None:
     )
     assert model.state_dict().keys() == state.keys()
     check_text_config(model, official)
-    expected = ViTConfig(vision["patch_size"], vision["width"], vision["layers"], vision["heads"])
-    assert model.config.vision == expected and model.config.image_size == vision["input_resolution"]
+    expected = ViTConfig(
+        vision["patch_size"], vision["width"], vision["layers"], vision["heads"]
+    )
+    assert (
+        model.config.vision == expected
+        and model.config.image_size == vision["input_resolution"]
+    )
 
     pixels, tokens = case.tensors["in/image"], case.tensors["in/tokens"]
     image, text = model.visual.stages(pixels), model.text_stages(tokens)
@@ -89,7 +105,9 @@ def full_vit(case) -> None:
     )
     for name in case.group("out"):
         if match := re.fullmatch(r"(visual|text)_block(\d+)", name):
-            case.compare(name, (image if match[1] == "visual" else text)["blocks"][int(match[2])])
+            case.compare(
+                name, (image if match[1] == "visual" else text)["blocks"][int(match[2])]
+            )
     check_loss_and_gradients(case, model, clip_loss(*output))
 
 
@@ -97,11 +115,18 @@ def full_rn(case) -> None:
     official = case.info["config"]
     state = case.group("state")
     heads = case.info.get("attnpool_heads") or official["vision_width"] * 32 // 64
-    model = CLIP.from_official(state, vision_heads=heads, text_heads=official["transformer_heads"])
+    model = CLIP.from_official(
+        state, vision_heads=heads, text_heads=official["transformer_heads"]
+    )
     assert model.state_dict().keys() == state.keys()
     check_text_config(model, official)
-    expected = ResNetConfig(tuple(official["vision_layers"]), official["vision_width"], heads)
-    assert model.config.vision == expected and model.config.image_size == official["image_resolution"]
+    expected = ResNetConfig(
+        tuple(official["vision_layers"]), official["vision_width"], heads
+    )
+    assert (
+        model.config.vision == expected
+        and model.config.image_size == official["image_resolution"]
+    )
 
     pixels, tokens = case.tensors["in/image"], case.tensors["in/tokens"]
     maps = model.visual.stages(pixels)
@@ -111,20 +136,29 @@ def full_rn(case) -> None:
     case.compare_all(
         {
             "attnpool": pool(maps["layer4"]),
-            "attnpool_all_queries": rearrange(pool.all_queries(maps["layer4"]), "b l e -> l b e"),
+            "attnpool_all_queries": rearrange(
+                pool.all_queries(maps["layer4"]), "b l e -> l b e"
+            ),
             "image_features": model.encode_image(pixels),
             "text_features": model.encode_text(tokens),
-            "logits_per_image": output.logit_scale * output.image_features @ output.text_features.T,
+            "logits_per_image": output.logit_scale
+            * output.image_features
+            @ output.text_features.T,
         }
     )
     for name in case.group("out"):
         if match := re.fullmatch(r"layer(\d)_(\d+)_downsample", name):
             before = maps["stem" if match[1] == "1" else f"layer{int(match[1]) - 1}"]
-            assert match[2] == "0", f"only the first block of a stage has a shortcut, not {name}"
-            case.compare(name, getattr(model.visual, f"layer{match[1]}")[0].downsample(before))
+            assert match[2] == "0", (
+                f"only the first block of a stage has a shortcut, not {name}"
+            )
+            case.compare(
+                name, getattr(model.visual, f"layer{match[1]}")[0].downsample(before)
+            )
     dense = model.encode_patches(pixels, mode="token")
     torch.testing.assert_close(
-        rearrange(dense, "b e h w -> (h w) b e"), case.tensors["out/attnpool_all_queries"][1:]
+        rearrange(dense, "b e h w -> (h w) b e"),
+        case.tensors["out/attnpool_all_queries"][1:],
     )
     check_loss_and_gradients(case, model, clip_loss(*output))
 
@@ -137,12 +171,16 @@ def full_rn(case) -> None:
 
 def block(case) -> None:
     config = case.info["config"]
-    exact = ResidualAttentionBlock(config["d_model"], config["n_head"], quick_gelu=False)
+    exact = ResidualAttentionBlock(
+        config["d_model"], config["n_head"], quick_gelu=False
+    )
     module = ResidualAttentionBlock(config["d_model"], config["n_head"])
     module.load_state_dict(case.group("state"))
     x = rearrange(case.tensors["in/x"], "l n d -> n l d")
     future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-    assert torch.equal(case.tensors["in/mask"].isneginf(), future), "the mask of this case is not causal"
+    assert torch.equal(case.tensors["in/mask"].isneginf(), future), (
+        "the mask of this case is not causal"
+    )
     case.compare_all(
         {
             "y_causal": rearrange(module(x, causal=True), "n l d -> l n d"),
@@ -160,13 +198,19 @@ def losses(case) -> None:
     image, text = inputs["image_features"], inputs["text_features"]
     scale, bias = inputs["logit_scale_exp"], inputs["logit_bias"]
     for prefix, loss in (("clip", clip_loss), ("siglip", siglip_loss)):
-        leaves = [tensor.clone().requires_grad_() for tensor in (image, text, scale, bias)]
+        leaves = [
+            tensor.clone().requires_grad_() for tensor in (image, text, scale, bias)
+        ]
         value = loss(*leaves)
         value.backward()
         for name, leaf in zip(("image", "text", "scale", "bias"), leaves, strict=True):
             case.compare(f"{prefix}_grad_{name}", leaf.grad)
         case.compare("clip_loss_bias" if prefix == "clip" else "siglip_loss", value)
-    teacher = inputs["teacher_image_features"], inputs["teacher_text_features"], inputs["teacher_scale_exp"]
+    teacher = (
+        inputs["teacher_image_features"],
+        inputs["teacher_text_features"],
+        inputs["teacher_scale_exp"],
+    )
     case.compare_all(
         {
             "clip_loss": clip_loss(image, text, scale),
@@ -174,7 +218,9 @@ def losses(case) -> None:
             "clip_loss_perfect": clip_loss(image, image, torch.tensor(100.0)),
             "clip_loss_n1": clip_loss(image[:1], text[:1], scale),
             "siglip_loss_n1": siglip_loss(image[:1], text[:1], scale, bias),
-            "siglip_negative_only": siglip_loss(image, text, scale, bias, negative_only=True),
+            "siglip_negative_only": siglip_loss(
+                image, text, scale, bias, negative_only=True
+            ),
             "distill_contrastive": clip_loss(image, text, scale),
             "distill_loss": distill_loss(image, text, scale, *teacher),
         }
@@ -183,23 +229,39 @@ def losses(case) -> None:
 
 def losses_distributed(case) -> None:
     """Every rank is a real process of its own, joined by gloo."""
-    world_size, bias = case.info["config"]["world_size"], case.info["config"]["siglip_bias"]
+    world_size, bias = (
+        case.info["config"]["world_size"],
+        case.info["config"]["siglip_bias"],
+    )
     with tempfile.TemporaryDirectory() as folder:
-        save_file(case.group("in") | {"bias": torch.tensor(float(bias))}, f"{folder}/in.safetensors")
+        save_file(
+            case.group("in") | {"bias": torch.tensor(float(bias))},
+            f"{folder}/in.safetensors",
+        )
         root = str(Path(__file__).parents[2])
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world_size)}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "WORLD_SIZE": str(world_size),
+        }
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [root, os.environ.get("PYTHONPATH")])
+        )
         ranks = [
-            subprocess.Popen([sys.executable, WORKER, folder], env=environment | {"RANK": str(rank)})
+            subprocess.Popen(
+                [sys.executable, WORKER, folder], env=environment | {"RANK": str(rank)}
+            )
             for rank in range(world_size)
         ]
         codes = [process.wait(timeout=120) for process in ranks]
         assert codes == [0] * world_size, f"exit codes of the ranks: {codes}"
-        results = [load_file(f"{folder}/out{rank}.safetensors") for rank in range(world_size)]
+        results = [
+            load_file(f"{folder}/out{rank}.safetensors") for rank in range(world_size)
+        ]
 
     for name in case.group("out"):
         tag, quantity = name.split("/", 1)
-        tag = "siglip" if tag.startswith("siglip") else tag  # one exchange stands for open_clip's four
+        # one exchange stands for open_clip's four
+        tag = "siglip" if tag.startswith("siglip") else tag
         if quantity == "loss_per_rank":
             case.compare(name, torch.stack([rank[f"{tag}/loss"] for rank in results]))
         elif tag != "single":
@@ -210,7 +272,8 @@ def losses_distributed(case) -> None:
 
 
 def single_process(case, bias: float) -> dict[str, Tensor]:
-    """Return both losses of the joined batch and their gradients, computed in this one process."""
+    """Return both losses of the joined batch and their gradients, computed in
+    this one process."""
     results = {}
     for name, loss in (("clip", clip_loss), ("siglip", siglip_loss)):
         leaves = {
@@ -238,15 +301,21 @@ def zero_shot(case) -> None:
             "weights": weights,
             "logits": logits,
             "probs": logits.softmax(dim=-1),
-            "probs_probability_space_ensemble": per_template.softmax(dim=-1).mean(dim=0),
+            "probs_probability_space_ensemble": per_template.softmax(dim=-1).mean(
+                dim=0
+            ),
         }
     )
     for name in case.group("out"):
         if match := re.fullmatch(r"top(\d+)_correct", name):
-            case.compare(name, accuracy(logits, targets, k=int(match[1])) * len(targets))
+            case.compare(
+                name, accuracy(logits, targets, k=int(match[1])) * len(targets)
+            )
     wrong = F.normalize(text.mean(dim=1), dim=-1).T
     case.compare("weights_wrong_no_inner_norm", wrong)
-    assert not torch.allclose(weights, wrong, atol=1e-3), "the ensemble must normalise before the mean"
+    assert not torch.allclose(weights, wrong, atol=1e-3), (
+        "the ensemble must normalise before the mean"
+    )
 
 
 def pos_embed_resize(case) -> None:
@@ -255,7 +324,9 @@ def pos_embed_resize(case) -> None:
             grid = int(match[1]), int(match[2])
             case.compare(name, resize_grid_positions(case.tensors["in/visual"], grid))
         elif match := re.fullmatch(r"text_(\d+)", name):
-            case.compare(name, resize_sequence_positions(case.tensors["in/text"], int(match[1])))
+            case.compare(
+                name, resize_sequence_positions(case.tensors["in/text"], int(match[1]))
+            )
 
 
 def preprocess(case) -> None:
@@ -301,7 +372,11 @@ def linear_probe(case) -> None:
 def tokenizer(case) -> None:
     texts, config = case.info["inputs"], case.info["config"]
     whole = Tokenizer(config["context_length"])
-    assert (whole.vocab_size, whole.start, whole.end) == (config["vocab_size"], config["sot"], config["eot"])
+    assert (whole.vocab_size, whole.start, whole.end) == (
+        config["vocab_size"],
+        config["sot"],
+        config["eot"],
+    )
     case.compare("tokens", whole(texts, truncate=True))
     case.compare("lengths", torch.tensor([len(whole.encode(text)) for text in texts]))
     for name in case.group("out"):

@@ -15,7 +15,13 @@ from minilib.datasets.density import dot_map, smooth
 from minilib.datasets.mosaic import blend_mosaic
 from minilib.layers.windows import merge_windows, window_starts, window_weights
 from minilib.models.clip import CLIPConfig, TextConfig, ViTConfig
-from minilib.models.countx import CounTX, CounTXConfig, InteractionBlock, density_loss, sincos_positions
+from minilib.models.countx import (
+    CounTX,
+    CounTXConfig,
+    InteractionBlock,
+    density_loss,
+    sincos_positions,
+)
 from minilib.recipes.countx.recipe import paper_learning_rate
 
 PAPER = "countx"
@@ -33,9 +39,13 @@ def official_model(case, state: dict[str, Tensor], config: dict) -> CounTX:
     assert model.state_dict().keys() == state.keys()
     clip = model.config.clip
     assert clip.image_size == config["img"] and clip.embed_dim == config["embed"]
-    expected = ViTConfig(config["patch"], config["vw"], config["vl"], config["vw"] // config["vhw"])
+    expected = ViTConfig(
+        config["patch"], config["vw"], config["vl"], config["vw"] // config["vhw"]
+    )
     assert clip.vision == expected
-    assert clip.text == TextConfig(config["ctx"], config["vocab"], config["tw"], config["tl"], config["th"])
+    assert clip.text == TextConfig(
+        config["ctx"], config["vocab"], config["tw"], config["tl"], config["th"]
+    )
     return model
 
 
@@ -53,25 +63,40 @@ def full_model(case) -> None:
 
 
 def multi_query(case) -> None:
-    """Several descriptions in a row; the weights are those of the case full_model of the same folder."""
+    """Several descriptions in a row; the weights are those of the case full_model of
+    the same folder."""
     state = case.group("state")
     if not state:
-        neighbour = case.path.with_name(case.name.replace("multi_query", "full_model") + ".safetensors")
-        neighbour = neighbour if neighbour.is_file() else case.path.with_name("full_model.safetensors")
+        neighbour = case.path.with_name(
+            case.name.replace("multi_query", "full_model") + ".safetensors"
+        )
+        neighbour = (
+            neighbour
+            if neighbour.is_file()
+            else case.path.with_name("full_model.safetensors")
+        )
         assert neighbour.is_file(), f"{case.path} needs the weights of {neighbour}"
-        state = {k.removeprefix("state/"): v for k, v in load_file(neighbour).items() if k.startswith("state/")}
+        state = {
+            k.removeprefix("state/"): v
+            for k, v in load_file(neighbour).items()
+            if k.startswith("state/")
+        }
     model = multi_query_model(case, state)
     imgs, tokens = case.tensors["in/imgs"], case.tensors["in/tokens"]
     case.compare("density_all", model(imgs, tokens).density)
     case.compare("density_first", model(imgs, tokens[:, :1]).density)
     first = model(imgs, tokens[:, 0]).density
-    torch.testing.assert_close(first, case.tensors["out/density_first"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        first, case.tensors["out/density_first"], rtol=1e-4, atol=1e-4
+    )
 
 
 def multi_query_model(case, state: dict[str, Tensor]) -> CounTX:
     config = dict(case.info["config"])
     if "fh" not in config:
-        info = case.path.with_name(case.name.replace("multi_query", "full_model") + ".json")
+        info = case.path.with_name(
+            case.name.replace("multi_query", "full_model") + ".json"
+        )
         info = info if info.is_file() else case.path.with_name("full_model.json")
         config |= json.loads(Path(info).read_text(encoding="utf-8"))["config"]
     return official_model(case, state, config)
@@ -86,7 +111,10 @@ def fim_block(case) -> None:
     results = {"selfattn": block.selfattn(block.norm0(x))}
     for name, y in case.group("in").items():
         if match := re.fullmatch(r"y(\d+)", name):
-            results |= {f"crossattn_{match[1]}": block.attn(block.norm1(x), y), f"block_{match[1]}": block(x, y)}
+            results |= {
+                f"crossattn_{match[1]}": block.attn(block.norm1(x), y),
+                f"block_{match[1]}": block(x, y),
+            }
             assert y.shape[1] == int(match[1])
     case.compare_all(results)
     first = case.tensors["out/crossattn_1"]
@@ -102,7 +130,9 @@ def pos_embed(case) -> None:
 def decoder_native(case) -> None:
     config, state = case.info["config"], case.group("state")
     side = int(config["tokens"] ** 0.5)
-    clip = CLIPConfig(config["embed"], 2 * side, ViTConfig(2, 8, 1, 1), TextConfig(4, 8, 8, 1, 1))
+    clip = CLIPConfig(
+        config["embed"], 2 * side, ViTConfig(2, 8, 1, 1), TextConfig(4, 8, 8, 1, 1)
+    )
     model = CounTX(
         CounTXConfig(
             clip,
@@ -113,7 +143,9 @@ def decoder_native(case) -> None:
         )
     )
     left = model.load_state_dict(state, strict=False)
-    assert not left.unexpected_keys and not [key for key in left.missing_keys if key.startswith("decode_head")]
+    assert not left.unexpected_keys and not [
+        key for key in left.missing_keys if key.startswith("decode_head")
+    ]
     tokens = rearrange(case.tensors["in/fim_tokens"], "b (h w) e -> b e h w", h=side)
     case.compare("density", model.decode(tokens))
 
@@ -124,9 +156,14 @@ def sliding_window(case) -> None:
     for name in case.group("out"):
         if match := re.fullmatch(r"coef_(\d+)", name):
             width = int(match[1])
-            case.compare(name, window_weights(window_starts(width, window, stride), window, width))
+            case.compare(
+                name,
+                window_weights(window_starts(width, window, stride), window, width),
+            )
     width = config["random_case_width"]
-    merged = merge_windows(case.tensors["in/windows"], window_starts(width, window, stride), width)
+    merged = merge_windows(
+        case.tensors["in/windows"], window_starts(width, window, stride), width
+    )
     case.compare("density", merged)
     case.compare("count", merged.sum() / 60)
 
@@ -140,8 +177,12 @@ def loss(case) -> None:
         {
             "loss": value,
             "grad": output.grad,
-            "loss_mask_zero": density_loss(output, inputs["gt"], torch.zeros_like(inputs["mask"])),
-            "loss_gt_zero": density_loss(output, torch.zeros_like(inputs["gt"]), inputs["mask"]),
+            "loss_mask_zero": density_loss(
+                output, inputs["gt"], torch.zeros_like(inputs["mask"])
+            ),
+            "loss_gt_zero": density_loss(
+                output, torch.zeros_like(inputs["gt"]), inputs["mask"]
+            ),
             "loss_mask_one": density_loss(output, inputs["gt"]),
             "loss_mask_one_b1": density_loss(output[:1], inputs["gt"][:1]),
         }
@@ -155,11 +196,19 @@ def density_target(case) -> None:
     case.compare("dots", dots)
     for name in case.group("out"):
         if match := re.fullmatch(r"sigma(\d+)_x(\d+)", name):
-            case.compare(name, int(match[2]) * smooth(dots, int(match[1]), config.get("truncate", 4.0)))
+            case.compare(
+                name,
+                int(match[2])
+                * smooth(dots, int(match[1]), config.get("truncate", 4.0)),
+            )
 
 
 def mosaic_blend(case) -> None:
-    image, dots = blend_mosaic(case.tensors["in/tiles"], case.tensors["in/maps"], case.info["config"]["blending_l"])
+    image, dots = blend_mosaic(
+        case.tensors["in/tiles"],
+        case.tensors["in/maps"],
+        case.info["config"]["blending_l"],
+    )
     case.compare_all({"image": image, "dots": dots})
 
 
@@ -168,18 +217,28 @@ def preprocess(case) -> None:
     clip = CLIPConfig(8, size, ViTConfig(size, 8, 1, 1), TextConfig(4, 8, 8, 1, 1))
     model = CounTX(CounTXConfig(clip, heads=1, decoder_width=8, first_grid=1))
     for name in case.group("out"):
-        case.compare(name, model.preprocess(case.tensors["in/crop"], antialias=name == "antialias"))
+        case.compare(
+            name,
+            model.preprocess(case.tensors["in/crop"], antialias=name == "antialias"),
+        )
 
 
 def lr_schedule(case) -> None:
     config = case.info["config"]
     values = [
-        paper_learning_rate(epoch, config["lr"], config["warmup_epochs"], config["epochs"], config["min_lr"])
+        paper_learning_rate(
+            epoch,
+            config["lr"],
+            config["warmup_epochs"],
+            config["epochs"],
+            config["min_lr"],
+        )
         for epoch in case.tensors["in/epoch"].tolist()
     ]
     expected = case.tensors["out/lr"]
     if torch.equal(expected, expected.float().double()):
-        # The case says 1e-9, but its values were rounded to single precision before they were stored.
+        # The case says 1e-9, but its values were rounded to single precision before
+        # they were stored.
         case.info["tolerance"] = {"rtol": 2.0**-23, "atol": 1e-20}
     case.compare("lr", torch.tensor(values, dtype=torch.float64))
 

@@ -7,8 +7,19 @@ import torch.nn.functional as F
 
 from minilib.layers.prompt import encode_prompted
 from minilib.layers.segmentation import pixel_cross_entropy
-from minilib.models.clip import CLIPConfig, ResNetConfig, TextConfig, TextTransformer, ViTConfig
-from minilib.models.denseclip import ContextDecoder, DenseCLIP, denseclip_loss, score_map
+from minilib.models.clip import (
+    CLIPConfig,
+    ResNetConfig,
+    TextConfig,
+    TextTransformer,
+    ViTConfig,
+)
+from minilib.models.denseclip import (
+    ContextDecoder,
+    DenseCLIP,
+    denseclip_loss,
+    score_map,
+)
 from minilib.models.denseclip.backbones import DenseAttentionPool, DenseResNet, DenseViT
 from minilib.models.denseclip.config import DenseCLIPConfig
 from minilib.models.denseclip.detection import box_score_loss, box_targets
@@ -22,7 +33,12 @@ TEXT = TextConfig(context=4, vocab_size=8, width=8, layers=1, heads=1)
 
 def attention_pool(case) -> None:
     config = case.info["config"]
-    shape = config["spacial_dim"], config["embed_dim"], config["num_heads"], config["output_dim"]
+    shape = (
+        config["spacial_dim"],
+        config["embed_dim"],
+        config["num_heads"],
+        config["output_dim"],
+    )
     for name, x in case.group("in").items():
         size = name.removeprefix("x_")
         for prefix, crop in (("", False), ("det_", True)):
@@ -31,14 +47,18 @@ def attention_pool(case) -> None:
             pool = DenseAttentionPool(*shape, crop_positions=crop).eval()
             pool.load_state_dict(case.group("state"))
             pooled, dense = pool.dense(x)
-            case.compare_all({f"{prefix}global_{size}": pooled, f"{prefix}spatial_{size}": dense})
+            case.compare_all(
+                {f"{prefix}global_{size}": pooled, f"{prefix}spatial_{size}": dense}
+            )
 
 
 def clip_resnet_attention(case) -> None:
     config = case.info["config"]
     heads = config.get("attnpool_heads", RESNET_HEADS)
     vision = ResNetConfig(tuple(config["layers"]), config["width"], heads)
-    backbone = DenseResNet(CLIPConfig(config["output_dim"], config["input_resolution"], vision, TEXT)).eval()
+    backbone = DenseResNet(
+        CLIPConfig(config["output_dim"], config["input_resolution"], vision, TEXT)
+    ).eval()
     backbone.load_state_dict(case.group("state"))
     encoded = backbone.encode(case.tensors["in/image"])
     case.compare_all({f"x{i + 1}": x for i, x in enumerate(encoded.maps)})
@@ -47,7 +67,9 @@ def clip_resnet_attention(case) -> None:
 
 def clip_vit(case) -> None:
     config = case.info["config"]
-    vision = ViTConfig(config["patch_size"], config["width"], config["layers"], config["heads"])
+    vision = ViTConfig(
+        config["patch_size"], config["width"], config["layers"], config["heads"]
+    )
     clip = CLIPConfig(config["output_dim"], config["input_resolution"], vision, TEXT)
     backbone = DenseViT(clip, config["out_indices"], double_class_embedding=True).eval()
     backbone.load_state_dict(case.group("state"))
@@ -55,41 +77,77 @@ def clip_vit(case) -> None:
         size = name.removeprefix("image_")
         encoded = backbone.encode(image)
         case.compare_all({f"x{i + 1}_{size}": x for i, x in enumerate(encoded.maps)})
-        case.compare_all({f"global_{size}": encoded.pooled, f"spatial_{size}": encoded.dense})
+        case.compare_all(
+            {f"global_{size}": encoded.pooled, f"spatial_{size}": encoded.dense}
+        )
 
 
 def text_context_encoder(case) -> None:
     config = case.info["config"]
     encoded = {}
-    for kind, context in (("context", config["context_length"]), ("plain", config["name_length"])):
-        text = TextConfig(context, config["vocab_size"], config["transformer_width"], config["layers"], config["heads"])
+    for kind, context in (
+        ("context", config["context_length"]),
+        ("plain", config["name_length"]),
+    ):
+        text = TextConfig(
+            context,
+            config["vocab_size"],
+            config["transformer_width"],
+            config["layers"],
+            config["heads"],
+        )
         tower = TextTransformer(text, config["embed_dim"]).eval()
-        tower.load_state_dict(case.group(f"state/{kind}") or split(case.group("state"), f"{kind}."))
+        tower.load_state_dict(
+            case.group(f"state/{kind}") or split(case.group("state"), f"{kind}.")
+        )
         if kind == "context":
-            encoded[kind] = encode_prompted(tower, case.tensors["in/tokens"], case.tensors["in/contexts"])
+            encoded[kind] = encode_prompted(
+                tower, case.tensors["in/tokens"], case.tensors["in/contexts"]
+            )
         else:
             encoded[kind] = tower(case.tensors["in/tokens"])
     case.compare_all({f"{kind}_embeddings": value for kind, value in encoded.items()})
 
 
 def split(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value
+        for key, value in state.items()
+        if key.startswith(prefix)
+    }
 
 
 def context_decoder(case) -> None:
     config = case.info["config"]
     width, layers = config["transformer_width"], config["transformer_layers"]
-    decoder = ContextDecoder(config["visual_dim"], width, layers, config["transformer_heads"], config["dropout"])
+    decoder = ContextDecoder(
+        config["visual_dim"],
+        width,
+        layers,
+        config["transformer_heads"],
+        config["dropout"],
+    )
     decoder.eval().load_state_dict(case.group("state"))
     text, visual = case.tensors["in/text"], case.tensors["in/visual"]
     memory, queries = decoder.memory_proj(visual), decoder.text_proj(text)
     first = decoder.decoder[0](queries, memory)
-    case.compare_all({"diff": decoder(text, visual), "memory": memory, "query0": queries, "layer0": first})
+    case.compare_all(
+        {
+            "diff": decoder(text, visual),
+            "memory": memory,
+            "query0": queries,
+            "layer0": first,
+        }
+    )
 
 
 def build(case) -> DenseCLIP:
     config = case.info["config"]
-    backbone, text, decoder = config["backbone"], config["text_encoder"], config["context_decoder"]
+    backbone, text, decoder = (
+        config["backbone"],
+        config["text_encoder"],
+        config["context_decoder"],
+    )
     vit = backbone["type"] == "CLIPVisionTransformer"
     model = DenseCLIP.from_official(
         case.group("state"),
@@ -113,7 +171,11 @@ def segmentor(case) -> None:
     output = model(case.tensors["in/image"])
     mask = case.tensors["in/gt"][:, 0]
     losses = denseclip_loss(
-        output, mask, config["tau"], config["identity_head"]["loss_decode"]["loss_weight"], over="all"
+        output,
+        mask,
+        config["tau"],
+        config["identity_head"]["loss_decode"]["loss_weight"],
+        over="all",
     )
     case.compare_all(
         {
@@ -132,9 +194,17 @@ def segmentor(case) -> None:
     for level, x in enumerate(output.pyramid):
         case.compare(f"neck{level}", x)
     test = config["test_cfg"]
-    logits = sliding_logits(model, case.tensors["in/image_big"], tuple(test["crop_size"]), tuple(test["stride"]))
+    logits = sliding_logits(
+        model,
+        case.tensors["in/image_big"],
+        tuple(test["crop_size"]),
+        tuple(test["stride"]),
+    )
     size = tuple(case.tensors["out/slide_logits"].shape[-2:])
-    case.compare("slide_logits", F.interpolate(logits, size, mode="bilinear", align_corners=False))
+    case.compare(
+        "slide_logits",
+        F.interpolate(logits, size, mode="bilinear", align_corners=False),
+    )
 
 
 def accuracy_over_all(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -154,9 +224,14 @@ def detection_aux_loss(case) -> None:
     info, inputs = case.info["config"], case.group("in")
     logits = inputs["score_map"]
     boxes = [inputs.get(f"boxes{i}", torch.zeros(0, 4)) for i in range(len(logits))]
-    labels = [inputs.get(f"labels{i}", torch.zeros(0, dtype=torch.long)) for i in range(len(logits))]
+    labels = [
+        inputs.get(f"labels{i}", torch.zeros(0, dtype=torch.long))
+        for i in range(len(logits))
+    ]
     grid = tuple(logits.shape[-2:])
-    target, region = box_targets(boxes, labels, info["num_classes"], grid, official=True)
+    target, region = box_targets(
+        boxes, labels, info["num_classes"], grid, official=True
+    )
     coarse = score_map(inputs["visual"], inputs["text"]) / info["tau"]
     fine = F.interpolate(coarse, grid, mode="bilinear", align_corners=False)
     case.compare_all(
@@ -171,7 +246,9 @@ def detection_aux_loss(case) -> None:
     )
     # The authors divide 0 by 0 here; ours is 0.
     assert case.tensors["out/loss_empty"].isnan()
-    assert box_score_loss(logits, torch.zeros_like(target), torch.zeros_like(region)) == 0
+    assert (
+        box_score_loss(logits, torch.zeros_like(target), torch.zeros_like(region)) == 0
+    )
     case.compared.add("loss_empty")
 
 
@@ -183,8 +260,10 @@ def mmseg_ce(case) -> None:
     case.compare_all(
         {
             "loss": weight * pixel_cross_entropy(logits, label, ignore, over="all"),
-            "mean_valid": weight * pixel_cross_entropy(logits, label, ignore, over="valid"),
-            "loss_all_ignored": weight * pixel_cross_entropy(logits, nothing, ignore, over="all"),
+            "mean_valid": weight
+            * pixel_cross_entropy(logits, label, ignore, over="valid"),
+            "loss_all_ignored": weight
+            * pixel_cross_entropy(logits, nothing, ignore, over="all"),
             "acc": accuracy_over_all(logits, label),
         }
     )
@@ -212,7 +291,9 @@ def optimizer_schedule(case) -> None:
     case.compare("lr", torch.tensor(rates, dtype=torch.float64))
 
     model = small_model(case.info["param_groups"])
-    groups = parameter_groups(model, config["base_lr"], config["weight_decay"], official=True)
+    groups = parameter_groups(
+        model, config["base_lr"], config["weight_decay"], official=True
+    )
     ours = {name: group for group in groups for name in group["names"]}
     theirs = case.info["param_groups"]
     assert ours.keys() == theirs.keys()
@@ -222,16 +303,25 @@ def optimizer_schedule(case) -> None:
 
 
 def small_model(names: dict) -> DenseCLIP:
-    """Return a model with the blocks that the parameters' names tell; only the names matter here."""
+    """Return a model with the blocks that the parameters' names tell; only the
+    names matter here."""
 
     def count(prefix: str) -> int:
-        return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})
+        return len(
+            {
+                name.removeprefix(prefix).split(".")[0]
+                for name in names
+                if name.startswith(prefix)
+            }
+        )
 
     text = TextConfig(16, 8, 8, count("text_encoder.transformer.resblocks."), 2)
     blocks = tuple(count(f"backbone.layer{stage}.") for stage in (1, 2, 3, 4))
     clip = CLIPConfig(8, 64, ResNetConfig(blocks, 4, 4), text)
     layers = count("context_decoder.decoder.")
-    config = DenseCLIPConfig(clip, decoder_width=8, decoder_layers=layers, decoder_heads=2, channels=4)
+    config = DenseCLIPConfig(
+        clip, decoder_width=8, decoder_layers=layers, decoder_heads=2, channels=4
+    )
     return DenseCLIP(config, torch.tensor([[6, 1, 7], [6, 2, 7]]))
 
 

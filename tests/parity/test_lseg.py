@@ -26,16 +26,28 @@ def readout(case) -> None:
         layer = Readout(width, kind, int(start))
         if kind == "project":
             parts = ("weight", "bias")
-            layer.load_state_dict({f"project.{p}": state[f"project{start}.project.0.{p}"] for p in parts})
+            layer.load_state_dict(
+                {f"project.{p}": state[f"project{start}.project.0.{p}"] for p in parts}
+            )
         case.compare(name, layer(tokens))
 
 
 def fusion_block(case) -> None:
-    state, path, skip = case.group("state"), case.tensors["in/path"], case.tensors["in/skip"]
+    state, path, skip = (
+        case.group("state"),
+        case.tensors["in/path"],
+        case.tensors["in/skip"],
+    )
     blocks = {}
     for kind in ("bn", "nobn"):
-        blocks[kind] = FusionBlock(case.info["config"]["features"], batch_norm=kind == "bn").eval()
-        own = {key.removeprefix(f"{kind}."): value for key, value in state.items() if key.startswith(f"{kind}.")}
+        blocks[kind] = FusionBlock(
+            case.info["config"]["features"], batch_norm=kind == "bn"
+        ).eval()
+        own = {
+            key.removeprefix(f"{kind}."): value
+            for key, value in state.items()
+            if key.startswith(f"{kind}.")
+        }
         blocks[kind].load_state_dict(own)
     case.compare_all(
         {
@@ -47,20 +59,31 @@ def fusion_block(case) -> None:
     )
 
 
-def label_block(case, kind: str, activation: str = "lrelu", depth: int = 1) -> LabelBlock:
+def label_block(
+    case, kind: str, activation: str = "lrelu", depth: int = 1
+) -> LabelBlock:
     block = LabelBlock(kind, depth, activation)
     state = case.group("state")
-    block.depthwise.load_state_dict({part: state[f"{kind}.depthwise.depthwise.{part}"] for part in ("weight", "bias")})
+    block.depthwise.load_state_dict(
+        {
+            part: state[f"{kind}.depthwise.depthwise.{part}"]
+            for part in ("weight", "bias")
+        }
+    )
     return block
 
 
 def head_blocks(case) -> None:
     scores = case.tensors["in/corr"]
     for name in case.group("out"):
-        kind, activation, what = re.fullmatch(r"(bottleneck|depthwise)_(relu|lrelu|tanh)_(\w+)", name).groups()
+        kind, activation, what = re.fullmatch(
+            r"(bottleneck|depthwise)_(relu|lrelu|tanh)_(\w+)", name
+        ).groups()
         block = label_block(case, kind, activation)
         if depth := re.fullmatch(r"depth(\d+)", what):
-            case.compare(name, label_block(case, kind, activation, int(depth[1]))(scores))
+            case.compare(
+                name, label_block(case, kind, activation, int(depth[1]))(scores)
+            )
         elif what == "permuted":
             order = case.tensors[f"in/{kind}_perm"]
             case.compare(name, block.once(scores[:, order]))
@@ -85,12 +108,18 @@ def from_case(case, half_product: bool) -> LSeg:
 def compare_half_product(case, pixels: Tensor, text: Tensor) -> None:
     rounded = from_case(case, half_product=True)(pixels, text).scores
     case.compare("logits_fp16path", rounded)
-    assert (rounded - case.tensors["out/logits"]).abs().max() > 1e-4, "nothing was rounded"
+    assert (rounded - case.tensors["out/logits"]).abs().max() > 1e-4, (
+        "nothing was rounded"
+    )
 
 
 @torch.no_grad()
 def full_model(case) -> None:
-    official, pixels, text = case.info["config"], case.tensors["in/image"], case.tensors["in/text_features"]
+    official, pixels, text = (
+        case.info["config"],
+        case.tensors["in/image"],
+        case.tensors["in/text_features"],
+    )
     model = from_case(case, half_product=False)
     assert model.config.backbone == ViTBackbone(
         official["patch"],
@@ -102,8 +131,14 @@ def full_model(case) -> None:
         tuple(official["reassemble_channels"]),
         official["readout"],
     )
-    assert (model.config.features, model.config.embed_dim) == (official["features"], official["out_c"])
-    assert model.config.block == ("none", "bottleneck", "depthwise")[official["arch_option"]]
+    assert (model.config.features, model.config.embed_dim) == (
+        official["features"],
+        official["out_c"],
+    )
+    assert (
+        model.config.block
+        == ("none", "bottleneck", "depthwise")[official["arch_option"]]
+    )
     stages = model.stages(pixels, text)
     case.compare_all(
         {
@@ -123,11 +158,14 @@ def full_model(case) -> None:
 
 @torch.no_grad()
 def zs_resnet(case) -> None:
-    pixels, text, asked = (case.tensors[f"in/{name}"] for name in ("image", "text_features", "class_id"))
+    pixels, text, asked = (
+        case.tensors[f"in/{name}"] for name in ("image", "text_features", "class_id")
+    )
     model = from_case(case, half_product=False)
     assert isinstance(model.config.backbone, ResNetBackbone) and model.block is None
     assert model.config.image_mean == pytest.approx((0.485, 0.456, 0.406))
-    pairs = text[torch.stack([torch.zeros_like(asked), 1 + asked], dim=1)]  # row 0 is "others"
+    # row 0 is "others"
+    pairs = text[torch.stack([torch.zeros_like(asked), 1 + asked], dim=1)]
     case.compare("logits", model(pixels, pairs).scores)
     compare_half_product(case, pixels, pairs)
 
@@ -138,20 +176,31 @@ def losses_metrics(case) -> None:
     logits, target = inputs["logits"], inputs["target"]
     case.compare("loss", pixel_cross_entropy(logits, target, ignore))
     nothing = torch.full_like(target, ignore)
-    case.compare("loss_all_ignored", F.cross_entropy(logits, nothing, ignore_index=ignore))
-    assert pixel_cross_entropy(logits, nothing, ignore) == 0  # ours, where theirs is nan
+    case.compare(
+        "loss_all_ignored", F.cross_entropy(logits, nothing, ignore_index=ignore)
+    )
+    # ours, where theirs is nan
+    assert pixel_cross_entropy(logits, nothing, ignore) == 0
 
     score = SegmentationScore(classes, ignore)
     score.update(logits.argmax(dim=1), target)
-    case.compare_all({"pixacc": score.pixel_accuracy(), "miou": score.mean_iou(absent=0.0)})
+    case.compare_all(
+        {"pixacc": score.pixel_accuracy(), "miou": score.mean_iou(absent=0.0)}
+    )
     case.compare_all({"inter": score.intersection, "union": score.union})
     score.update(inputs["logits2"].argmax(dim=1), inputs["target2"])
-    case.compare_all({"pixacc_two": score.pixel_accuracy(), "miou_two": score.mean_iou(absent=0.0)})
-    case.compare("zs_loss", pixel_cross_entropy(inputs["zs_logits"], inputs["zs_mask"].long()))
+    case.compare_all(
+        {"pixacc_two": score.pixel_accuracy(), "miou_two": score.mean_iou(absent=0.0)}
+    )
+    case.compare(
+        "zs_loss", pixel_cross_entropy(inputs["zs_logits"], inputs["zs_mask"].long())
+    )
 
 
 def fewshot_metrics(case) -> None:
-    prediction, target, asked = (case.tensors[f"in/{name}"].long() for name in ("pred", "gt", "class_id"))
+    prediction, target, asked = (
+        case.tensors[f"in/{name}"].long() for name in ("pred", "gt", "class_id")
+    )
     void = torch.where(case.tensors["in/ignore"] == 1, 255, target)
     intersection, union = episode_areas(prediction, void)
     case.compare_all({"area_inter": intersection, "area_union": union})
@@ -162,8 +211,13 @@ def fewshot_metrics(case) -> None:
         case.compare(f"miou{ending}", torch.tensor(100 * score.mean_iou()))
         case.compare(f"fb_iou{ending}", torch.tensor(100 * score.fb_iou()))
         if not ending:
-            for name, counts in (("inter_buf", score.intersection), ("union_buf", score.union)):
-                whole = torch.zeros(2, case.info["config"]["nclass"], dtype=torch.float64)
+            for name, counts in (
+                ("inter_buf", score.intersection),
+                ("union_buf", score.union),
+            ):
+                whole = torch.zeros(
+                    2, case.info["config"]["nclass"], dtype=torch.float64
+                )
                 whole[:, classes] = counts
                 case.compare(name, whole)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # the tests of this folder share tiny_chapter.py
+# the tests of this folder share tiny_chapter.py
+sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny_chapter import RECORD, write_notebook  # noqa: E402
 
@@ -37,16 +38,27 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start ``python -m minilib ...`` in a process that does not outlive the test, nor do its children."""
+    """Start ``python -m minilib ...`` in a process that does not outlive the test, nor
+    do its children."""
     started = []
 
     def popen(*arguments: str, **variables: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1", **variables}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(PACKAGE.parent),
+            "OMP_NUM_THREADS": "1",
+            **variables,
+        }
         # Tests that run in the background of a shell inherit that SIGINT is ignored.
         heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         command = [sys.executable, "-m", "minilib", *arguments]
-        options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        options |= {"preexec_fn": heed, "start_new_session": True}  # as a terminal does it
+        options = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.PIPE,
+            "text": True,
+        }
+        # as a terminal does it
+        options |= {"preexec_fn": heed, "start_new_session": True}
         process = subprocess.Popen(command, env=environment, cwd=tmp_path, **options)
         started.append(process)
         return process

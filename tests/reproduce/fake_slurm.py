@@ -1,6 +1,8 @@
-"""Stand-ins for sbatch, srun, sacct and scancel: they check the script and run its tasks as processes here.
+"""Stand-ins for sbatch, srun, sacct and scancel: they check the script and run its
+tasks as processes here.
 
-Jobs lie in the folder FAKE_SLURM, each with its script; a file per task holds the number of its process.
+Jobs lie in the folder FAKE_SLURM, each with its script; a file per task holds the
+number of its process.
 """
 
 from __future__ import annotations
@@ -23,13 +25,16 @@ def install(folder: Path) -> Path:
     programs.mkdir(parents=True)
     for name in COMMANDS:
         path = programs / name
-        path.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).resolve()} {name} "$@"\n')
+        path.write_text(
+            f'#!/bin/sh\nexec {sys.executable} {Path(__file__).resolve()} {name} "$@"\n'
+        )
         path.chmod(0o755)
     return programs
 
 
 def sbatch(path: str) -> None:
-    """Check a submission script as sbatch would, start its tasks, and print the job's number."""
+    """Check a submission script as sbatch would, start its tasks, and print
+    the job's number."""
     text = Path(path).read_text()
     if not text.startswith("#!"):
         sys.exit("sbatch: error: This does not look like a batch script")
@@ -42,16 +47,33 @@ def sbatch(path: str) -> None:
     folder = Path(os.environ["FAKE_SLURM"])
     job = FIRST + len(list(folder.glob("*.sh")))
     (folder / f"{job}.sh").write_text(text)
-    last = int(re.fullmatch(r"0-(\d+)%\d+", options["array"])[1]) if "array" in options else None
+    last = (
+        int(re.fullmatch(r"0-(\d+)%\d+", options["array"])[1])
+        if "array" in options
+        else None
+    )
     for task in [None] if last is None else range(last + 1):
         number = str(job) if task is None else f"{job}_{task}"
-        variables = {"SLURM_JOB_ID": str(job), "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-        variables |= {"SLURM_NODEID": "0", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "node1"}
+        variables = {
+            "SLURM_JOB_ID": str(job),
+            "SLURM_NTASKS": "1",
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+        }
+        variables |= {
+            "SLURM_NODEID": "0",
+            "SLURM_JOB_NUM_NODES": "1",
+            "SLURM_JOB_NODELIST": "node1",
+        }
         if task is not None:
-            variables |= {"SLURM_ARRAY_JOB_ID": str(job), "SLURM_ARRAY_TASK_ID": str(task)}
+            variables |= {
+                "SLURM_ARRAY_JOB_ID": str(job),
+                "SLURM_ARRAY_TASK_ID": str(task),
+            }
         process = subprocess.Popen(
-            ["bash", str(path)], env={**os.environ, **variables}, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            ["bash", str(path)], env={**os.environ, **variables},
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )  # fmt: skip
         (folder / f"{number}.pid").write_text(str(process.pid))
     print(f"Submitted batch job {job}")
@@ -70,16 +92,23 @@ def sacct(*_: str) -> None:
     print("JobID|State|NodeList")
     for path in Path(os.environ["FAKE_SLURM"]).glob("*.pid"):
         pid = int(path.read_text())
-        alive = psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        alive = (
+            psutil.pid_exists(pid)
+            and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        )
         print(f"{path.stem}|{'RUNNING' if alive else 'COMPLETED'}|node1")
 
 
 def scancel(number: str) -> None:
     """End a task with all that it started."""
-    process = psutil.Process(int((Path(os.environ["FAKE_SLURM"]) / f"{number}.pid").read_text()))
+    process = psutil.Process(
+        int((Path(os.environ["FAKE_SLURM"]) / f"{number}.pid").read_text())
+    )
     for one in [*process.children(recursive=True), process]:
         one.kill()
 
 
 if __name__ == "__main__":
-    {"sbatch": sbatch, "srun": srun, "sacct": sacct, "scancel": scancel}[sys.argv[1]](*sys.argv[2:])
+    {"sbatch": sbatch, "srun": srun, "sacct": sacct, "scancel": scancel}[sys.argv[1]](
+        *sys.argv[2:]
+    )

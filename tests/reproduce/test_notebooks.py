@@ -19,13 +19,19 @@ def test_chapters_are_found_by_name_and_in_order(tmp_path):
 
 
 def test_parameters_are_read_with_their_types(chapters):
-    found = notebooks.read_parameters(nbformat.read(chapters / "01_tiny.ipynb", as_version=4))
+    found = notebooks.read_parameters(
+        nbformat.read(chapters / "01_tiny.ipynb", as_version=4)
+    )
     expected = ("quick", 0, "auto", "runs/tiny", 0.1, 3, False, None)
     assert tuple(found.values()) == expected
-    assert [type(value) for value in found.values()] == [type(value) for value in expected]
+    assert [type(value) for value in found.values()] == [
+        type(value) for value in expected
+    ]
 
 
-@pytest.mark.parametrize("line", ["half = lr / 2", "import os", "a, b = 1, 2", "print(3)", "steps += 1"])
+@pytest.mark.parametrize(
+    "line", ["half = lr / 2", "import os", "a, b = 1, 2", "print(3)", "steps += 1"]
+)
 def test_parameters_cell_holds_literals_only(tmp_path, line):
     path = write_notebook(tmp_path, parameters=PARAMETERS + line)
     with pytest.raises(ValueError, match="only name = literal"):
@@ -56,7 +62,10 @@ def test_text_becomes_the_type_of_the_default(text, default, value):
     assert got == value and type(got) is type(value)
 
 
-@pytest.mark.parametrize(("text", "default"), [("1e3", 3), ("fast", 0.1), ("1", True), ("yes", True), ("3", [4])])
+@pytest.mark.parametrize(
+    ("text", "default"),
+    [("1e3", 3), ("fast", 0.1), ("1", True), ("yes", True), ("3", [4])],
+)
 def test_text_of_another_type_is_refused(text, default):
     with pytest.raises(ValueError, match=f"name='{text}'"):
         notebooks.typed("name", text, default)
@@ -81,7 +90,9 @@ Shown()"""
     stored = nbformat.read(path, as_version=4)
     assert stored.cells[0].source == "# A better title"
     code = [cell for cell in stored.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == [1, 2, 3], "the injected cell is not counted"
+    assert [cell.execution_count for cell in code] == [1, 2, 3], (
+        "the injected cell is not counted"
+    )
     assert code[1].outputs[0].data["text/plain"] == "0.30000000000000004"
     assert code[1].outputs[0].execution_count == 2
     assert code[2].metadata["mystnb"] == {"image": {"alt": "a square"}}
@@ -101,7 +112,10 @@ Shown()"""
 
 def test_alt_texts_of_a_cell_are_joined_and_replaced():
     def cell(*texts):
-        outputs = [{"output_type": "display_data", "data": {"text/plain": text}} for text in texts]
+        outputs = [
+            {"output_type": "display_data", "data": {"text/plain": text}}
+            for text in texts
+        ]
         return {
             "cell_type": "code",
             "metadata": {"mystnb": {"image": {"alt": "old", "width": "50%"}}},
@@ -117,4 +131,8 @@ def test_alt_texts_of_a_cell_are_joined_and_replaced():
     }
     notebooks.add_alt_texts(notebook)
     images = [cell["metadata"].get("mystnb") for cell in notebook["cells"]]
-    assert images == [{"image": {"width": "50%", "alt": "One. Two."}}, {"image": {"width": "50%"}}, None]
+    assert images == [
+        {"image": {"width": "50%", "alt": "One. Two."}},
+        {"image": {"width": "50%"}},
+        None,
+    ]

@@ -1,4 +1,5 @@
-"""Runs finish whole or not at all, say what went wrong, and are repeated only when something changed."""
+"""Runs finish whole or not at all, say what went wrong, and are repeated only when
+something changed."""
 
 from __future__ import annotations
 
@@ -26,8 +27,20 @@ def jobs(chapters, runs, seeds=(0,), names=("all",), extra=None, profile="quick"
 
 
 def call(chapters, runs, *arguments):
-    """Runs in this very process, which saves the start of one for each run; test_batch.py has the real thing."""
-    return main(["reproduce", "--executor", "debug", "--notebooks", str(chapters), "--out", str(runs), *arguments])
+    """Runs in this very process, which saves the start of one for each run;
+    test_batch.py has the real thing."""
+    return main(
+        [
+            "reproduce",
+            "--executor",
+            "debug",
+            "--notebooks",
+            str(chapters),
+            "--out",
+            str(runs),
+            *arguments,
+        ]
+    )
 
 
 def test_a_run_leaves_everything_and_is_not_repeated(chapters, runs, capsys):
@@ -44,11 +57,21 @@ def test_a_run_leaves_everything_and_is_not_repeated(chapters, runs, capsys):
     }
     about = json.loads((folder / "run.json").read_text())
     assert about["parameters"]["lr"] == 0.01 and about["parameters"]["steps"] == 5
-    assert about["seed"] == 0 and about["wall_seconds"] > 0 and about["versions"]["torch"]
+    assert (
+        about["seed"] == 0 and about["wall_seconds"] > 0 and about["versions"]["torch"]
+    )
     assert about["peak_memory_bytes"] > 10 * 2**20, "a kernel takes more than that"
-    assert about["inputs"]["library"] == {}, "this chapter imports nothing of the library"
-    assert about["disk_bytes"] > 0 and about["downloaded_bytes"] >= 0 and about["device"]["used"]
-    assert json.loads((folder / "result.json").read_text())["results"]["tiny.lr"] == pytest.approx(0.05)
+    assert about["inputs"]["library"] == {}, (
+        "this chapter imports nothing of the library"
+    )
+    assert (
+        about["disk_bytes"] > 0
+        and about["downloaded_bytes"] >= 0
+        and about["device"]["used"]
+    )
+    assert json.loads((folder / "result.json").read_text())["results"][
+        "tiny.lr"
+    ] == pytest.approx(0.05)
     assert reproduce.what_changed(job) == []
     stamp = (folder / "run.json").stat().st_mtime_ns
     assert call(chapters, runs, "-p", "lr=1e-2", "-p", "steps=5") == 0
@@ -96,45 +119,92 @@ subprocess.run([sys.executable, "-c", "import minilib.tokenizer"], check=True)""
     (job,) = jobs(chapters, runs)
     assert reproduce.run(job).state == "done"
     used = json.loads((job.folder / "run.json").read_text())["inputs"]["library"]
-    expected = {"__init__.py", "claims/records.py", "ledger/clip.yaml", "ledger/schema.json", "tokenizer.py"}
-    assert {f"minilib/{name}" for name in expected} <= set(used), "what its child processes open is noted too"
+    expected = {
+        "__init__.py",
+        "claims/records.py",
+        "ledger/clip.yaml",
+        "ledger/schema.json",
+        "tokenizer.py",
+    }
+    assert {f"minilib/{name}" for name in expected} <= set(used), (
+        "what its child processes open is noted too"
+    )
     now = library_digests()
     assert {name: now[name] for name in used} == used
-    assert not {name for name in used if name.startswith(("minilib/recipes", "minilib/reproduce", "minilib/opened"))}
-    assert reproduce.what_changed(job, {**now, "minilib/models/new.py": "new", "minilib/ledger/lseg.yaml": "new"}) == []
-    assert reproduce.what_changed(job, {**now, "minilib/recipes/clip/recipe.py": "other"}) == []
+    assert not {
+        name
+        for name in used
+        if name.startswith(("minilib/recipes", "minilib/reproduce", "minilib/opened"))
+    }
+    assert (
+        reproduce.what_changed(
+            job,
+            {**now, "minilib/models/new.py": "new", "minilib/ledger/lseg.yaml": "new"},
+        )
+        == []
+    )
+    assert (
+        reproduce.what_changed(job, {**now, "minilib/recipes/clip/recipe.py": "other"})
+        == []
+    )
     changed = {**now, "minilib/ledger/clip.yaml": "other"}
     del changed["minilib/tokenizer.py"]
-    assert reproduce.what_changed(job, changed) == ["minilib/ledger/clip.yaml", "minilib/tokenizer.py"]
+    assert reproduce.what_changed(job, changed) == [
+        "minilib/ledger/clip.yaml",
+        "minilib/tokenizer.py",
+    ]
 
 
 def test_library_files_that_can_count():
     found = library_digests()
-    assert {"minilib/ledger/clip.yaml", "minilib/scenes/vocabulary.tsv", "minilib/claims/records.py"} <= set(found)
-    assert not {name for name in found if "__pycache__" in name or name.startswith("minilib/reproduce/")}
+    assert {
+        "minilib/ledger/clip.yaml",
+        "minilib/scenes/vocabulary.tsv",
+        "minilib/claims/records.py",
+    } <= set(found)
+    assert not {
+        name
+        for name in found
+        if "__pycache__" in name or name.startswith("minilib/reproduce/")
+    }
 
 
-def test_a_library_that_changes_during_the_run_makes_its_result_stale(chapters, runs, monkeypatch):
+def test_a_library_that_changes_during_the_run_makes_its_result_stale(
+    chapters, runs, monkeypatch
+):
     write_notebook(chapters, RECORD, "import minilib.files")
     (job,) = jobs(chapters, runs)
     before = {**library_digests(), "minilib/files.py": "as it was"}
-    monkeypatch.setattr(running, "read_inputs", lambda notebook, given: read_inputs(notebook, given, before))
+    monkeypatch.setattr(
+        running,
+        "read_inputs",
+        lambda notebook, given: read_inputs(notebook, given, before),
+    )
     assert reproduce.run(job).state == "done"
     assert reproduce.what_changed(job) == ["minilib/files.py"]
 
 
 def test_shipped_weights_count_though_python_does_not_open_them(tmp_path):
     code = "from minilib.weights import read_card; read_card('mini-vit')"
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), opened.VARIABLE: str(tmp_path / "opened")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(PACKAGE.parent),
+        opened.VARIABLE: str(tmp_path / "opened"),
+    }
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     found = opened.read(tmp_path / "opened")
-    assert "weights/mini-vit.safetensors" in found and "weights/mini-rn.safetensors" not in found
+    assert (
+        "weights/mini-vit.safetensors" in found
+        and "weights/mini-rn.safetensors" not in found
+    )
 
 
 def test_data_in_one_file_count_by_beginning_and_end(tmp_path):
     path = tmp_path / "photos.zip"
     path.write_bytes(b"a" * 100)
-    before = data_digests({"data": str(path), "lr": 0.1, "out": str(tmp_path), "none": None})
+    before = data_digests(
+        {"data": str(path), "lr": 0.1, "out": str(tmp_path), "none": None}
+    )
     assert set(before) == {"data"}
     path.write_bytes(b"a" * 99 + b"b")
     assert data_digests({"data": str(path)}) != before
@@ -161,9 +231,15 @@ def test_forced_run_starts_clean(chapters, runs, capsys):
 
 def test_failures_are_named_and_do_not_stop_the_others(chapters, runs, capsys):
     write_notebook(chapters, RECORD, "raise KeyError('the weights')", name="00_broken")
-    write_notebook(chapters, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", name="02_dies")
+    write_notebook(
+        chapters,
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        name="02_dies",
+    )
     write_notebook(chapters, "1 + 1", name="03_silent")
-    write_notebook(chapters, RECORD.replace('"seed": seed', '"seed": 7'), name="04_deaf")
+    write_notebook(
+        chapters, RECORD.replace('"seed": seed', '"seed": 7'), name="04_deaf"
+    )
     assert call(chapters, runs) == 1
     told = capsys.readouterr().err
     for name, words in {
@@ -201,25 +277,34 @@ def test_failed_rerun_takes_the_old_result_away(chapters, runs):
         (["--device", "gpu"], "device='gpu' is unknown"),
     ],
 )
-def test_mistakes_are_found_before_anything_runs(chapters, runs, capsys, arguments, words):
+def test_mistakes_are_found_before_anything_runs(
+    chapters, runs, capsys, arguments, words
+):
     assert call(chapters, runs, *arguments) == 2
     assert words in capsys.readouterr().err
     assert not runs.exists()
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--profile", "fast"], ["--seeds", "2..0"], ["--seeds", "a"], ["-p", "steps"], []]
+    "arguments",
+    [["--profile", "fast"], ["--seeds", "2..0"], ["--seeds", "a"], ["-p", "steps"], []],
 )
 def test_wrong_use_is_explained(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["reproduce", *arguments] if arguments else [])
-    assert stopped.value.code == 2 and "usage: python -m minilib" in capsys.readouterr().err
+    assert (
+        stopped.value.code == 2
+        and "usage: python -m minilib" in capsys.readouterr().err
+    )
 
 
 def test_notebook_without_a_common_parameter_is_refused(chapters, runs, capsys):
     write_notebook(chapters, parameters='profile = "quick"\nseed = 0\nout = "x"')
     assert call(chapters, runs) == 2
-    assert "01_tiny.ipynb: the notebook has no parameter 'device'" in capsys.readouterr().err
+    assert (
+        "01_tiny.ipynb: the notebook has no parameter 'device'"
+        in capsys.readouterr().err
+    )
 
 
 def test_runs_that_cannot_be_written(chapters, tmp_path, capsys):
@@ -244,9 +329,14 @@ def test_a_foreign_file_in_the_runs_folder_is_spared(chapters, runs):
     assert (job.folder / "thesis.txt").read_text() == "precious"
 
 
-def test_kernel_imports_the_package_whose_digests_are_recorded(chapters, runs, monkeypatch):
+def test_kernel_imports_the_package_whose_digests_are_recorded(
+    chapters, runs, monkeypatch
+):
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    cell = "import importlib.util; assert importlib.util.find_spec('minilib').origin.startswith({!r})"
+    cell = (
+        "import importlib.util; assert "
+        "importlib.util.find_spec('minilib').origin.startswith({!r})"
+    )
     write_notebook(chapters, RECORD, cell.format(str(PACKAGE)))
     (job,) = jobs(chapters, runs)
     outcome = reproduce.run(job)
@@ -267,39 +357,61 @@ def test_seeds_are_read():
 
 def test_several_seeds_each_have_a_folder(chapters, runs):
     assert call(chapters, runs, "--seeds", "0..1") == 0
-    values = [json.loads(path.read_text())["seed"] for path in sorted(runs.glob("tiny/quick/seed*/result.json"))]
+    values = [
+        json.loads(path.read_text())["seed"]
+        for path in sorted(runs.glob("tiny/quick/seed*/result.json"))
+    ]
     assert values == [0, 1]
 
 
 def test_collect_and_scoreboard(tmp_path, chapters, runs, capsys, monkeypatch):
     record = """\
 from minilib import claims
-claims.record("clip.polysemy", treatment=0.9 + 0.01 * seed, control=0.5, n=10, profile=profile, seed=seed,
-out=out)
-claims.record_result("clip.top1", 0.9, profile=profile, seed=seed, out=out)"""
+here = {"profile": profile, "seed": seed, "out": out}
+measured = {"treatment": 0.9 + 0.01 * seed, "control": 0.5, "n": 10}
+claims.record("clip.polysemy", **measured, **here)
+claims.record_result("clip.top1", 0.9, **here)"""
     write_notebook(chapters, record, name="02_clip")
     arguments = ["--chapters", "clip", "--profile", "full", "--seeds", "0..2"]
     assert call(chapters, runs, *arguments) == 0
-    assert "| clip.polysemy: One word, two things | full | ✔ reproduced |" in capsys.readouterr().out
+    assert (
+        "| clip.polysemy: One word, two things | full | ✔ reproduced |"
+        in capsys.readouterr().out
+    )
     results = tmp_path / "results"
     assert main(["collect", "--runs", str(runs), "--results", str(results)]) == 0
     text = (results / "clip.full.json").read_text()
     kept = json.loads(text)["runs"][1]
-    assert kept["results"] == {"clip.top1": 0.9} and kept["environment"]["versions"]["python"]
+    assert (
+        kept["results"] == {"clip.top1": 0.9}
+        and kept["environment"]["versions"]["python"]
+    )
     assert str(tmp_path) not in text, "a record names no folder of the machine"
 
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- scoreboard:start -->\n<!-- scoreboard:end -->\nafter\n")
+    readme.write_text(
+        "before\n<!-- scoreboard:start -->\n<!-- scoreboard:end -->\nafter\n"
+    )
     page = tmp_path / "claims.md"
-    page.write_text("# Claims\n\nIt is <!-- result clip.polysemy:verdict full -->old<!-- /result -->.\n")
+    page.write_text(
+        "# Claims\n\nIt is <!-- result clip.polysemy:verdict full -->old"
+        "<!-- /result -->.\n"
+    )
     files = [str(readme), str(page), "--results", str(results)]
     assert main(["scoreboard", "--check", *files]) == 1
     assert main(["scoreboard", "--write", *files]) == 0
     assert main(["scoreboard", "--check", *files]) == 0
     assert "| clip | full | 3 | polysemy |" in readme.read_text()
-    assert readme.read_text().startswith("before\n") and readme.read_text().endswith("after\n")
+    assert readme.read_text().startswith("before\n") and readme.read_text().endswith(
+        "after\n"
+    )
     assert "full -->reproduced<!--" in page.read_text()
-    assert (results / "claims.csv").read_text().splitlines()[1].startswith("clip.polysemy,full,reproduced,3,")
+    assert (
+        (results / "claims.csv")
+        .read_text()
+        .splitlines()[1]
+        .startswith("clip.polysemy,full,reproduced,3,")
+    )
     plain = tmp_path / "plain.md"
     plain.write_text("nothing")
     assert main(["scoreboard", "--write", str(plain), "--results", str(results)]) == 2
@@ -321,7 +433,9 @@ def test_help_names_the_command_as_it_was_called(called, name, monkeypatch, caps
 
 def test_console_script_is_the_command_line(chapters, runs, monkeypatch, capsys):
     declared = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
-    script = EntryPoint("minilib", declared["project"]["scripts"]["minilib"], "console_scripts")
+    script = EntryPoint(
+        "minilib", declared["project"]["scripts"]["minilib"], "console_scripts"
+    )
     call = ["minilib", "plan", "--notebooks", str(chapters), "--out", str(runs)]
     monkeypatch.setattr("sys.argv", call)
     assert script.load()() == 0, "the exit status, which the script passes to the shell"

@@ -20,11 +20,13 @@ ema: bool = False
 data = None
 """
 
-# Writes what claims.record writes, without the seconds that importing the library takes.
+# Writes what claims.record writes, without the seconds that importing the
+# library takes.
 RECORD = """\
 import json, pathlib
 folder = pathlib.Path(out)
-result = {"chapter": "tiny", "profile": profile, "seed": seed, "claims": {}, "results": {}}
+result = {"chapter": "tiny", "profile": profile, "seed": seed}
+result |= {"claims": {}, "results": {}}
 result["results"]["tiny.lr"] = lr * steps
 (folder / "result.json").write_text(json.dumps(result))
 with open(folder / "metrics.jsonl", "a") as file:
@@ -33,7 +35,9 @@ lr * steps
 """
 
 
-def write_notebook(folder: Path, *cells: str, name: str = "01_tiny", parameters: str = PARAMETERS) -> Path:
+def write_notebook(
+    folder: Path, *cells: str, name: str = "01_tiny", parameters: str = PARAMETERS
+) -> Path:
     """Write a notebook of a title, the parameters cell and the given code cells."""
     tagged = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     code = [nbformat.v4.new_code_cell(cell) for cell in cells]
@@ -48,9 +52,11 @@ def write_notebook(folder: Path, *cells: str, name: str = "01_tiny", parameters:
 
 
 def gated(gate: Path, log: Path) -> str:
-    """Return a cell that trains two steps with a checkpoint in between, and with an odd seed waits there for ``gate``.
+    """Return a cell that trains two steps with a checkpoint in between, and with an odd
+    seed waits there for ``gate``.
 
-    It adds a line to ``log`` for each start: the run's folder and the step that it goes on from.
+    It adds a line to ``log`` for each start: the run's folder and the step that
+    it goes on from.
     """
     return f"""\
 import os, time
@@ -59,7 +65,8 @@ checkpoint = folder / "checkpoint.txt"
 state = checkpoint.read_text() if checkpoint.exists() else "0 0"
 step, weight = (int(part) for part in state.split())
 with open({str(log)!r}, "a") as file:
-    print(folder.parent.parent.name, seed, "from", step, "process", os.getpid(), file=file)
+    name, process = folder.parent.parent.name, os.getpid()
+    print(name, seed, "from", step, "process", process, file=file)
 while step < 2:
     step, weight = step + 1, 3 * weight + seed + step
     part = folder / "checkpoint.part"
@@ -73,10 +80,14 @@ result["results"]["trained"] = weight
 
 
 def starts(log: Path) -> list[tuple[str, int, int, int]]:
-    """Return the starts of gated cells so far as (chapter, seed, step it went on from, process)."""
+    """Return the starts of gated cells so far as (chapter, seed, step it went
+    on from, process)."""
     lines = log.read_text().splitlines() if log.exists() else []
     found = [line.split() for line in lines]
-    return [(chapter, int(seed), int(step), int(pid)) for chapter, seed, _, step, _, pid in found]
+    return [
+        (chapter, int(seed), int(step), int(pid))
+        for chapter, seed, _, step, _, pid in found
+    ]
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 200) -> Any:

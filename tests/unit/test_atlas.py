@@ -17,7 +17,14 @@ import torch
 from PIL import Image
 
 from minilib.scenes import atlas
-from minilib.scenes.atlas import CELL, COLUMNS, STYLES, codepoint_hash, load_atlas, split_sheet
+from minilib.scenes.atlas import (
+    CELL,
+    COLUMNS,
+    STYLES,
+    codepoint_hash,
+    load_atlas,
+    split_sheet,
+)
 from minilib.scenes.vocabulary import VOCABULARY, names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +35,9 @@ RECORD = json.loads((ASSETS / "atlas.json").read_text(encoding="utf-8"))
 @pytest.fixture(scope="module")
 def build_atlas():
     """The script data_scripts/build_atlas.py as a module."""
-    spec = importlib.util.spec_from_file_location("build_atlas", ROOT / "data_scripts" / "build_atlas.py")
+    spec = importlib.util.spec_from_file_location(
+        "build_atlas", ROOT / "data_scripts" / "build_atlas.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -45,7 +54,8 @@ def test_shape_and_type(style: str):
 def test_every_sprite_fills_62_pixels_and_leaves_a_transparent_margin(style: str):
     visible = load_atlas(style)[:, 3] > 0
     assert not visible[:, [0, -1], :].any() and not visible[:, :, [0, -1]].any()
-    extent = torch.stack([visible.any(2).sum(1), visible.any(1).sum(1)])  # heights, widths
+    # heights, widths
+    extent = torch.stack([visible.any(2).sum(1), visible.any(1).sum(1)])
     touches_top_and_bottom = visible[:, 1].any(1) & visible[:, -2].any(1)
     touches_left_and_right = visible[:, :, 1].any(1) & visible[:, :, -2].any(1)
     assert (touches_top_and_bottom | touches_left_and_right).all()
@@ -70,13 +80,22 @@ def test_transparent_pixels_are_black(style: str):
 
 
 def test_styles_differ_in_every_drawing():
-    for first, second in (("noto", "openmoji"), ("noto", "twemoji"), ("openmoji", "twemoji")):
-        difference = (load_atlas(first).float() - load_atlas(second).float()).abs().mean(dim=(1, 2, 3))
+    for first, second in (
+        ("noto", "openmoji"),
+        ("noto", "twemoji"),
+        ("openmoji", "twemoji"),
+    ):
+        difference = (
+            (load_atlas(first).float() - load_atlas(second).float())
+            .abs()
+            .mean(dim=(1, 2, 3))
+        )
         assert difference.min() > 3, names()[int(difference.argmin())]
 
 
 def test_no_two_classes_look_alike_in_the_training_style():
-    """Pairs (mirrored too) on light, grey and dark ground stay apart: root mean square over 16x16 RGB."""
+    """Pairs (mirrored too) on light, grey and dark ground stay apart: root mean
+    square over 16x16 RGB."""
     sprites = load_atlas("noto").float() / 255
     squared = 0
     for ground in (0.1, 0.5, 0.9):
@@ -93,14 +112,19 @@ def test_no_two_classes_look_alike_in_the_training_style():
 @pytest.mark.parametrize("style", STYLES)
 def test_sheet_is_the_recorded_file(style: str):
     record = RECORD["sheets"][style]
-    assert hashlib.sha256((ASSETS / f"{style}.webp").read_bytes()).hexdigest() == record["sha256"]
+    assert (
+        hashlib.sha256((ASSETS / f"{style}.webp").read_bytes()).hexdigest()
+        == record["sha256"]
+    )
     assert record["codepoints_sha256"] == codepoint_hash()
     assert record["package"] and record["version"]
     assert (RECORD["cell"], RECORD["columns"]) == (CELL, COLUMNS)
 
 
 def test_sheets_are_at_most_6_megabytes():
-    assert sum((ASSETS / f"{style}.webp").stat().st_size for style in STYLES) <= 6_000_000
+    assert (
+        sum((ASSETS / f"{style}.webp").stat().st_size for style in STYLES) <= 6_000_000
+    )
 
 
 def test_licences_and_attribution_stand_beside_the_sheets():
@@ -115,7 +139,10 @@ def test_licences_and_attribution_stand_beside_the_sheets():
         assert title in text and len(text) > 4000
         record = RECORD["sheets"][style]
         assert f"{record['package']} {record['version']}" in attribution
-    assert all(term in attribution for term in ("SIL Open Font License 1.1", "CC BY-SA 4.0", "CC BY 4.0"))
+    assert all(
+        term in attribution
+        for term in ("SIL Open Font License 1.1", "CC BY-SA 4.0", "CC BY 4.0")
+    )
 
 
 def test_unknown_style_is_refused():
@@ -133,7 +160,9 @@ def assets_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     load_atlas.cache_clear()
 
 
-def test_a_sheet_for_another_vocabulary_is_refused(assets_copy: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_sheet_for_another_vocabulary_is_refused(
+    assets_copy: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(atlas, "VOCABULARY", VOCABULARY[::-1])
     with pytest.raises(ValueError, match="different vocabulary.*build_atlas.py"):
         load_atlas("noto")
@@ -200,7 +229,11 @@ def test_missing_source_is_named_and_nothing_is_written(
 ):
     out = tmp_path / "out"
     missing = str(tmp_path / "missing")
-    monkeypatch.setattr(sys, "argv", ["build_atlas", "--styles", style, option, missing, "--out", str(out)])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["build_atlas", "--styles", style, option, missing, "--out", str(out)],
+    )
     assert build_atlas.main() == 1
     message = capsys.readouterr().err
     assert any(part in message for part in hint.split("|")), message
@@ -209,7 +242,8 @@ def test_missing_source_is_named_and_nothing_is_written(
 
 @pytest.mark.parametrize("style", STYLES)
 def test_rebuild_reproduces_the_sheet(build_atlas, tmp_path: Path, style: str):
-    """The same source version gives the same drawings; the same tools give the same pixels."""
+    """The same source version gives the same drawings; the same tools give
+    the same pixels."""
     try:
         if style == "noto":
             draw, source = build_atlas.noto_source()
@@ -218,16 +252,28 @@ def test_rebuild_reproduces_the_sheet(build_atlas, tmp_path: Path, style: str):
         elif place := os.environ.get("MINILIB_TWEMOJI"):
             draw, source = build_atlas.twemoji_source(Path(place), tmp_path)
         else:
-            # The drawings are published on npm alone: nothing that the Python package index has can bring them.
-            pytest.skip("Twemoji is not on PyPI: set MINILIB_TWEMOJI to a folder or .tgz of npm's @discordapp/twemoji")
+            # The drawings are published on npm alone: nothing that the Python package
+            # index has can bring them.
+            pytest.skip(
+                "Twemoji is not on PyPI: set MINILIB_TWEMOJI to a folder or .tgz of "
+                "npm's @discordapp/twemoji"
+            )
     except build_atlas.SourceMissing as error:
-        # Only whoever rebuilds the atlas needs the drawings' sources; the tests' packages leave them out.
-        pytest.skip(f"cannot rebuild the {style} sheet without the drawings that it was made from: {error}")
+        # Only whoever rebuilds the atlas needs the drawings' sources; the tests'
+        # packages leave them out.
+        pytest.skip(
+            f"cannot rebuild the {style} sheet without the drawings that it was made "
+            f"from: {error}"
+        )
     record = RECORD["sheets"][style]
     if source["version"] != record["version"]:
-        pytest.skip(f"{source['package']} {source['version']}, but the sheet is from {record['version']}")
+        pytest.skip(
+            f"{source['package']} {source['version']}, but the sheet is from "
+            f"{record['version']}"
+        )
     rebuilt = split_sheet(build_atlas.build_sheet(style, draw))
     difference = (rebuilt.int() - load_atlas(style).int()).abs()
     if build_atlas.tool_versions(style) == record["tools"]:
-        assert (difference > 0).float().mean() < 1e-3  # room for another processor's rounding
+        # room for another processor's rounding
+        assert (difference > 0).float().mean() < 1e-3
     assert difference.float().mean() < 0.5

@@ -1,4 +1,5 @@
-"""BCCD: the reader on a miniature, and the script against a server on this machine with the published layout."""
+"""BCCD: the reader on a miniature, and the script against a server on this machine with
+the published layout."""
 
 from __future__ import annotations
 
@@ -19,17 +20,21 @@ from PIL import Image
 
 from minilib.datasets.bccd import NAMES, load_bccd, read_annotation
 
+BCCD = "BCCD_Dataset-master/BCCD"
 SCRIPT = Path(__file__).parents[2] / "data_scripts" / "get_bccd.py"
 
 
 def annotation(*cells: tuple[str, int, int, int, int]) -> str:
     objects = "".join(
-        f"<object><name>{name}</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult><bndbox>"
-        f"<xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>"
+        f"<object><name>{name}</name><pose>Unspecified</pose><truncated>0</truncated>"
+        "<difficult>0</difficult><bndbox>"
+        f"<xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox>"
+        "</object>"
         for name, a, b, c, d in cells
     )
     return (
-        "<annotation><folder>JPEGImages</folder><size><width>640</width><height>480</height></size>"
+        "<annotation><folder>JPEGImages</folder><size><width>640</width><height>480"
+        "</height></size>"
         f"<segmented>0</segmented>{objects}</annotation>"
     )
 
@@ -40,28 +45,47 @@ def picture(size: tuple[int, int] = (640, 480), colour: str = "pink") -> bytes:
     return buffer.getvalue()
 
 
-# --- The reader ------------------------------------------------------------------------------------------------------
+# --- The reader -----------------------------------------------------------------------
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three micrographs: two for training, one of them without a cell, one for testing."""
+    """Three micrographs: two for training, one of them without a cell,
+    one for testing."""
     for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (tmp_path / part).mkdir(parents=True)
-    (tmp_path / "ImageSets/Main/train.txt").write_text("BloodImage_00007\nBloodImage_00001\n")
+    (tmp_path / "ImageSets/Main/train.txt").write_text(
+        "BloodImage_00007\nBloodImage_00001\n"
+    )
     (tmp_path / "ImageSets/Main/test.txt").write_text("BloodImage_00003\n")
-    cells = [("WBC", 260, 177, 491, 376), ("RBC", 0, 0, 100, 100), ("RBC", 504, 336, 504, 336)]
-    for name, inside in (("00007", cells), ("00001", []), ("00003", [("Platelets", 600, 440, 640, 480)])):
-        (tmp_path / f"Annotations/BloodImage_{name}.xml").write_text(annotation(*inside))
+    cells = [
+        ("WBC", 260, 177, 491, 376),
+        ("RBC", 0, 0, 100, 100),
+        ("RBC", 504, 336, 504, 336),
+    ]
+    for name, inside in (
+        ("00007", cells),
+        ("00001", []),
+        ("00003", [("Platelets", 600, 440, 640, 480)]),
+    ):
+        (tmp_path / f"Annotations/BloodImage_{name}.xml").write_text(
+            annotation(*inside)
+        )
         (tmp_path / f"JPEGImages/BloodImage_{name}.jpg").write_bytes(picture())
     return tmp_path
 
 
 def test_reader_keeps_the_published_order_and_counts_every_box(folder: Path) -> None:
     train = load_bccd(folder, "train")
-    assert train.files == ("BloodImage_00007", "BloodImage_00001") and train.image.shape == (2, 3, 480, 640)
-    assert train.counts.tolist() == [[2, 1, 0], [0, 0, 0]]  # a box without area is a counted cell as well
-    assert train.points(0, 0).tolist() == [[50, 50], [504, 336]] and train.points(1, 2).shape == (0, 2)
+    assert train.files == (
+        "BloodImage_00007",
+        "BloodImage_00001",
+    ) and train.image.shape == (2, 3, 480, 640)
+    # a box without area is a counted cell as well
+    assert train.counts.tolist() == [[2, 1, 0], [0, 0, 0]]
+    assert train.points(0, 0).tolist() == [[50, 50], [504, 336]] and train.points(
+        1, 2
+    ).shape == (0, 2)
 
 
 def test_boxes_follow_the_resized_image(folder: Path) -> None:
@@ -69,11 +93,21 @@ def test_boxes_follow_the_resized_image(folder: Path) -> None:
     assert small.image.shape == (2, 3, 48, 128)
     assert small.boxes[0][1].tolist() == [0, 0, 20, 10]
     batch = small.batch([0, 0, 1], [1, 0, 0])
-    assert batch.caption == [NAMES[1], NAMES[0], NAMES[0]] and batch.label.tolist() == [1, 0, 0]
-    assert [len(points) for points in batch.points] == [1, 2, 0] and 0 <= batch.image.min() <= batch.image.max() <= 1
+    assert batch.caption == [NAMES[1], NAMES[0], NAMES[0]] and batch.label.tolist() == [
+        1,
+        0,
+        0,
+    ]
+    assert [len(points) for points in batch.points] == [
+        1,
+        2,
+        0,
+    ] and 0 <= batch.image.min() <= batch.image.max() <= 1
 
 
-def test_a_folder_around_everything_is_looked_through(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_folder_around_everything_is_looked_through(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     around = tmp_path_factory.mktemp("around")
     (around / "BCCD").symlink_to(folder)
     assert len(load_bccd(around, "test")) == 1
@@ -106,10 +140,12 @@ def test_reader_refuses_and_says_what_is_wrong(folder: Path, tmp_path: Path) -> 
 
 def test_an_image_without_cells_has_empty_tensors(folder: Path) -> None:
     boxes, classes = read_annotation(folder / "Annotations/BloodImage_00001.xml")
-    assert boxes.shape == (0, 4) and classes.shape == (0,) and classes.dtype == torch.int64
+    assert (
+        boxes.shape == (0, 4) and classes.shape == (0,) and classes.dtype == torch.int64
+    )
 
 
-# --- The script ------------------------------------------------------------------------------------------------------
+# --- The script -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -122,16 +158,30 @@ def script() -> object:
 
 @cache
 def _published() -> dict[str, bytes]:
-    """Return the archive's files: 364 images, annotations and four lists below a folder, and what else lies there."""
+    """Return the archive's files: 364 images, annotations and four lists below a
+    folder, and what else lies there."""
     names = [f"BloodImage_{number:05d}" for number in range(364)]
-    parts = {"train": names[::2] + names[1:46:2], "val": names[47:220:2], "test": names[221::2]}
+    parts = {
+        "train": names[::2] + names[1:46:2],
+        "val": names[47:220:2],
+        "test": names[221::2],
+    }
     parts["trainval"] = parts["train"] + parts["val"]
     top, image = "BCCD_Dataset-master", picture()
-    files = {f"{top}/LICENSE": b"MIT", f"{top}/README.md": b"", f"{top}/BCCD/.DS_Store": b"\0"}
-    files |= {f"{top}/BCCD/ImageSets/Main/{k}.txt": ("\n".join(v) + "\n").encode() for k, v in parts.items()}
+    files = {
+        f"{top}/LICENSE": b"MIT",
+        f"{top}/README.md": b"",
+        f"{top}/BCCD/.DS_Store": b"\0",
+    }
+    files |= {
+        f"{top}/BCCD/ImageSets/Main/{k}.txt": ("\n".join(v) + "\n").encode()
+        for k, v in parts.items()
+    }
     for name in names:
         files[f"{top}/BCCD/JPEGImages/{name}.jpg"] = image
-        files[f"{top}/BCCD/Annotations/{name}.xml"] = annotation(("RBC", 10, 10, 50, 60)).encode()
+        files[f"{top}/BCCD/Annotations/{name}.xml"] = annotation(
+            ("RBC", 10, 10, 50, 60)
+        ).encode()
     files[f"{top}/dataset/mxnet/train.rec"] = b"\1" * 100
     return files
 
@@ -165,40 +215,70 @@ def server() -> Iterator[SimpleNamespace]:
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        threading.Thread(target=listener.serve_forever, args=(0.02,), daemon=True).start()
+        threading.Thread(
+            target=listener.serve_forever, args=(0.02,), daemon=True
+        ).start()
         state.url = f"http://127.0.0.1:{listener.server_port}/master.zip"
         yield state
         listener.shutdown()
 
 
-def test_the_archive_becomes_the_published_folder(script: object, server: SimpleNamespace, tmp_path: Path) -> None:
+def test_the_archive_becomes_the_published_folder(
+    script: object, server: SimpleNamespace, tmp_path: Path
+) -> None:
     assert script.main(["--out", str(tmp_path), "--url", server.url]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["bccd"]
     for split, length in (("train", 205), ("val", 87), ("test", 72)):
         names = (tmp_path / f"bccd/ImageSets/Main/{split}.txt").read_text().split()
         assert len(names) == length
-    assert load_bccd(tmp_path / "bccd", "test", size=(24, 32)).counts.tolist() == [[1, 0, 0]] * 72
+    assert (
+        load_bccd(tmp_path / "bccd", "test", size=(24, 32)).counts.tolist()
+        == [[1, 0, 0]] * 72
+    )
     assert (tmp_path / "bccd/LICENSE").read_bytes() == b"MIT"
-    assert json.loads((tmp_path / "bccd/source.json").read_text())["source"] == server.url
+    assert (
+        json.loads((tmp_path / "bccd/source.json").read_text())["source"] == server.url
+    )
     before = server.requests
-    assert script.main(["--out", str(tmp_path), "--url", server.url]) == 0 and server.requests == before
+    assert (
+        script.main(["--out", str(tmp_path), "--url", server.url]) == 0
+        and server.requests == before
+    )
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: f.pop("BCCD_Dataset-master/BCCD/JPEGImages/BloodImage_00100.jpg"), "BloodImage_00100"),
-        (lambda f: f.update({"BCCD_Dataset-master/BCCD/ImageSets/Main/val.txt": b"BloodImage_00001\n"}), "1 images in"),
         (
-            lambda f: f.update({"BCCD_Dataset-master/BCCD/JPEGImages/BloodImage_00100.jpg": picture((64, 48))}),
+            lambda f: f.pop("BCCD_Dataset-master/BCCD/JPEGImages/BloodImage_00100.jpg"),
+            "BloodImage_00100",
+        ),
+        (
+            lambda f: f.update(
+                {f"{BCCD}/ImageSets/Main/val.txt": b"BloodImage_00001\n"}
+            ),
+            "1 images in",
+        ),
+        (
+            lambda f: f.update(
+                {
+                    "BCCD_Dataset-master/BCCD/JPEGImages/BloodImage_00100.jpg": picture(
+                        (64, 48)
+                    )
+                }
+            ),
             "64 x 48",
         ),
         (
-            lambda f: f.update({"BCCD_Dataset-master/BCCD/JPEGImages/BloodImage_00100.jpg": b"\xff\xd8no"}),
+            lambda f: f.update(
+                {f"{BCCD}/JPEGImages/BloodImage_00100.jpg": b"\xff\xd8no"}
+            ),
             "00100 cannot",
         ),
         (
-            lambda f: f.update({"BCCD_Dataset-master/BCCD/Annotations/BloodImage_00100.xml": b"<annot"}),
+            lambda f: f.update(
+                {"BCCD_Dataset-master/BCCD/Annotations/BloodImage_00100.xml": b"<annot"}
+            ),
             "00100 cannot",
         ),
     ],
@@ -209,13 +289,25 @@ def test_anything_but_the_published_content_leaves_nothing_behind(
     files = published()
     spoil(files)
     (tmp_path / "mine.zip").write_bytes(pack(files))
-    assert script.main(["--out", str(tmp_path / "out"), "--archive", str(tmp_path / "mine.zip")]) == 1
+    assert (
+        script.main(
+            ["--out", str(tmp_path / "out"), "--archive", str(tmp_path / "mine.zip")]
+        )
+        == 1
+    )
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "bccd").exists()
 
 
-def test_a_truncated_archive_is_refused(script: object, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_truncated_archive_is_refused(
+    script: object, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     body = pack(published())
     (tmp_path / "mine.zip").write_bytes(body[: len(body) // 2])
-    assert script.main(["--out", str(tmp_path / "out"), "--archive", str(tmp_path / "mine.zip")]) == 1
+    assert (
+        script.main(
+            ["--out", str(tmp_path / "out"), "--archive", str(tmp_path / "mine.zip")]
+        )
+        == 1
+    )
     assert "damaged" in capsys.readouterr().err

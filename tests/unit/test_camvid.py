@@ -1,4 +1,5 @@
-"""CamVid: reading a split, and the script that fetches it, against a server on this machine."""
+"""CamVid: reading a split, and the script that fetches it, against a server
+on this machine."""
 
 from __future__ import annotations
 
@@ -32,8 +33,13 @@ def png(array: np.ndarray) -> bytes:
 
 @functools.cache
 def published_files() -> dict[str, bytes]:
-    """Return the files of the repository's snapshot, with few frames: blocks of one class, each its own grey."""
-    files = {"README.md": b"# SegNet", "CamVid/train.txt": b"", "Models/segnet.prototxt": b"layer {}"}
+    """Return the files of the repository's snapshot, with few frames: blocks of one
+    class, each its own grey."""
+    files = {
+        "README.md": b"# SegNet",
+        "CamVid/train.txt": b"",
+        "Models/segnet.prototxt": b"layer {}",
+    }
     number = 0
     for split, count in FRAMES.items():
         for _ in range(count):
@@ -77,7 +83,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
 
     handler = functools.partial(Handler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listener:
-        threading.Thread(target=listener.serve_forever, args=(0.02,), daemon=True).start()
+        threading.Thread(
+            target=listener.serve_forever, args=(0.02,), daemon=True
+        ).start()
         yield SimpleNamespace(
             url=f"http://127.0.0.1:{listener.server_port}/master.zip",
             publish=lambda body: (folder / "master.zip").write_bytes(body),
@@ -90,7 +98,10 @@ def fetch(script: object, server: SimpleNamespace, out: Path) -> int:
 
 
 def test_fetched_files_are_the_published_ones_and_load(
-    script: object, server: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     files = published_files()
     server.publish(pack(files))
@@ -98,8 +109,13 @@ def test_fetched_files_are_the_published_ones_and_load(
     assert [path.name for path in tmp_path.iterdir()] == ["camvid"]
     for name, data in files.items():
         if name.startswith("CamVid/") and name.endswith(".png"):
-            assert (tmp_path / "camvid" / name.removeprefix("CamVid/")).read_bytes() == data
-    assert json.loads((tmp_path / "camvid" / "source.json").read_text())["photographs"] == FRAMES
+            assert (
+                tmp_path / "camvid" / name.removeprefix("CamVid/")
+            ).read_bytes() == data
+    assert (
+        json.loads((tmp_path / "camvid" / "source.json").read_text())["photographs"]
+        == FRAMES
+    )
     assert len(load_camvid(tmp_path / "camvid", "test")) == 2
     assert fetch(script, server, tmp_path) == 0
     assert "complete already" in capsys.readouterr().out
@@ -109,7 +125,9 @@ def test_an_archive_at_hand_is_kept(script: object, tmp_path: Path) -> None:
     archive = tmp_path / "mine.zip"
     archive.write_bytes(pack(published_files()))
     assert script.main(["--out", str(tmp_path / "out"), "--archive", str(archive)]) == 0
-    assert archive.exists() and len(load_camvid(tmp_path / "out" / "camvid", "train")) == 3
+    assert (
+        archive.exists() and len(load_camvid(tmp_path / "out" / "camvid", "train")) == 3
+    )
 
 
 def without(name: str) -> dict[str, bytes]:
@@ -132,8 +150,14 @@ FRAME, MASK = "CamVid/val/0001TP_000003.png", "CamVid/valannot/0001TP_000003.png
         (spoiled(MASK, None), "0001TP_000003.png is only in one of"),
         (spoiled(FRAME, None), "has 0 frames in CamVid/val, expected 1"),
         (spoiled(FRAME, b"junk"), "cannot be read"),
-        (spoiled(FRAME, png(np.zeros((36, 48, 3), np.uint8))), "has 48 x 36 pixels, expected 480 x 360"),
-        (spoiled(MASK, png(np.full((360, 480), 12, np.uint8))), "has the value 12, expected a mask of 0 to 11"),
+        (
+            spoiled(FRAME, png(np.zeros((36, 48, 3), np.uint8))),
+            "has 48 x 36 pixels, expected 480 x 360",
+        ),
+        (
+            spoiled(MASK, png(np.full((360, 480), 12, np.uint8))),
+            "has the value 12, expected a mask of 0 to 11",
+        ),
         (spoiled(MASK, png(np.zeros((360, 480, 3), np.uint8))), "expected a mask"),
     ],
 )
@@ -153,14 +177,18 @@ def test_other_archives_are_refused_and_not_kept(
     assert fetch(script, server, tmp_path) == 0
 
 
-def test_a_name_that_leaves_the_folder_is_not_followed(script: object, tmp_path: Path) -> None:
+def test_a_name_that_leaves_the_folder_is_not_followed(
+    script: object, tmp_path: Path
+) -> None:
     archive = tmp_path / "mine.zip"
-    archive.write_bytes(pack({**published_files(), "CamVid/train/../../../evil.png": b"x"}))
+    archive.write_bytes(
+        pack({**published_files(), "CamVid/train/../../../evil.png": b"x"})
+    )
     assert script.main(["--out", str(tmp_path / "out"), "--archive", str(archive)]) == 0
     assert not list(tmp_path.rglob("evil.png"))
 
 
-# --- reading a split ------------------------------------------------------------------------------------------
+# --- reading a split ------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -175,7 +203,9 @@ def camvid(tmp_path: Path) -> Path:
 
 def test_a_split_as_tensors(camvid: Path) -> None:
     train = load_camvid(camvid, "train")
-    assert train.names == NAMES and len(NAMES) == 11 and train.frames[0] == "0001TP_000000"
+    assert (
+        train.names == NAMES and len(NAMES) == 11 and train.frames[0] == "0001TP_000000"
+    )
     assert train.image.shape == (3, 3, 360, 480) and train.image.dtype == torch.uint8
     assert train.mask.shape == (3, 360, 480) and train.mask.dtype == torch.uint8
     assert train.mask[2].unique().tolist() == [0, 2, 255]
@@ -193,7 +223,9 @@ def test_resized_frames_stay_aligned_and_masks_keep_their_values(camvid: Path) -
 def test_a_batch(camvid: Path) -> None:
     batch = load_camvid(camvid, "train", size=(36, 48)).batch([2, 0])
     assert batch.image.shape == (2, 3, 36, 48) and batch.mask.dtype == torch.int64
-    assert batch.image.max() <= 1 and batch.image[0, 0, 0, -1] == pytest.approx(40 / 255)
+    assert batch.image.max() <= 1 and batch.image[0, 0, 0, -1] == pytest.approx(
+        40 / 255
+    )
 
 
 def test_refused(camvid: Path) -> None:
@@ -203,7 +235,9 @@ def test_refused(camvid: Path) -> None:
         load_camvid(camvid / "nowhere", "train")
     mask = next((camvid / "testannot").iterdir())
     mask.write_bytes(png(np.full((360, 480), 12, np.uint8)))
-    with pytest.raises(ValueError, match="has the value 12: expected 0 to 10, 11 = void"):
+    with pytest.raises(
+        ValueError, match="has the value 12: expected 0 to 10, 11 = void"
+    ):
         load_camvid(camvid, "test")
     mask.write_bytes(png(np.zeros((36, 48), np.uint8)))
     with pytest.raises(ValueError, match="and its mask"):

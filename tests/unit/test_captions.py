@@ -28,10 +28,25 @@ from minilib.scenes.captions import (
 )
 from minilib.scenes.sampler import Stream, sample_layout
 
-BARE = dict(opening=0, background=0, tint=1, count=1, relation=0, disambiguate=1, kind=0, full_stop=0)
+BARE = dict(
+    opening=0,
+    background=0,
+    tint=1,
+    count=1,
+    relation=0,
+    disambiguate=1,
+    kind=0,
+    full_stop=0,
+)
 
 
-def write(scenes: SceneConfig | None = None, task: str = "pairs", n: int = 600, seed: int = 0, **how):
+def write(
+    scenes: SceneConfig | None = None,
+    task: str = "pairs",
+    n: int = 600,
+    seed: int = 0,
+    **how,
+):
     stream = Stream(seed, "train", np.arange(n))
     layout = sample_layout(scenes or SceneConfig(), task, stream)
     return layout, write_captions(layout, CaptionConfig(**how), stream)
@@ -43,7 +58,7 @@ def forms(concept: int) -> set[str]:
     return {entry.name, entry.plural, entry.word, pluralise(entry.word)}
 
 
-# --- Words -------------------------------------------------------------------------------------------------
+# --- Words ----------------------------------------------------------------------------
 
 
 def test_noun_phrases():
@@ -54,33 +69,57 @@ def test_noun_phrases():
     assert noun_phrase(dog, red, 3) == "three red dogs"
     assert noun_phrase(dog, n=3, exact=False) == "some dogs"
     assert noun_phrase(dog, n=60) == "60 dogs"
-    assert noun_phrase(dog, n=0) == "zero dogs" and noun_phrase(dog, n=0, exact=False) == "no dogs"
-    assert noun_phrase(mouse) == "a computer mouse" and noun_phrase(mouse, word=True) == "a mouse"
+    assert (
+        noun_phrase(dog, n=0) == "zero dogs"
+        and noun_phrase(dog, n=0, exact=False) == "no dogs"
+    )
+    assert (
+        noun_phrase(mouse) == "a computer mouse"
+        and noun_phrase(mouse, word=True) == "a mouse"
+    )
     assert noun_phrase(mouse, n=2, word=True) == "two mice"
     assert noun_phrase(find("elephant").index) == "an elephant"
-    assert noun_phrase(find("elephant").index, red) == "a red elephant"  # the article follows the word after it
+    # the article follows the word after it
+    assert noun_phrase(find("elephant").index, red) == "a red elephant"
 
 
 def test_number_words():
-    assert [number_word(n) for n in (0, 1, 12, 13, 60)] == ["zero", "one", "twelve", "13", "60"]
+    assert [number_word(n) for n in (0, 1, 12, 13, 60)] == [
+        "zero",
+        "one",
+        "twelve",
+        "13",
+        "60",
+    ]
 
 
 def test_plurals_of_shared_words():
     for word, concepts in polysemous().items():
         plural = pluralise(word)
-        assert plural and (plural != word or any(c.plural == c.name for c in concepts)), word
-    assert pluralise("mouse") == "mice" and pluralise("watch") == "watches" and pluralise("zorp") == "zorps"
+        assert plural and (
+            plural != word or any(c.plural == c.name for c in concepts)
+        ), word
+    assert (
+        pluralise("mouse") == "mice"
+        and pluralise("watch") == "watches"
+        and pluralise("zorp") == "zorps"
+    )
 
 
 @pytest.mark.parametrize(
     ("second", "expected"),
-    [((9, 5), "to the left of"), ((1, 5), "to the right of"), ((5, 9), "above"), ((5, 1), "below")],
+    [
+        ((9, 5), "to the left of"),
+        ((1, 5), "to the right of"),
+        ((5, 9), "above"),
+        ((5, 1), "below"),
+    ],
 )
 def test_relation_of_two_points(second, expected):
     assert relation(np.array([5, 5]), np.array(second)) == expected
 
 
-# --- Captions against layouts ------------------------------------------------------------------------------
+# --- Captions against layouts ---------------------------------------------------------
 
 
 def test_spans_name_their_concept_and_hold_all_objects():
@@ -91,10 +130,15 @@ def test_spans_name_their_concept_and_hold_all_objects():
         assert told == np.flatnonzero(layout.concept[b] >= 0).tolist()
         for phrase in caption.phrases:
             said = caption.text[phrase.start : phrase.end]
-            assert any(re.search(rf"\b{re.escape(form)}$", said) for form in forms(phrase.concept)), said
+            assert any(
+                re.search(rf"\b{re.escape(form)}$", said)
+                for form in forms(phrase.concept)
+            ), said
             assert (layout.concept[b, list(phrase.objects)] == phrase.concept).all()
             assert len(set(layout.tint[b, list(phrase.objects)].tolist())) == 1
-            colours = [c for i, c in enumerate(TINTS) if i == layout.tint[b, phrase.objects[0]]]
+            colours = [
+                c for i, c in enumerate(TINTS) if i == layout.tint[b, phrase.objects[0]]
+            ]
             spoken = [word for word in TINTS if said.split()[1] == word]
             assert not spoken or spoken == colours
             first = said.split()[0]
@@ -109,7 +153,9 @@ def test_spans_name_their_concept_and_hold_all_objects():
 def test_spans_do_not_overlap_and_rise():
     _, captions = write()
     for caption in captions:
-        edges = [edge for phrase in caption.phrases for edge in (phrase.start, phrase.end)]
+        edges = [
+            edge for phrase in caption.phrases for edge in (phrase.start, phrase.end)
+        ]
         assert edges == sorted(edges) and edges[-1] <= len(caption.text)
 
 
@@ -123,15 +169,29 @@ def test_relation_words_are_true_to_the_centres():
         one, two = caption.phrases
         word = caption.text[one.end : two.start].strip()
         seen.add(word)
-        (x1, y1), (x2, y2) = layout.center[b, one.objects[0]], layout.center[b, two.objects[0]]
-        true = {"to the left of": x1 < x2, "to the right of": x1 > x2, "above": y1 < y2, "below": y1 > y2}
+        (x1, y1), (x2, y2) = (
+            layout.center[b, one.objects[0]],
+            layout.center[b, two.objects[0]],
+        )
+        true = {
+            "to the left of": x1 < x2,
+            "to the right of": x1 > x2,
+            "above": y1 < y2,
+            "below": y1 > y2,
+        }
         assert true[word], caption.text
     assert seen == {"to the left of", "to the right of", "above", "below"}
 
 
 def test_objects_are_joined_by_commas_and_and():
-    _, captions = write(SceneConfig(objects=(3, 3), repeat=0, tint=0, classes=("dog", "cat", "cow")), **BARE)
-    joints = {re.sub(r"\b(an?|two|three|dogs?|cats?|cows?)\b", "X", caption.text) for caption in captions}
+    _, captions = write(
+        SceneConfig(objects=(3, 3), repeat=0, tint=0, classes=("dog", "cat", "cow")),
+        **BARE,
+    )
+    joints = {
+        re.sub(r"\b(an?|two|three|dogs?|cats?|cows?)\b", "X", caption.text)
+        for caption in captions
+    }
     assert joints == {"X X", "X X and X X", "X X, X X and X X"}
 
 
@@ -151,7 +211,7 @@ def test_nothing_to_count_is_said_too():
         assert caption.phrases[0].objects == ()
 
 
-# --- Every probability does what it says -------------------------------------------------------------------
+# --- Every probability does what it says ----------------------------------------------
 
 
 def share(captions, test) -> float:
@@ -167,9 +227,17 @@ def starts_with_opening(caption) -> bool:
     ("knob", "test", "most"),
     [
         ("opening", starts_with_opening, sum(map(bool, OPENINGS)) / len(OPENINGS)),
-        ("background", lambda c: any(c.text.endswith(where) for where in BACKGROUNDS.values()), 1),
+        (
+            "background",
+            lambda c: any(c.text.endswith(where) for where in BACKGROUNDS.values()),
+            1,
+        ),
         ("kind", lambda c: ", a type of " in c.text, 1),
-        ("irrelevant", lambda c: any(c.text.endswith(", " + words) for words in IRRELEVANT), 1),
+        (
+            "irrelevant",
+            lambda c: any(c.text.endswith(", " + words) for words in IRRELEVANT),
+            1,
+        ),
         ("full_stop", lambda c: c.text.endswith("."), 1),
         ("tint", lambda c: any(f" {colour} " in c.text for colour in TINTS), 1),
     ],
@@ -184,30 +252,42 @@ def test_share_of_captions(knob, test, most, p):
 def test_share_of_exact_numbers(p):
     scenes = SceneConfig(objects=(3, 3), repeat=1.0, tint=0)
     _, captions = write(scenes, n=1500, **BARE | {"count": p})
-    assert share(captions, lambda c: c.text.startswith("three ")) == pytest.approx(p, abs=0.04)
-    assert share(captions, lambda c: c.text.startswith("some ")) == pytest.approx(1 - p, abs=0.04)
+    assert share(captions, lambda c: c.text.startswith("three ")) == pytest.approx(
+        p, abs=0.04
+    )
+    assert share(captions, lambda c: c.text.startswith("some ")) == pytest.approx(
+        1 - p, abs=0.04
+    )
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
 def test_share_of_unambiguous_names(p):
     scenes = SceneConfig(objects=(1, 1), tint=0, classes=("computer mouse",))
     _, captions = write(scenes, n=1500, **BARE | {"disambiguate": p})
-    assert share(captions, lambda c: c.text == "a computer mouse") == pytest.approx(p, abs=0.04)
-    assert share(captions, lambda c: c.text == "a mouse") == pytest.approx(1 - p, abs=0.04)
+    assert share(captions, lambda c: c.text == "a computer mouse") == pytest.approx(
+        p, abs=0.04
+    )
+    assert share(captions, lambda c: c.text == "a mouse") == pytest.approx(
+        1 - p, abs=0.04
+    )
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 def test_share_of_related_pairs(p):
     scenes = SceneConfig(objects=(2, 2), repeat=0, tint=0)
     _, captions = write(scenes, n=1500, **BARE | {"relation": p})
-    assert share(captions, lambda c: " and " not in c.text and len(c.phrases) == 2) == pytest.approx(p, abs=0.04)
+    assert share(
+        captions, lambda c: " and " not in c.text and len(c.phrases) == 2
+    ) == pytest.approx(p, abs=0.04)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 def test_missing_phrases(p):
     scenes = SceneConfig(objects=(4, 4), repeat=0, tint=0)
     layout, captions = write(scenes, n=1500, **BARE | {"missing": p})
-    said = np.array([sum(len(phrase.objects) for phrase in c.phrases) for c in captions])
+    said = np.array(
+        [sum(len(phrase.objects) for phrase in c.phrases) for c in captions]
+    )
     assert said.min() >= 1  # a caption always says something
     expected = 4 * (1 - p) + p**4
     assert said.mean() == pytest.approx(expected, abs=0.08)
@@ -243,7 +323,9 @@ def test_background_is_true():
 def test_a_caption_does_not_depend_on_its_batch():
     _, many = write(n=40)
     stream = Stream(0, "train", np.arange(17, 18))
-    (alone,) = write_captions(sample_layout(SceneConfig(), "pairs", stream), CaptionConfig(), stream)
+    (alone,) = write_captions(
+        sample_layout(SceneConfig(), "pairs", stream), CaptionConfig(), stream
+    )
     assert alone == many[17]
 
 

@@ -28,11 +28,20 @@ def faults(paper: str, module: types.ModuleType) -> list[str]:
         given = list(inspect.signature(getattr(module, name)).parameters)
         if given != wanted:
             found.append(f"{name}({', '.join(given)}), expected ({', '.join(wanted)})")
-    if not (dataclasses.is_dataclass(module.Values) and module.Values.__dataclass_params__.frozen):
+    if not (
+        dataclasses.is_dataclass(module.Values)
+        and module.Values.__dataclass_params__.frozen
+    ):
         found.append("Values is not a frozen dataclass")
-    if not {"quick", "full", "photos"} <= set(module.PROFILES) <= set(parameters.PROFILES):
+    if (
+        not {"quick", "full", "photos"}
+        <= set(module.PROFILES)
+        <= set(parameters.PROFILES)
+    ):
         found.append(f"PROFILES has {', '.join(module.PROFILES)}")
-    if not all(isinstance(values, module.Values) for values in module.PROFILES.values()):
+    if not all(
+        isinstance(values, module.Values) for values in module.PROFILES.values()
+    ):
         found.append("PROFILES holds something else than Values")
     chapter = module.CHAPTER
     if not isinstance(chapter, Chapter):
@@ -43,7 +52,9 @@ def faults(paper: str, module: types.ModuleType) -> list[str]:
     if module.open != chapter.open:
         found.append("open is not CHAPTER.open")
     explained = set(chapter.profiles) | set(chapter.missing)
-    if explained != set(parameters.PROFILES) or set(chapter.profiles) & set(chapter.missing):
+    if explained != set(parameters.PROFILES) or set(chapter.profiles) & set(
+        chapter.missing
+    ):
         found.append(f"profiles with values or a reason: {sorted(explained)}")
     if "data" not in chapter.needs.get("photos", {}):
         found.append("photos does not say which data it needs")
@@ -76,8 +87,12 @@ def test_a_missing_part_is_noticed(part, monkeypatch):
 def test_other_breaches_are_noticed(monkeypatch):
     module = module_of("clip")
     monkeypatch.setattr(module, "study", lambda values, run: None)
-    assert any(fault.startswith("study(values, run)") for fault in faults("clip", module))
-    monkeypatch.setattr(module, "CHAPTER", replace(module.CHAPTER, missing={}, needs={}))
+    assert any(
+        fault.startswith("study(values, run)") for fault in faults("clip", module)
+    )
+    monkeypatch.setattr(
+        module, "CHAPTER", replace(module.CHAPTER, missing={}, needs={})
+    )
     assert len(faults("clip", module)) >= 3
 
 
@@ -89,7 +104,9 @@ def test_the_main_training_runs_from_its_arguments_alone(paper, tmp_path):
     torch.testing.assert_close(first.model.state_dict(), second.model.state_dict())
     other = find_chapter(paper).training(replace(given, seed=4))
     states = first.model.state_dict(), other.model.state_dict()
-    assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0]), "the seed is not used"
+    assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0]), (
+        "the seed is not used"
+    )
     short = replace(first, config=replace(first.config, steps=1), evaluate=None)
     history = short.fit(tmp_path / "main", progress=None)
     assert history.rows[-1]["step"] == 1
@@ -99,40 +116,59 @@ def test_the_main_training_runs_from_its_arguments_alone(paper, tmp_path):
 def test_profiles_that_cannot_run_are_refused_by_name(paper, tmp_path):
     chapter = find_chapter(paper)
     for profile in ("photos", "paper"):
-        with pytest.raises(ValueError, match=f"profile='{profile}' (is not run here|needs data)"):
+        with pytest.raises(
+            ValueError, match=f"profile='{profile}' (is not run here|needs data)"
+        ):
             chapter.open(profile=profile, seed=0, out=tmp_path)
 
 
 @every
-def test_relative_data_reach_the_study_as_an_absolute_path(paper, tmp_path, monkeypatch):
+def test_relative_data_reach_the_study_as_an_absolute_path(
+    paper, tmp_path, monkeypatch
+):
     root = tmp_path / "repository"
     (root / "data" / "photos").mkdir(parents=True)
     monkeypatch.setattr(parameters, "repository", lambda: root)
     monkeypatch.chdir(tmp_path)
     seen = []
-    chapter = replace(find_chapter(paper), study=lambda run, values: seen.append(run.data))
-    run = chapter.open(profile="photos", seed=0, device="cpu", out=tmp_path, data="data/photos")
+    chapter = replace(
+        find_chapter(paper), study=lambda run, values: seen.append(run.data)
+    )
+    run = chapter.open(
+        profile="photos", seed=0, device="cpu", out=tmp_path, data="data/photos"
+    )
     assert run.photos and run.study is None
     assert seen == [(root / "data" / "photos").resolve()]
-    with pytest.raises((ValueError, FileNotFoundError)):  # the folder is empty, and says so
+    # the folder is empty, and says so
+    with pytest.raises((ValueError, FileNotFoundError)):
         _ = replace(run, chapter=find_chapter(paper)).study
 
 
-# --- What a notebook does with its run ---------------------------------------------------------------------
+# --- What a notebook does with its run ------------------------------------------------
 
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    return find_chapter("clip").open(profile="quick", seed=2, device="cpu", out=tmp_path)
+    return find_chapter("clip").open(
+        profile="quick", seed=2, device="cpu", out=tmp_path
+    )
 
 
 def test_a_run_records_under_its_chapters_name(run):
     test = claims.load("clip")["clip.C4"].test("quick")
-    run.record("C4", treatment=0.8, control=0.5, n=100, controls=dict.fromkeys(test.controls, 0.1))
+    run.record(
+        "C4",
+        treatment=0.8,
+        control=0.5,
+        n=100,
+        controls=dict.fromkeys(test.controls, 0.1),
+    )
     run.result("zero_shot_top1", 0.8)
     (records,) = claims.read_records(run.out / "result.json")
     assert (records.chapter, records.profile, records.seed) == ("clip", "quick", 2)
-    assert records.measurements["clip.C4"].treatment == 0.8 and records.results == {"clip.zero_shot_top1": 0.8}
+    assert records.measurements["clip.C4"].treatment == 0.8 and records.results == {
+        "clip.zero_shot_top1": 0.8
+    }
     assert "clip.C4" in claims.table(run.verdicts().rows)
 
 
@@ -151,6 +187,9 @@ def test_a_claim_without_a_test_prints_the_ledgers_reason(run, capsys):
 def test_committed_records_are_read_by_name(run):
     found = run.recorded("full", "zero_shot_top1")
     assert len(found) >= 3 and all(0 < value < 1 for value in found)
-    assert run.recorded("full", "nothing") == [] and run.recorded("quick", "zero_shot_top1") == []
+    assert (
+        run.recorded("full", "nothing") == []
+        and run.recorded("quick", "zero_shot_top1") == []
+    )
     assert all("crossing" in details for details in run.recorded_details("full", "C4"))
     assert len(run.verdicts("full", "photos").rows) == 2 * len(claims.load("clip"))

@@ -67,7 +67,9 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path):
     with pytest.raises(ValueError, match="no ledger for paper 'clap'"):
         claims.load("clap")
     with pytest.raises(ValueError, match="clip.polysemy"):
-        claims.record("clip.polysemi", treatment=1, control=0, seed=0, out=tmp_path, **WHERE)
+        claims.record(
+            "clip.polysemi", treatment=1, control=0, seed=0, out=tmp_path, **WHERE
+        )
     with pytest.raises(ValueError, match="clip.C1"):
         claims.record("C1", treatment=1, control=0, seed=0, out=tmp_path, **WHERE)
     assert not list(tmp_path.iterdir())
@@ -78,7 +80,9 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path):
 
 def record(out, claim="clip.C3", seed=0, treatment=0.9, control=0.8, **more):
     arguments = {"controls": {"one template": 0.85}, **WHERE, **more}
-    return claims.record(claim, treatment=treatment, control=control, seed=seed, out=out, **arguments)
+    return claims.record(
+        claim, treatment=treatment, control=control, seed=seed, out=out, **arguments
+    )
 
 
 def test_record_writes_and_reads_back(tmp_path):
@@ -94,13 +98,17 @@ def test_record_writes_and_reads_back(tmp_path):
     assert run.measurements == {"clip.C3": given}
     assert given.treatment == 0.75 and given.interval == (0.2, 0.3)
     assert given.details == {"curve": [0.5, 1.0], "templates": 7}
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"], "a temporary file was left"
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"], (
+        "a temporary file was left"
+    )
 
 
 def test_recording_again_replaces_and_keeps_the_others(tmp_path):
     record(tmp_path)
     record(tmp_path, "clip.polysemy", controls=None)
-    claims.record_result("clip.top1", torch.tensor(0.9), profile="full", seed=0, out=tmp_path)
+    claims.record_result(
+        "clip.top1", torch.tensor(0.9), profile="full", seed=0, out=tmp_path
+    )
     record(tmp_path, treatment=0.95)
     (run,) = claims.read_records(tmp_path / "result.json")
     assert run.measurements["clip.C3"].treatment == 0.95
@@ -122,7 +130,10 @@ def test_another_run_does_not_mix_with_the_old(tmp_path):
         ({"control": float("inf")}, "control is inf"),
         ({"controls": {"one template": float("nan")}}, "one template"),
         ({"controls": None}, "controls are 'one template'"),
-        ({"controls": {"one template": 0.1, "two": 0.1}}, "controls are 'one template'"),
+        (
+            {"controls": {"one template": 0.1, "two": 0.1}},
+            "controls are 'one template'",
+        ),
         ({"details": {"loss": float("nan")}}, "loss"),
         ({"n": 0}, "n=0"),
         ({"profile": "ful"}, "profile='ful'"),
@@ -139,7 +150,9 @@ def test_bad_results_are_refused(tmp_path):
     with pytest.raises(ValueError, match="clip.zero_shot_top1"):
         claims.record_result("top1", 0.5, profile="full", seed=0, out=tmp_path)
     with pytest.raises(ValueError, match="nan"):
-        claims.record_result("clip.curve", [0.5, float("nan")], profile="full", seed=0, out=tmp_path)
+        claims.record_result(
+            "clip.curve", [0.5, float("nan")], profile="full", seed=0, out=tmp_path
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -171,8 +184,13 @@ def test_reading_what_is_not_a_record(tmp_path):
     ],
 )
 def test_verdict_by_the_rule(claim, differences, kind):
-    well_behaved = {"one object replaced": 1.0, "chance": 0.5 + float(np.mean(differences))}
-    verdict = claims.judge(claims.load("clip")[claim], measure(differences, claim, **well_behaved))
+    well_behaved = {
+        "one object replaced": 1.0,
+        "chance": 0.5 + float(np.mean(differences)),
+    }
+    verdict = claims.judge(
+        claims.load("clip")[claim], measure(differences, claim, **well_behaved)
+    )
     assert verdict.kind == kind, verdict
     assert verdict.n == 3 and verdict.mean == pytest.approx(np.mean(differences))
     assert verdict.low <= verdict.mean <= verdict.high
@@ -184,8 +202,13 @@ def test_few_seeds_are_only_indicative():
     for differences, agrees in ([0.3], True), ([0.04], False), ([0.3, 0.4], True):
         verdict = claims.judge(claim, measure(differences))
         assert verdict.kind == "indicative" and verdict.agrees is agrees
-    assert verdict.text == "indicative (agrees)" and "2 of at least 3 seeds" in verdict.reason
-    assert claims.judge(claim, measure([0.3])).low is None, "one seed has no interval over seeds"
+    assert (
+        verdict.text == "indicative (agrees)"
+        and "2 of at least 3 seeds" in verdict.reason
+    )
+    assert claims.judge(claim, measure([0.3])).low is None, (
+        "one seed has no interval over seeds"
+    )
 
 
 def test_a_control_that_fails_takes_the_verdict_away():
@@ -193,7 +216,10 @@ def test_a_control_that_fails_takes_the_verdict_away():
     differences = [0.30, 0.31, 0.32]
     verdict = claims.judge(claim, measure(differences, **{"shuffled captions": 0.8}))
     assert verdict.kind == "inconclusive" and "shuffled captions" in verdict.reason
-    assert claims.judge(claim, measure([0.3], **{"shuffled captions": 0.8})).agrees is False
+    assert (
+        claims.judge(claim, measure([0.3], **{"shuffled captions": 0.8})).agrees
+        is False
+    )
 
 
 def test_nothing_measured_is_not_run_with_the_reason():
@@ -221,7 +247,9 @@ def test_t_interval_covers_the_mean_as_often_as_it_says():
         for values in generator.normal(0.2, 0.05, size=(4000, seeds)):
             low, high = claims.t_interval(values)
             hits += low <= 0.2 <= high
-        assert abs(hits / 4000 - 0.95) < 0.012, "more than three standard errors from 95 %"
+        assert abs(hits / 4000 - 0.95) < 0.012, (
+            "more than three standard errors from 95 %"
+        )
     with pytest.raises(ValueError, match="at least 2"):
         claims.t_interval([1.0])
 
@@ -229,7 +257,10 @@ def test_t_interval_covers_the_mean_as_often_as_it_says():
 def test_wrong_verdicts_are_rare_when_the_effect_is_at_the_margin():
     claim = claims.load("clip")["clip.C1"]
     generator = np.random.default_rng(1)
-    kinds = [claims.judge(claim, measure(d)).kind for d in generator.normal(0.05, 0.02, size=(1500, 3))]
+    kinds = [
+        claims.judge(claim, measure(d)).kind
+        for d in generator.normal(0.05, 0.02, size=(1500, 3))
+    ]
     # The interval misses the margin in 5 % of batches, half of them on each side.
     assert abs(np.mean([kind == "reproduced" for kind in kinds]) - 0.025) < 0.013
     assert abs(np.mean([kind == "not reproduced" for kind in kinds]) - 0.025) < 0.013
@@ -244,8 +275,12 @@ def test_bootstrap_covers_the_mean_and_follows_its_seed():
         hits += low <= 0.8 <= high
     assert abs(hits / 400 - 0.95) < 0.035
     values = torch.rand(50, generator=torch.Generator().manual_seed(0))
-    assert claims.bootstrap_interval(values, seed=1) == claims.bootstrap_interval(values, seed=1)
-    assert claims.bootstrap_interval(values, seed=1) != claims.bootstrap_interval(values, seed=2)
+    assert claims.bootstrap_interval(values, seed=1) == claims.bootstrap_interval(
+        values, seed=1
+    )
+    assert claims.bootstrap_interval(values, seed=1) != claims.bootstrap_interval(
+        values, seed=2
+    )
     low, high = claims.bootstrap_interval(values, resamples=20000)
     spread = values.std(correction=0).item() / 50**0.5
     assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.05)
@@ -263,11 +298,25 @@ def test_bootstrap_refuses_what_is_not_a_row_of_numbers(items):
 @pytest.fixture
 def runs(tmp_path):
     """Three finished full runs of C3 and one unfinished, and one quick run."""
-    for profile, seed in [("full", 0), ("full", 1), ("full", 2), ("full", 3), ("quick", 0)]:
+    for profile, seed in [
+        ("full", 0),
+        ("full", 1),
+        ("full", 2),
+        ("full", 3),
+        ("quick", 0),
+    ]:
         out = tmp_path / "runs" / "clip" / profile / f"seed{seed}"
         out.mkdir(parents=True)
-        record(out, profile=profile, seed=seed, treatment=0.9 + 0.001 * seed, interval=(0.05, 0.15))
-        claims.record_result("clip.top1", 0.9 + 0.001 * seed, profile=profile, seed=seed, out=out)
+        record(
+            out,
+            profile=profile,
+            seed=seed,
+            treatment=0.9 + 0.001 * seed,
+            interval=(0.05, 0.15),
+        )
+        claims.record_result(
+            "clip.top1", 0.9 + 0.001 * seed, profile=profile, seed=seed, out=out
+        )
         if seed < 3:
             (out / "run.json").write_text("{}")
     return tmp_path / "runs"
@@ -276,16 +325,22 @@ def runs(tmp_path):
 def test_collect_takes_finished_runs_only_and_shows_the_rest_as_not_run(runs):
     rows = {(row.claim.id, row.profile): row.verdict for row in claims.collect(runs)}
     assert len(rows) == len(claims.load("clip")) * len(PROFILES) + sum(
-        len(claims.load(paper)) * len(PROFILES) for paper in claims.papers() if paper != "clip"
+        len(claims.load(paper)) * len(PROFILES)
+        for paper in claims.papers()
+        if paper != "clip"
     )
-    assert rows["clip.C3", "full"].kind == "reproduced" and rows["clip.C3", "full"].n == 3
+    assert (
+        rows["clip.C3", "full"].kind == "reproduced" and rows["clip.C3", "full"].n == 3
+    )
     assert rows["clip.C3", "quick"].text == "indicative (agrees)"
     assert rows["clip.C3", "quick"].items == (0.05, 0.15)
     assert rows["clip.C1", "full"].kind == "not run"
 
 
 def test_collect_of_nothing(tmp_path):
-    assert {row.verdict.kind for row in claims.collect(tmp_path / "nowhere")} == {"not run"}
+    assert {row.verdict.kind for row in claims.collect(tmp_path / "nowhere")} == {
+        "not run"
+    }
 
 
 def test_collect_refuses_an_unknown_claim(runs):
@@ -297,22 +352,31 @@ def test_collect_refuses_an_unknown_claim(runs):
 
 def test_merge_keeps_other_seeds_and_is_read_back_equal(runs, tmp_path):
     results = tmp_path / "results"
-    assert [path.name for path in claims.merge(runs, results, ["full"])] == ["clip.full.json"]
+    assert [path.name for path in claims.merge(runs, results, ["full"])] == [
+        "clip.full.json"
+    ]
     before = claims.collect(runs, ["full"])
-    assert [row.verdict for row in claims.collect(results, ["full"])] == [row.verdict for row in before]
+    assert [row.verdict for row in claims.collect(results, ["full"])] == [
+        row.verdict for row in before
+    ]
     # One seed again, the others' runs gone: the merged file keeps them.
     for seed in (1, 2):
         (runs / "clip" / "full" / f"seed{seed}" / "run.json").unlink()
     record(runs / "clip" / "full" / "seed0", treatment=0.99)
     claims.merge(runs, results, ["full"])
     merged = json.loads((results / "clip.full.json").read_text())
-    values = {run["seed"]: run["claims"]["clip.C3"]["treatment"] for run in merged["runs"]}
+    values = {
+        run["seed"]: run["claims"]["clip.C3"]["treatment"] for run in merged["runs"]
+    }
     assert values == pytest.approx({0: 0.99, 1: 0.901, 2: 0.902})
 
 
 def test_quote_needs_a_record(runs, tmp_path):
     claims.merge(runs, tmp_path / "results", ["full"])
-    assert claims.quote("clip.top1", sources=tmp_path / "results") == "90.1 % (89.9 to 90.3, 3 seeds)"
+    assert (
+        claims.quote("clip.top1", sources=tmp_path / "results")
+        == "90.1 % (89.9 to 90.3, 3 seeds)"
+    )
     with pytest.raises(ValueError, match="clip.top5"):
         claims.quote("clip.top5", sources=tmp_path / "results")
 
@@ -320,14 +384,21 @@ def test_quote_needs_a_record(runs, tmp_path):
 def test_tables_say_verdicts_in_words(runs):
     rows = claims.collect(runs, ["full", "quick"], ["clip"])
     markdown = claims.table(rows)
-    assert "| clip.C3: Prompts and their ensemble help | full | ✔ reproduced | 90.1 %" in markdown
+    assert (
+        "| clip.C3: Prompts and their ensemble help | full | ✔ reproduced | 90.1 %"
+        in markdown
+    )
     assert "+10.1 (+9.9 to +10.3)" in markdown and "over test items" in markdown
-    assert len({line.count("|") for line in markdown.strip().splitlines()}) == 1, "rows of unequal width"
+    assert len({line.count("|") for line in markdown.strip().splitlines()}) == 1, (
+        "rows of unequal width"
+    )
     shown = claims.verdicts(runs, ["full"], "clip")
     assert repr(shown) == "Verdicts on 9 claims"
     page = shown._repr_html_()
     assert "✔</span> reproduced" in page and "–</span> not run" in page
-    assert "background" not in page and "color:" not in page.replace("color:inherit", "")
+    assert "background" not in page and "color:" not in page.replace(
+        "color:inherit", ""
+    )
     assert len(set(judging.ICONS.values())) == len(judging.KINDS)
 
 
@@ -335,7 +406,11 @@ def test_scoreboard_follows_the_records(runs, tmp_path):
     results = tmp_path / "results"
     assert "No results" in claims.scoreboard(tmp_path / "empty")
     claims.merge(runs, results, ["full"])
-    (line,) = [line for line in claims.scoreboard(results).splitlines() if line.startswith("| clip | full")]
+    (line,) = [
+        line
+        for line in claims.scoreboard(results).splitlines()
+        if line.startswith("| clip | full")
+    ]
     assert line.split("|")[3].strip() == "3" and line.split("|")[4].strip() == "C3"
 
 

@@ -1,4 +1,5 @@
-"""The book's pages of claims follow the ledger and the records, and what prose quotes is in the records."""
+"""The book's pages of claims follow the ledger and the records, and what prose quotes
+is in the records."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ CLIP = claims.load("clip")
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """Three seeds of C3 and C1 at full, with what they cost; one seed of C3 on photographs."""
+    """Three seeds of C3 and C1 at full, with what they cost; one seed of
+    C3 on photographs."""
     for profile, seed in [("full", 0), ("full", 1), ("full", 2), ("photos", 0)]:
         out = tmp_path / "runs" / "clip" / profile / f"seed{seed}"
         out.mkdir(parents=True)
@@ -29,14 +31,31 @@ def results(tmp_path: Path) -> Path:
         gain = 0.1 + 0.01 * seed if profile == "full" else 0.003
         interval = None if profile == "full" else (-0.001, 0.007)
         controls = {"one template": 0.7}
-        claims.record("clip.C3", treatment=0.8 + gain, control=0.8, controls=controls, interval=interval, **where)
+        claims.record(
+            "clip.C3",
+            treatment=0.8 + gain,
+            control=0.8,
+            controls=controls,
+            interval=interval,
+            **where,
+        )
         if profile == "full":
-            claims.record("clip.C1", treatment=0.5, control=0.6, controls={"shuffled captions": 0.01}, **where)
+            claims.record(
+                "clip.C1",
+                treatment=0.5,
+                control=0.6,
+                controls={"shuffled captions": 0.01},
+                **where,
+            )
         few = {"shots": [1, 2], "probe": [0.5 + 0.1 * seed, 0.6]}
         claims.record_result("clip.few_shot", few, profile=profile, seed=seed, out=out)
-        claims.record_result("clip.top1", 0.9 + 0.01 * seed, profile=profile, seed=seed, out=out)
+        claims.record_result(
+            "clip.top1", 0.9 + 0.01 * seed, profile=profile, seed=seed, out=out
+        )
         about = {"wall_seconds": 100 + 60 * seed, "peak_memory_bytes": 2e9, "cores": 2}
-        (out / "run.json").write_text(json.dumps(about | {"device": {"used": "cpu", "name": "Laptop"}}))
+        (out / "run.json").write_text(
+            json.dumps(about | {"device": {"used": "cpu", "name": "Laptop"}})
+        )
     claims.merge(tmp_path / "runs", tmp_path / "results", ["full", "photos"])
     return tmp_path / "results"
 
@@ -48,21 +67,38 @@ def rows_of(results: Path, claim: str) -> list[claims.Row]:
 # The pages
 
 
-def test_pages_hold_every_claim_and_follow_the_records(results: Path, tmp_path: Path) -> None:
+def test_pages_hold_every_claim_and_follow_the_records(
+    results: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "claims"
-    written = {path.name: path.read_text() for path in claims.write_pages(folder, results)}
+    written = {
+        path.name: path.read_text() for path in claims.write_pages(folder, results)
+    }
     assert {"matrix.html", "cost.html", "not-run.html", "01_clip.md"} <= set(written)
     page = written["01_clip.md"]
     for claim in CLIP.values():
-        assert f"({pages.anchor(claim)})=" in page and claim.statement in page and claim.numbers.rstrip(".") in page
+        assert (
+            f"({pages.anchor(claim)})=" in page
+            and claim.statement in page
+            and claim.numbers.rstrip(".") in page
+        )
     matrix = BeautifulSoup(written["matrix.html"], "html.parser")
-    lines = {tr.a["href"].partition("#")[2]: [td.text for td in tr.select("td")] for tr in matrix.select("tr") if tr.td}
-    everything = [claim for paper in claims.papers() for claim in claims.load(paper).values()]
+    lines = {
+        tr.a["href"].partition("#")[2]: [td.text for td in tr.select("td")]
+        for tr in matrix.select("tr")
+        if tr.td
+    }
+    everything = [
+        claim for paper in claims.papers() for claim in claims.load(paper).values()
+    ]
     assert list(lines) == [pages.anchor(claim) for claim in everything]
     assert [len(cells) for cells in lines.values()] == [len(PROFILES)] * len(lines)
     full, photos = lines["claim-clip-c3"][1:3]
     assert "reproduced" in full and "3 seeds" in full and "indicative: agrees" in photos
-    assert "not reproduced" in lines["claim-clip-c1"][1] and "not run" in lines["claim-clip-c1"][3]
+    assert (
+        "not reproduced" in lines["claim-clip-c1"][1]
+        and "not run" in lines["claim-clip-c1"][3]
+    )
     for link in matrix.select("a[href*='#']"):
         name, _, place = link["href"].removeprefix("claims/").partition("#")
         assert f"({place})=" in written[name.replace(".html", ".md")]
@@ -70,7 +106,9 @@ def test_pages_hold_every_claim_and_follow_the_records(results: Path, tmp_path: 
     assert "400 million pairs" in written["not-run.html"]
 
 
-def test_pages_are_written_only_where_they_differ(results: Path, tmp_path: Path) -> None:
+def test_pages_are_written_only_where_they_differ(
+    results: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "claims"
     claims.write_pages(folder, results)
     (folder / "09_gone.md").write_text("a ledger that is no longer there")
@@ -85,7 +123,9 @@ def test_pages_are_written_only_where_they_differ(results: Path, tmp_path: Path)
     assert (folder / "01_clip.md").stat().st_mtime_ns == before["01_clip.md"]
 
 
-def test_pages_hold_ten_chapters(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_hold_ten_chapters(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ledger = tmp_path / "ledger"
     ledger.mkdir()
     own = records._LEDGER
@@ -93,24 +133,33 @@ def test_pages_hold_ten_chapters(results: Path, tmp_path: Path, monkeypatch: pyt
     text = (own / "clip.yaml").read_text()
     for name in records._ORDER:
         (ledger / f"{name}.yaml").write_text(
-            text.replace("paper: clip", f"paper: {name}").replace("id: clip.", f"id: {name}.")
+            text.replace("paper: clip", f"paper: {name}").replace(
+                "id: clip.", f"id: {name}."
+            )
         )
     monkeypatch.setattr(records, "_LEDGER", ledger)
     records._load.cache_clear()
     try:
         assert claims.papers() == records._ORDER, "the book's order, not the alphabet's"
-        written = {path.name: path.read_text() for path in claims.write_pages(tmp_path / "claims", results)}
+        written = {
+            path.name: path.read_text()
+            for path in claims.write_pages(tmp_path / "claims", results)
+        }
     finally:
         records._load.cache_clear()
     assert sorted(name for name in written if name.endswith(".md")) == [
         f"{k:02}_{n}.md" for k, n in enumerate(records._ORDER, 1)
     ]
     matrix = BeautifulSoup(written["matrix.html"], "html.parser")
-    assert len(matrix.select("tbody")) == 10 and len(matrix.select("td")) == 10 * len(CLIP) * len(PROFILES)
+    assert len(matrix.select("tbody")) == 10 and len(matrix.select("td")) == 10 * len(
+        CLIP
+    ) * len(PROFILES)
     assert len(written["matrix.html"]) < 120_000
 
 
-def test_the_table_of_records_has_a_row_for_each_claim_and_profile(results: Path) -> None:
+def test_the_table_of_records_has_a_row_for_each_claim_and_profile(
+    results: Path,
+) -> None:
     table = list(csv.DictReader(io.StringIO(claims.summary(results))))
     assert [(row["claim"], row["profile"]) for row in table] == [
         ("clip.C1", "full"), ("clip.C3", "full"), ("clip.C3", "photos"),
@@ -124,7 +173,11 @@ def test_the_table_of_records_has_a_row_for_each_claim_and_profile(results: Path
     )
     assert float(full["difference"]) == pytest.approx(0.11)
     assert (
-        float(full["low"]) < float(full["bootstrap_low"]) < 0.11 < float(full["bootstrap_high"]) < float(full["high"])
+        float(full["low"])
+        < float(full["bootstrap_low"])
+        < 0.11
+        < float(full["bootstrap_high"])
+        < float(full["high"])
     )
     assert photos["low"] == "" and float(photos["items_high"]) == 0.007
 
@@ -136,21 +189,40 @@ def test_a_plot_shows_ours_and_the_papers_where_they_are(results: Path) -> None:
     rows = rows_of(results, "clip.C3")
     plot = BeautifulSoup(forest.forest(CLIP["clip.C3"], rows), "html.parser")
     said = [svg["aria-label"] for svg in plot.select("svg[role=img]")]
-    assert said[0].startswith("full, 3 seeds: +11.0") and "photos, 1 seed" in said[1] and "+4.8" in said[2]
+    assert (
+        said[0].startswith("full, 3 seeds: +11.0")
+        and "photos, 1 seed" in said[1]
+        and "+4.8" in said[2]
+    )
     axis = forest.axis_for(CLIP["clip.C3"], [row for row in rows if row.verdict.n])
     centres = [float(circle["cx"].rstrip("%")) for circle in plot.select("circle.ours")]
-    assert centres == [axis.at(rows[1].verdict.mean), axis.at(0.003)] and centres[0] > centres[1]
+    assert (
+        centres == [axis.at(rows[1].verdict.mean), axis.at(0.003)]
+        and centres[0] > centres[1]
+    )
     diamond = float(plot.select_one("rect.paper").parent["x"].rstrip("%"))
     assert centres[1] < diamond < centres[0]
-    assert len(plot.select("line.seed")) == 3 and len(plot.select("line.interval.items")) == 1
+    assert (
+        len(plot.select("line.seed")) == 3
+        and len(plot.select("line.interval.items")) == 1
+    )
     assert "verdict reproduced" in str(plot) and "indicative: agrees" in plot.text
 
 
 def test_every_mark_is_within_its_plot() -> None:
-    """Two seeds have very wide intervals: cut at the edge with an arrow, the axis stays useful."""
+    """Two seeds have very wide intervals: cut at the edge with an arrow, the
+    axis stays useful."""
     claim = CLIP["clip.C2"]
     measured = [
-        claims.Measurement("clip.C2", "full", seed, 0.1 + seed, 0.0, 9, controls={"supervised classifier": 0})
+        claims.Measurement(
+            "clip.C2",
+            "full",
+            seed,
+            0.1 + seed,
+            0.0,
+            9,
+            controls={"supervised classifier": 0},
+        )
         for seed in (0, 1)
     ]
     row = claims.Row(claim, "full", claims.judge(claim, measured))
@@ -161,7 +233,9 @@ def test_every_mark_is_within_its_plot() -> None:
         assert 0 <= float(share) <= 100
 
 
-@pytest.mark.parametrize(("low", "high"), [(-0.1, 0.7), (-0.0123, 0.0031), (-40.0, 900.0), (0.0, 1e-6)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-0.1, 0.7), (-0.0123, 0.0031), (-40.0, 900.0), (0.0, 1e-6)]
+)
 def test_an_axis_has_round_ticks(low: float, high: float) -> None:
     ticks = forest.Axis(low, high).ticks()
     assert 3 <= len(ticks) <= 7 and low <= ticks[0] and ticks[-1] <= high
@@ -192,23 +266,48 @@ def test_nothing_measured_and_nothing_to_compare_with_has_no_plot() -> None:
         ("clip.C3:seeds full", "3"),
     ],
 )
-def test_a_marked_number_is_filled_in_from_the_records(results: Path, mark: str, text: str) -> None:
+def test_a_marked_number_is_filled_in_from_the_records(
+    results: Path, mark: str, text: str
+) -> None:
     prose = f"It reaches <!-- result {mark} -->12 %<!-- /result -->, as you see."
     fresh = claims.fill(prose, results)
-    assert fresh == f"It reaches <!-- result {mark} -->{text}<!-- /result -->, as you see."
+    assert (
+        fresh == f"It reaches <!-- result {mark} -->{text}<!-- /result -->, as you see."
+    )
     assert claims.fill(fresh, results) == fresh
 
 
 @pytest.mark.parametrize(
     ("prose", "words"),
     [
-        ("<!-- result clip.top5 full -->91 %<!-- /result -->", "no record of 'clip.top5' at profile 'full'"),
-        ("<!-- result clip.top1 quick -->91 %<!-- /result -->", "no record of 'clip.top1' at profile 'quick'"),
-        ("<!-- result clip.C7:difference full -->9<!-- /result -->", "no record of clip.C7 at profile 'full'"),
-        ("<!-- result clip.C9:difference full -->9<!-- /result -->", "unknown claim 'clip.C9'"),
-        ("<!-- result clip.C3:mean full -->9<!-- /result -->", "expected treatment, control, difference"),
-        ("<!-- result clip.few_shot full -->9<!-- /result -->", "is not a single number"),
-        ("<!-- result clip.few_shot/probe/7 full -->9<!-- /result -->", "nothing at '7'"),
+        (
+            "<!-- result clip.top5 full -->91 %<!-- /result -->",
+            "no record of 'clip.top5' at profile 'full'",
+        ),
+        (
+            "<!-- result clip.top1 quick -->91 %<!-- /result -->",
+            "no record of 'clip.top1' at profile 'quick'",
+        ),
+        (
+            "<!-- result clip.C7:difference full -->9<!-- /result -->",
+            "no record of clip.C7 at profile 'full'",
+        ),
+        (
+            "<!-- result clip.C9:difference full -->9<!-- /result -->",
+            "unknown claim 'clip.C9'",
+        ),
+        (
+            "<!-- result clip.C3:mean full -->9<!-- /result -->",
+            "expected treatment, control, difference",
+        ),
+        (
+            "<!-- result clip.few_shot full -->9<!-- /result -->",
+            "is not a single number",
+        ),
+        (
+            "<!-- result clip.few_shot/probe/7 full -->9<!-- /result -->",
+            "nothing at '7'",
+        ),
         ("<!-- result clip.top1 -->9<!-- /result -->", "expected a name, a profile"),
         ("<!-- result clip.top1 full short -->9<!-- /result -->", "perhaps a style"),
         ("<!-- result clip.top1 full -->9", "is incomplete"),
@@ -216,15 +315,22 @@ def test_a_marked_number_is_filled_in_from_the_records(results: Path, mark: str,
         ("no number here", "has no markers"),
     ],
 )
-def test_a_marked_number_without_a_record_is_refused(results: Path, prose: str, words: str) -> None:
+def test_a_marked_number_without_a_record_is_refused(
+    results: Path, prose: str, words: str
+) -> None:
     with pytest.raises(ValueError, match=words) as error:
         claims.fill(prose, results, name="the page")
     assert "the page" in str(error.value)
 
 
-def test_numbers_in_a_notebooks_prose_are_filled_in(results: Path, tmp_path: Path) -> None:
+def test_numbers_in_a_notebooks_prose_are_filled_in(
+    results: Path, tmp_path: Path
+) -> None:
     prose = "top-1 <!-- result clip.top1 full mean -->?<!-- /result -->"
-    cells = [nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell("# <!-- result clip.none full -->")]
+    cells = [
+        nbformat.v4.new_markdown_cell(prose),
+        nbformat.v4.new_code_cell("# <!-- result clip.none full -->"),
+    ]
     path = tmp_path / "01_clip.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     before = path.read_bytes()

@@ -25,13 +25,19 @@ def test_bins_partition_images_and_squared_error() -> None:
     errors = count_errors(true + 10 * torch.randn(500, generator=generator), true)
     assert sum(row.images for row in errors.by_count) == 500
     assert sum(row.share for row in errors.by_count) == pytest.approx(1)
-    assert sum(row.mae * row.images for row in errors.by_count) == pytest.approx(500 * errors.mae)
+    assert sum(row.mae * row.images for row in errors.by_count) == pytest.approx(
+        500 * errors.mae
+    )
     assert errors.by_count[-1].high is None
 
 
 def test_bin_edges_are_inclusive_below() -> None:
     errors = count_errors([0, 0, 0, 0], [4, 5, 9, 10], bins=(0, 5, 10))
-    assert [(row.low, row.high, row.images) for row in errors.by_count] == [(0, 4, 1), (5, 9, 2), (10, None, 1)]
+    assert [(row.low, row.high, row.images) for row in errors.by_count] == [
+        (0, 4, 1),
+        (5, 9, 2),
+        (10, None, 1),
+    ]
 
 
 def test_one_huge_image_causes_nearly_all_of_the_rmse() -> None:
@@ -56,7 +62,13 @@ def test_default_of_largest() -> None:
 def test_perfect_counts_blame_nobody() -> None:
     errors = count_errors([3.0, 0.0], [3, 0])
     assert (errors.mae, errors.rmse, errors.share_of_largest) == (0, 0, 0)
-    assert set(errors.as_dict()) == {"mae", "rmse", "median", "bias", "share_of_largest"}
+    assert set(errors.as_dict()) == {
+        "mae",
+        "rmse",
+        "median",
+        "bias",
+        "share_of_largest",
+    }
 
 
 def test_negative_predictions_are_not_clamped() -> None:
@@ -76,7 +88,9 @@ def test_negative_predictions_are_not_clamped() -> None:
         ([1.0], [1], {"largest": 0}, "largest=0"),
     ],
 )
-def test_bad_input_is_named(predicted: list, true: list, options: dict, message: str) -> None:
+def test_bad_input_is_named(
+    predicted: list, true: list, options: dict, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         count_errors(predicted, true, **options)
 
@@ -87,5 +101,7 @@ def test_counters_are_compared_question_by_question() -> None:
     assert error_difference(first, second, truth).tolist() == [-2, 0, 3]
     found = paired(first, second, truth)
     assert found == {"difference": pytest.approx(1 / 3), "wins": pytest.approx(0.5)}
-    with pytest.raises(ValueError, match=r"answers \(3,\) and \(2,\) to questions \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"answers \(3,\) and \(2,\) to questions \(3,\)"
+    ):
         error_difference(first, second[:2], truth)

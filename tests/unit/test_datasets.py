@@ -19,22 +19,30 @@ SIZE = 8
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MINILIB_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def write(
-    path: Path, colour: tuple[int, int, int] = (10, 20, 30), shape: tuple[int, int] = (SIZE, SIZE)
+    path: Path,
+    colour: tuple[int, int, int] = (10, 20, 30),
+    shape: tuple[int, int] = (SIZE, SIZE),
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", shape, colour).save(path)
 
 
 def tree(root: Path, counts: dict[str, int], first: int = 0) -> Path:
-    """Write solid images whose red value tells which image it is, and green which class."""
+    """Write solid images whose red value tells which image it is, and
+    green which class."""
     for label, (folder, count) in enumerate(sorted(counts.items())):
         for number in range(count):
-            write(root / folder / f"{number:03d}.png", (first + 10 * number, 50 * label, 0))
+            write(
+                root / folder / f"{number:03d}.png",
+                (first + 10 * number, 50 * label, 0),
+            )
     return root
 
 
@@ -46,7 +54,7 @@ def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
 
 
-# --- layout -------------------------------------------------------------------------------------------------
+# --- layout ---------------------------------------------------------------------------
 
 
 def test_labels_names_and_pixels_follow_the_folders(tmp_path: Path) -> None:
@@ -54,8 +62,13 @@ def test_labels_names_and_pixels_follow_the_folders(tmp_path: Path) -> None:
     assert data.names == ("ant", "fire truck")
     assert data.labels.tolist() == [0, 0, 0, 1, 1]
     batch = data.take([1, 4])
-    assert batch.image.shape == (2, 3, SIZE, SIZE) and batch.image.dtype == torch.float32
-    assert torch.equal((batch.image[:, :, 0, 0] * 255).round(), torch.tensor([[10.0, 0, 0], [10, 50, 0]]))
+    assert (
+        batch.image.shape == (2, 3, SIZE, SIZE) and batch.image.dtype == torch.float32
+    )
+    assert torch.equal(
+        (batch.image[:, :, 0, 0] * 255).round(),
+        torch.tensor([[10.0, 0, 0], [10, 50, 0]]),
+    )
     assert batch.label.tolist() == [0, 1]
 
 
@@ -63,10 +76,16 @@ def test_splits_are_read_apart_and_must_be_named(tmp_path: Path) -> None:
     tree(tmp_path / "train", {"a": 3, "b": 3})
     tree(tmp_path / "test", {"a": 1, "b": 2}, first=200)
     assert (len(photos(tmp_path, "train")), len(photos(tmp_path, "test"))) == (6, 3)
-    assert photos(tmp_path, "test").take([0]).image[0, 0, 0, 0] == pytest.approx(200 / 255)
-    with pytest.raises(ValueError, match=r"divided into test, train: say which with split='test'"):
+    assert photos(tmp_path, "test").take([0]).image[0, 0, 0, 0] == pytest.approx(
+        200 / 255
+    )
+    with pytest.raises(
+        ValueError, match=r"divided into test, train: say which with split='test'"
+    ):
         photos(tmp_path)
-    with pytest.raises(ValueError, match=r"no split 'val' with class folders; it has test, train"):
+    with pytest.raises(
+        ValueError, match=r"no split 'val' with class folders; it has test, train"
+    ):
         photos(tmp_path, "val")
 
 
@@ -75,7 +94,9 @@ def test_a_class_called_train_is_not_a_split(tmp_path: Path) -> None:
 
 
 def test_numbered_folders_are_in_numeric_order(tmp_path: Path) -> None:
-    assert photos(tree(tmp_path, {str(number): 1 for number in (0, 2, 10, 1)})).names == ("0", "1", "2", "10")
+    assert photos(
+        tree(tmp_path, {str(number): 1 for number in (0, 2, 10, 1)})
+    ).names == ("0", "1", "2", "10")
 
 
 def test_nested_folders_count_to_their_class_and_litter_to_none(tmp_path: Path) -> None:
@@ -91,7 +112,9 @@ def test_nested_folders_count_to_their_class_and_litter_to_none(tmp_path: Path) 
 def test_names_may_be_given(tmp_path: Path) -> None:
     tree(tmp_path, {"n01": 1, "n02": 1})
     assert photos(tmp_path, names={"n01": "tench"}).names == ("tench", "n02")
-    with pytest.raises(ValueError, match="'n03', which is not a class folder; the folders are n01, n02"):
+    with pytest.raises(
+        ValueError, match="'n03', which is not a class folder; the folders are n01, n02"
+    ):
         photos(tmp_path, names={"n03": "shark"})
 
 
@@ -101,19 +124,25 @@ def test_a_zip_gives_the_same_as_its_folder(tmp_path: Path, wrapper: str) -> Non
     tree(tmp_path / "data" / "test", {"a": 1, "b": 1})
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
         for path in sorted((tmp_path / "data").rglob("*.png")):
-            archive.write(path, wrapper + path.relative_to(tmp_path / "data").as_posix())
+            archive.write(
+                path, wrapper + path.relative_to(tmp_path / "data").as_posix()
+            )
         archive.writestr("__MACOSX/train/a/._000.png", b"litter")
-    packed, plain = photos(tmp_path / "data.zip", "train"), photos(tmp_path / "data", "train")
+    packed, plain = (
+        photos(tmp_path / "data.zip", "train"),
+        photos(tmp_path / "data", "train"),
+    )
     assert packed.names == plain.names and packed.paths == plain.paths
     assert torch.equal(packed.take(range(5)).image, plain.take(range(5)).image)
 
 
-# --- errors -------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------
 
 
 def test_errors_of_layout_name_the_folder_and_the_mend(tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"no photographs at .*nowhere: expected a folder, or a \.zip"
+        FileNotFoundError,
+        match=r"no photographs at .*nowhere: expected a folder, or a \.zip",
     ):
         photos(tmp_path / "nowhere")
     (tmp_path / "data.tar").write_bytes(b"")
@@ -124,37 +153,52 @@ def test_errors_of_layout_name_the_folder_and_the_mend(tmp_path: Path) -> None:
         photos(tmp_path / "broken.zip")
     write(tmp_path / "flat" / "photo.png")
     with pytest.raises(
-        ValueError, match=r"flat has no class folders: expected one per class, .*flat/<class>/"
+        ValueError,
+        match=r"flat has no class folders: expected one per class, .*flat/<class>/",
     ):
         photos(tmp_path / "flat")
-    with pytest.raises(ValueError, match=r"single has only the class 'a': .*at least two"):
+    with pytest.raises(
+        ValueError, match=r"single has only the class 'a': .*at least two"
+    ):
         photos(tree(tmp_path / "single", {"a": 3}))
     (tree(tmp_path / "gap", {"a": 1, "b": 1}) / "c").mkdir()
-    with pytest.raises(ValueError, match=r"no photographs in .*gap/c: expected files ending in .*\.png"):
+    with pytest.raises(
+        ValueError, match=r"no photographs in .*gap/c: expected files ending in .*\.png"
+    ):
         photos(tmp_path / "gap")
-    with pytest.raises(ValueError, match=r"no split folders, so there is no split 'train'.*load_photos"):
+    with pytest.raises(
+        ValueError, match=r"no split folders, so there is no split 'train'.*load_photos"
+    ):
         photos(tree(tmp_path / "plain", {"a": 1, "b": 1}), "train")
     with pytest.raises(ValueError, match=r"two class folders are called 'a b'"):
         photos(tree(tmp_path / "twins", {"a_b": 1, "a b": 1}))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_class_missing_from_one_split_is_refused_from_either_side(tmp_path: Path, split: str) -> None:
+def test_a_class_missing_from_one_split_is_refused_from_either_side(
+    tmp_path: Path, split: str
+) -> None:
     tree(tmp_path / "train", {"a": 1, "b": 1, "c": 1})
     tree(tmp_path / "test", {"a": 1, "c": 1})
     with pytest.raises(
-        ValueError, match=r"class 'b' is in train but not in test.*add test/b .*remove train/b"
+        ValueError,
+        match=r"class 'b' is in train but not in test.*add test/b .*remove train/b",
     ):
         photos(tmp_path, split)
 
 
 def test_a_truncated_photograph_is_named(tmp_path: Path) -> None:
     damage(tree(tmp_path, {"a": 2, "b": 2}) / "b" / "001.png")
-    with pytest.raises(ValueError, match=r"cannot read the photograph .*b/001\.png .*skip_unreadable=True"):
+    with pytest.raises(
+        ValueError,
+        match=r"cannot read the photograph .*b/001\.png .*skip_unreadable=True",
+    ):
         photos(tmp_path)
 
 
-def test_unreadable_photographs_can_be_left_out_and_are_reported(tmp_path: Path) -> None:
+def test_unreadable_photographs_can_be_left_out_and_are_reported(
+    tmp_path: Path,
+) -> None:
     damage(tree(tmp_path, {"a": 2, "b": 2}) / "a" / "000.png")
     (tmp_path / "b" / "text.jpg").write_text("<html>not found</html>")
     for _ in ("decoded", "from the cache"):
@@ -163,7 +207,8 @@ def test_unreadable_photographs_can_be_left_out_and_are_reported(tmp_path: Path)
         assert set(data.skipped) == {"a/000.png", "b/text.jpg"}
         assert "2 unreadable left out" in repr(data)
         assert (data.take([0]).image[0, 0] * 255).round().unique().tolist() == [10]
-    with pytest.raises(ValueError, match="cannot read the photograph"):  # also when the cache knows already
+    # also when the cache knows already
+    with pytest.raises(ValueError, match="cannot read the photograph"):
         photos(tmp_path)
     damage(tmp_path / "a" / "001.png")
     with pytest.raises(ValueError, match="no readable photograph of 'a'"):
@@ -176,12 +221,17 @@ def test_unreadable_photographs_can_be_left_out_and_are_reported(tmp_path: Path)
         (lambda data: data.batch("detect", 1), r"task='detect': .*pairs and classify"),
         (lambda data: data.batch("pairs", 0), r"n=0, .*expected n of 1 or more"),
         (lambda data: data.batch("pairs", 1, seed=-1), r"seed=-1"),
-        (lambda data: data.few_shot(9), r"asked for 9 photographs of each class, but .* has 3 of 'a'"),
+        (
+            lambda data: data.few_shot(9),
+            r"asked for 9 photographs of each class, but .* has 3 of 'a'",
+        ),
         (lambda data: data.few_shot(0), r"k=0: expected"),
         (lambda data: split_holdout(data, 1.5), r"fraction=1\.5: .*between 0 and 1"),
     ],
 )
-def test_impossible_values_are_refused(tmp_path: Path, call: object, message: str) -> None:
+def test_impossible_values_are_refused(
+    tmp_path: Path, call: object, message: str
+) -> None:
     data = photos(tree(tmp_path, {"a": 3, "b": 3}))
     with pytest.raises(ValueError, match=message):
         call(data)
@@ -197,14 +247,17 @@ def test_templates_and_size_are_checked(tmp_path: Path) -> None:
         PhotoFolder(tmp_path, size=0)
 
 
-# --- decoding -----------------------------------------------------------------------------------------------
+# --- decoding -------------------------------------------------------------------------
 
 
 def test_decoding_is_clips_preprocessing(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (37, 61, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     clip = transforms.Compose(
-        [transforms.Resize(16, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(16)]
+        [
+            transforms.Resize(16, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(16),
+        ]
     )
     expected = np.asarray(clip(Image.fromarray(pixels))).transpose(2, 0, 1)
     assert np.array_equal(decode((tmp_path / "x.png").read_bytes(), 16), expected)
@@ -213,7 +266,9 @@ def test_decoding_is_clips_preprocessing(tmp_path: Path) -> None:
 def test_a_photograph_of_the_right_size_keeps_its_pixels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
-    assert np.array_equal(decode((tmp_path / "x.png").read_bytes(), 32), pixels.transpose(2, 0, 1))
+    assert np.array_equal(
+        decode((tmp_path / "x.png").read_bytes(), 32), pixels.transpose(2, 0, 1)
+    )
 
 
 def grey16(value: int) -> Image.Image:
@@ -253,7 +308,9 @@ def test_every_mode_becomes_rgb(
     path = tmp_path / f"x.{suffix}"
     image.save(path, **({"lossless": True} if suffix == "webp" else {}))
     colours = decode(path.read_bytes(), SIZE).reshape(3, -1)
-    assert np.array_equal(colours, np.repeat(np.array(expected, np.uint8)[:, None], SIZE * SIZE, 1))
+    assert np.array_equal(
+        colours, np.repeat(np.array(expected, np.uint8)[:, None], SIZE * SIZE, 1)
+    )
 
 
 def test_a_photograph_taken_sideways_is_turned_upright(tmp_path: Path) -> None:
@@ -266,12 +323,16 @@ def test_a_photograph_taken_sideways_is_turned_upright(tmp_path: Path) -> None:
     assert (upright[:, :, -1] == 255).all() and not upright[:, :, :-1].any()
 
 
-# --- cache --------------------------------------------------------------------------------------------------
+# --- cache ----------------------------------------------------------------------------
 
 
-def test_the_second_start_does_not_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_start_does_not_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = photos(tree(tmp_path, {"a": 3, "b": 3}))
-    monkeypatch.setattr("minilib.datasets.decode.decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(
+        "minilib.datasets.decode.decode", lambda *_: pytest.fail("decoded again")
+    )
     again = photos(tmp_path)
     assert torch.equal(first.take(range(6)).image, again.take(range(6)).image)
     assert torch.equal(first.labels, again.labels)
@@ -282,7 +343,9 @@ def test_a_changed_added_or_removed_file_is_noticed(tmp_path: Path) -> None:
     assert photos(tmp_path).take([0]).image.max() == 0
     before = os.stat(tmp_path / "a" / "000.png")
     write(tmp_path / "a" / "000.png", (0, 255, 0))
-    os.utime(tmp_path / "a" / "000.png", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    os.utime(
+        tmp_path / "a" / "000.png", ns=(before.st_atime_ns, before.st_mtime_ns + 1)
+    )
     assert photos(tmp_path).take([0]).image.max() == 1
     write(tmp_path / "a" / "new.png")
     assert len(photos(tmp_path)) == 5
@@ -292,11 +355,16 @@ def test_a_changed_added_or_removed_file_is_noticed(tmp_path: Path) -> None:
 
 def test_a_damaged_cache_entry_is_built_again(tmp_path: Path) -> None:
     expected = (
-        photos(tree(tmp_path / "data", {"a": 2, "b": 2}), cache=tmp_path / "cache").take(range(4)).image
+        photos(tree(tmp_path / "data", {"a": 2, "b": 2}), cache=tmp_path / "cache")
+        .take(range(4))
+        .image
     )
     (stored,) = (tmp_path / "cache").glob("*/pixels.npy")
     stored.write_bytes(stored.read_bytes()[:-10])
-    assert torch.equal(photos(tmp_path / "data", cache=tmp_path / "cache").take(range(4)).image, expected)
+    assert torch.equal(
+        photos(tmp_path / "data", cache=tmp_path / "cache").take(range(4)).image,
+        expected,
+    )
     assert stored.stat().st_size > 4 * 3 * SIZE * SIZE
 
 
@@ -311,7 +379,9 @@ def test_without_a_writable_cache_the_pixels_stay_in_memory(tmp_path: Path) -> N
     tree(tmp_path / "data", {"a": 2, "b": 2})
     expected = photos(tmp_path / "data").take(range(4)).image
     (tmp_path / "file").write_text("a file where the cache folder should be")
-    with pytest.warns(UserWarning, match="cannot keep decoded photographs.*MINILIB_CACHE"):
+    with pytest.warns(
+        UserWarning, match="cannot keep decoded photographs.*MINILIB_CACHE"
+    ):
         data = photos(tmp_path / "data", cache=tmp_path / "file")
     assert torch.equal(data.take(range(4)).image, expected)
 
@@ -332,18 +402,26 @@ def test_many_photographs_keep_their_order_over_chunks(
     assert reds == [10 * number for number in (*range(9), *range(5))]
 
 
-# --- the stream ---------------------------------------------------------------------------------------------
+# --- the stream -----------------------------------------------------------------------
 
 
-def indices(data: PhotoFolder, n: int, start: int, seed: int = 0) -> list[tuple[int, int]]:
+def indices(
+    data: PhotoFolder, n: int, start: int, seed: int = 0
+) -> list[tuple[int, int]]:
     """Return (red, label), which identify a photograph of ``tree``."""
     batch = data.batch("classify", n, start, seed)
     return list(
-        zip((batch.image[:, 0, 0, 0] * 255).round().int().tolist(), batch.label.tolist(), strict=True)
+        zip(
+            (batch.image[:, 0, 0, 0] * 255).round().int().tolist(),
+            batch.label.tolist(),
+            strict=True,
+        )
     )
 
 
-def test_every_epoch_shows_every_photograph_once_in_its_own_order(tmp_path: Path) -> None:
+def test_every_epoch_shows_every_photograph_once_in_its_own_order(
+    tmp_path: Path,
+) -> None:
     data = photos(tree(tmp_path, {"a": 6, "b": 5}))
     epochs = [indices(data, 11, 11 * epoch) for epoch in range(3)]
     assert all(len(set(epoch)) == 11 for epoch in epochs)
@@ -355,7 +433,10 @@ def test_every_epoch_shows_every_photograph_once_in_its_own_order(tmp_path: Path
 def test_the_stream_does_not_depend_on_how_it_is_cut(tmp_path: Path, step: int) -> None:
     data = photos(tree(tmp_path, {"a": 6, "b": 5}))
     whole = data.batch("pairs", 30, seed=7, augment=True)
-    parts = [data.batch("pairs", step, start, seed=7, augment=True) for start in range(0, 30, step)]
+    parts = [
+        data.batch("pairs", step, start, seed=7, augment=True)
+        for start in range(0, 30, step)
+    ]
     assert torch.equal(torch.cat([part.image for part in parts])[:30], whole.image)
     assert sum((part.caption for part in parts), [])[:30] == whole.caption
 
@@ -367,13 +448,21 @@ def test_resuming_at_a_step_needs_no_history(tmp_path: Path) -> None:
     straight = [data.batch("pairs", 4, 4 * step, augment=True) for step in range(12)]
     folder._draw_epoch.cache_clear()
     resumed = photos(tmp_path).batch("pairs", 4, 44, augment=True)
-    assert torch.equal(resumed.image, straight[11].image) and resumed.caption == straight[11].caption
+    assert (
+        torch.equal(resumed.image, straight[11].image)
+        and resumed.caption == straight[11].caption
+    )
 
 
 def test_a_pair_says_the_class_in_one_of_the_templates(tmp_path: Path) -> None:
-    data = photos(tree(tmp_path, {"sea_lion": 8, "dog": 8}), templates=["one {}", "{} here", "{odd} {}"])
+    data = photos(
+        tree(tmp_path, {"sea_lion": 8, "dog": 8}),
+        templates=["one {}", "{} here", "{odd} {}"],
+    )
     batch = data.batch("pairs", 64)
-    allowed = {name: {f"one {name}", f"{name} here", f"{{odd}} {name}"} for name in data.names}
+    allowed = {
+        name: {f"one {name}", f"{name} here", f"{{odd}} {name}"} for name in data.names
+    }
     for caption, label in zip(batch.caption, batch.label.tolist(), strict=True):
         assert caption in allowed[data.names[label]]
     assert set(batch.caption) == set.union(*allowed.values())
@@ -385,14 +474,21 @@ def test_in_order_visits_everything_once(tmp_path: Path) -> None:
     batches = list(data.in_order(4))
     assert [len(batch) for batch in batches] == [4, 4, 3]
     assert torch.equal(torch.cat([batch.label for batch in batches]), data.labels)
-    assert torch.equal(torch.cat([batch.image for batch in batches]), data.take(range(11)).image)
+    assert torch.equal(
+        torch.cat([batch.image for batch in batches]), data.take(range(11)).image
+    )
 
 
 def test_few_shot_is_balanced_seeded_and_nested(tmp_path: Path) -> None:
     data = photos(tree(tmp_path, {"a": 6, "b": 9, "c": 5}))
     chosen = data.few_shot(4, seed=1)
-    assert data.labels[chosen].tolist() == [0] * 4 + [1] * 4 + [2] * 4 and len(set(chosen.tolist())) == 12
-    assert torch.equal(chosen, data.few_shot(4, seed=1)) and not torch.equal(chosen, data.few_shot(4, seed=2))
+    assert (
+        data.labels[chosen].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        and len(set(chosen.tolist())) == 12
+    )
+    assert torch.equal(chosen, data.few_shot(4, seed=1)) and not torch.equal(
+        chosen, data.few_shot(4, seed=2)
+    )
     assert set(data.few_shot(2, seed=1).tolist()) < set(chosen.tolist())
 
 
@@ -405,13 +501,17 @@ def test_a_subset_keeps_pixels_labels_and_paths_together(tmp_path: Path) -> None
     assert len(data) == 11
 
 
-# --- holding out --------------------------------------------------------------------------------------------
+# --- holding out ----------------------------------------------------------------------
 
 
 def test_holdout_is_stratified_disjoint_and_seeded(tmp_path: Path) -> None:
     data = photos(tree(tmp_path, {"a": 10, "b": 20, "c": 2}))
     kept, held_out = split_holdout(data, 0.2, seed=3)
-    assert held_out.labels.bincount().tolist() == [2, 4, 1] and kept.labels.bincount().tolist() == [8, 16, 1]
+    assert held_out.labels.bincount().tolist() == [
+        2,
+        4,
+        1,
+    ] and kept.labels.bincount().tolist() == [8, 16, 1]
     assert set(kept.paths) | set(held_out.paths) == set(data.paths)
     assert not set(kept.paths) & set(held_out.paths)
     assert split_holdout(data, 0.2, seed=3)[1].paths == held_out.paths
@@ -419,20 +519,32 @@ def test_holdout_is_stratified_disjoint_and_seeded(tmp_path: Path) -> None:
 
 
 def test_holdout_needs_two_of_each_class(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="asked for 2 photographs of each class, but .* has 1 of 'b'"):
+    with pytest.raises(
+        ValueError, match="asked for 2 photographs of each class, but .* has 1 of 'b'"
+    ):
         split_holdout(photos(tree(tmp_path, {"a": 3, "b": 1})))
 
 
 @pytest.mark.parametrize(
-    ("test_folder", "train_folder"), [("test", "train"), ("val", "Train"), ("valid", "training")]
+    ("test_folder", "train_folder"),
+    [("test", "train"), ("val", "Train"), ("valid", "training")],
 )
-def test_load_photos_finds_the_splits(tmp_path: Path, test_folder: str, train_folder: str) -> None:
+def test_load_photos_finds_the_splits(
+    tmp_path: Path, test_folder: str, train_folder: str
+) -> None:
     tree(tmp_path / train_folder, {"a": 4, "b": 4})
     tree(tmp_path / test_folder, {"a": 1, "b": 1}, first=200)
     train, test = load_photos(tmp_path, SIZE, progress=False)
-    assert (train.split, len(train), test.split, len(test)) == (train_folder, 8, test_folder, 2)
+    assert (train.split, len(train), test.split, len(test)) == (
+        train_folder,
+        8,
+        test_folder,
+        2,
+    )
     shutil.rmtree(tmp_path / train_folder)
-    with pytest.raises(ValueError, match="but no train folder: expected .*/train/<class>/"):
+    with pytest.raises(
+        ValueError, match="but no train folder: expected .*/train/<class>/"
+    ):
         load_photos(tmp_path, SIZE, progress=False)
 
 
@@ -445,7 +557,7 @@ def test_load_photos_holds_out_where_there_is_no_test_folder(tmp_path: Path) -> 
     assert (len(train), len(test)) == (14, 6)
 
 
-# --- augmentation -------------------------------------------------------------------------------------------
+# --- augmentation ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -453,7 +565,9 @@ def test_augmentation_is_pad_crop_and_flip(dtype: torch.dtype) -> None:
     images = torch.arange(5 * 3 * 6 * 7).reshape(5, 3, 6, 7).remainder(251).to(dtype)
     shift = torch.tensor([[0, 0], [2, -3], [-1, 1], [3, 3], [-3, 0]])
     mirror = torch.tensor([False, True, False, True, True])
-    padded = torch.nn.functional.pad(images.float(), (3, 3, 3, 3), mode="reflect").to(dtype)
+    padded = torch.nn.functional.pad(images.float(), (3, 3, 3, 3), mode="reflect").to(
+        dtype
+    )
     result = shift_and_mirror(images, shift, mirror)
     for i, (down, right) in enumerate(shift.tolist()):
         expected = padded[i, :, 3 + down : 9 + down, 3 + right : 10 + right]
@@ -462,7 +576,9 @@ def test_augmentation_is_pad_crop_and_flip(dtype: torch.dtype) -> None:
 
 def test_augment_is_a_function_of_the_generator() -> None:
     images = torch.rand(64, 3, 8, 8)
-    first, again, other = (augment(images, torch.Generator().manual_seed(seed), 2) for seed in (1, 1, 2))
+    first, again, other = (
+        augment(images, torch.Generator().manual_seed(seed), 2) for seed in (1, 1, 2)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.shape == images.shape and not torch.equal(first, images)
     with pytest.raises(ValueError, match="shift of .* in a 8x8 image"):
@@ -476,6 +592,8 @@ def test_augmentation_changes_training_batches_only_when_asked(tmp_path: Path) -
         Image.fromarray(pixels).save(path)
     data = photos(tmp_path)
     original = torch.from_numpy(pixels.transpose(2, 0, 1)).float() / 255
-    assert all(torch.equal(image, original) for image in data.batch("classify", 16).image)
+    assert all(
+        torch.equal(image, original) for image in data.batch("classify", 16).image
+    )
     augmented = data.batch("classify", 16, augment=True).image
     assert len({image.numpy().tobytes() for image in augmented}) > 4

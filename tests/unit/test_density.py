@@ -18,10 +18,19 @@ def some_points(n: int, shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("sigma", [0, 0.5, 1, 3, 20])
 @pytest.mark.parametrize("shape", [(24, 24), (16, 130), (40, 7)])
-def test_density_sums_to_the_points_inside(sigma: float, shape: tuple[int, int]) -> None:
-    points = torch.cat([some_points(31, shape), torch.tensor([[-3.0, 2.0], [shape[1] + 0.5, 1.0], [2.0, -0.1]])])
+def test_density_sums_to_the_points_inside(
+    sigma: float, shape: tuple[int, int]
+) -> None:
+    points = torch.cat(
+        [
+            some_points(31, shape),
+            torch.tensor([[-3.0, 2.0], [shape[1] + 0.5, 1.0], [2.0, -0.1]]),
+        ]
+    )
     assert points_inside(points, shape).sum() == 31
-    torch.testing.assert_close(density_of_points(points, shape, sigma).sum(), torch.tensor(31.0))
+    torch.testing.assert_close(
+        density_of_points(points, shape, sigma).sum(), torch.tensor(31.0)
+    )
 
 
 def test_corner_points_keep_their_mass() -> None:
@@ -50,9 +59,12 @@ def test_no_points_is_an_empty_map() -> None:
 
 
 def test_a_crop_holds_the_points_inside_it() -> None:
-    """The statement of the whole method: a region of the map sums to the objects in it, up to the bells it cuts."""
+    """The statement of the whole method: a region of the map sums to the objects in it,
+    up to the bells it cuts."""
     shape = (60, 90)
-    points = torch.tensor([[10.0, 10.0], [20.0, 30.0], [70.0, 30.0], [80.0, 50.0], [75.0, 10.0]])
+    points = torch.tensor(
+        [[10.0, 10.0], [20.0, 30.0], [70.0, 30.0], [80.0, 50.0], [75.0, 10.0]]
+    )
     density = density_of_points(points, shape, 1)
     torch.testing.assert_close(density[:, :45].sum(), torch.tensor(2.0))
     torch.testing.assert_close(density[:, 45:].sum(), torch.tensor(3.0))
@@ -62,7 +74,9 @@ def test_a_crop_holds_the_points_inside_it() -> None:
 def test_blur_is_scipys(sigma: float) -> None:
     dots = dot_map(some_points(12, (21, 34)), (21, 34))
     expected = gaussian_filter(dots.numpy().astype(np.float64), sigma)
-    torch.testing.assert_close(smooth(dots, sigma), torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        smooth(dots, sigma), torch.from_numpy(expected).float(), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

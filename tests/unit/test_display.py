@@ -23,10 +23,15 @@ def fence_of(markdown: str) -> str:
 
 def test_show_holds_the_very_source_and_where_it_is():
     shown = display.show(Batch, Batch.to).data
-    assert "**`Batch`** in `minilib/batch.py`" in shown and "**`Batch.to`** in `minilib/batch.py`" in shown
+    assert (
+        "**`Batch`** in `minilib/batch.py`" in shown
+        and "**`Batch.to`** in `minilib/batch.py`" in shown
+    )
     assert fence_of(shown) == inspect.getsource(Batch).strip()
     method = fence_of(display.show(Batch.to).data)
-    assert method.startswith("def to(self") and "\n    moved: dict" in method, "a method is dedented"
+    assert method.startswith("def to(self") and "\n    moved: dict" in method, (
+        "a method is dedented"
+    )
 
 
 def test_show_sees_through_wrappers():
@@ -47,7 +52,10 @@ def _verdict():
 
 def test_show_of_source_with_fences_stays_one_block():
     assert display.show(fence_of).data.count("python\n") >= 1
-    assert fence_of(display.show(_with_fence).data) == inspect.getsource(_with_fence).strip()
+    assert (
+        fence_of(display.show(_with_fence).data)
+        == inspect.getsource(_with_fence).strip()
+    )
 
 
 def _with_fence() -> str:
@@ -74,10 +82,14 @@ def test_figure_holds_a_png_and_its_words():
     shown = display.figure(ax, alt="Two bars,\n  one of them higher.")
     assert repr(shown) == "Figure: Two bars, one of them higher."
     data, metadata = shown._repr_mimebundle_()
-    assert data["text/plain"] == repr(shown) and metadata["image/png"]["alt"] == shown.alt
+    assert (
+        data["text/plain"] == repr(shown) and metadata["image/png"]["alt"] == shown.alt
+    )
     size = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).size
     assert 700 < size[0] < 820, "seven inches at 110 dots"
-    assert display.figure(ax, alt="again").png == shown.png, "the same figure gives the same bytes"
+    assert display.figure(ax, alt="again").png == shown.png, (
+        "the same figure gives the same bytes"
+    )
 
 
 def test_pyplot_figure_is_closed_once_shown():
@@ -95,7 +107,8 @@ def test_figure_refuses():
 
 
 def test_alt_text_reaches_the_book(tmp_path):
-    """A published notebook's figure becomes an <img> with its alt text; shown source is highlighted."""
+    """A published notebook's figure becomes an <img> with its alt text; shown
+    source is highlighted."""
     from docutils.core import publish_string
 
     pytest.importorskip("myst_nb")
@@ -107,16 +120,21 @@ def test_alt_text_reaches_the_book(tmp_path):
         if hasattr(thing, "_repr_mimebundle_") and not hasattr(thing, "data"):
             data, metadata = thing._repr_mimebundle_()
         else:
-            data, metadata = {"text/markdown": thing.data, "text/plain": repr(thing)}, {}
+            data, metadata = (
+                {"text/markdown": thing.data, "text/plain": repr(thing)},
+                {},
+            )
         return {"output_type": "display_data", "data": data, "metadata": metadata}
 
     def cell(thing):
         return {
-            "cell_type": "code", "execution_count": 1, "id": f"c{id(thing)}", "metadata": {},
-            "source": "x", "outputs": [output(thing)],
+            "cell_type": "code", "execution_count": 1, "id": f"c{id(thing)}",
+            "metadata": {}, "source": "x", "outputs": [output(thing)],
         }  # fmt: skip
 
-    shown = display.figure(plotting.new_axes(2, 2), alt='Empty axes, "quoted" & <angled>.')
+    shown = display.figure(
+        plotting.new_axes(2, 2), alt='Empty axes, "quoted" & <angled>.'
+    )
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = {
         "cells": [cell(shown), cell(display.show(fence_of))],
@@ -125,7 +143,11 @@ def test_alt_text_reaches_the_book(tmp_path):
         "nbformat_minor": 5,
     }
     add_alt_texts(notebook)
-    settings = {"nb_execution_mode": "off", "nb_output_folder": str(tmp_path / "out"), "report_level": 2}
+    settings = {
+        "nb_execution_mode": "off",
+        "nb_output_folder": str(tmp_path / "out"),
+        "report_level": 2,
+    }
     page = publish_string(
         json.dumps(notebook),
         parser=Parser(),

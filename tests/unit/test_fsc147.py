@@ -1,4 +1,5 @@
-"""FSC-147: a miniature in the published format, and the real text files where ``FSC147_FOLDER`` names them."""
+"""FSC-147: a miniature in the published format, and the real text files where
+``FSC147_FOLDER`` names them."""
 
 from __future__ import annotations
 
@@ -43,8 +44,13 @@ def miniature(tmp_path: Path) -> Path:
         (tmp_path / name).write_text(json.dumps(content, indent=4), encoding="utf-8")
 
     put("Train_Test_Val_FSC_147.json", SPLITS)
-    lines = [f"{name}\t{label}" for name, label in CLASSES.items()] + ["371.jpg\tin no split", ""]
-    (tmp_path / "ImageClasses_FSC147.txt").write_text("\n".join(lines), encoding="utf-8")
+    lines = [f"{name}\t{label}" for name, label in CLASSES.items()] + [
+        "371.jpg\tin no split",
+        "",
+    ]
+    (tmp_path / "ImageClasses_FSC147.txt").write_text(
+        "\n".join(lines), encoding="utf-8"
+    )
     put(
         "annotation_FSC147_384.json",
         {
@@ -53,20 +59,28 @@ def miniature(tmp_path: Path) -> Path:
                 "W": 2 * WIDTHS[name],
                 "ratio_h": 0.5,
                 "ratio_w": 0.5,
-                "box_examples_coordinates": [[[10, 70], [10, 90], [30, 90], [30, 70]]] * 3,
+                "box_examples_coordinates": [[[10, 70], [10, 90], [30, 90], [30, 70]]]
+                * 3,
                 "points": points,
             }
             for name, points in POINTS.items()
         },
     )
-    split_of = {name: split for split in ("train", "val", "test") for name in SPLITS[split]}
+    split_of = {
+        name: split for split in ("train", "val", "test") for name in SPLITS[split]
+    }
     put(
         "FSC-147-D.json",
-        {n: {"data_split": split_of[n], "text_description": f"the {label}"} for n, label in CLASSES.items()},
+        {
+            n: {"data_split": split_of[n], "text_description": f"the {label}"}
+            for n, label in CLASSES.items()
+        },
     )
     (tmp_path / "images_384_VarV2").mkdir()
     for name, width in WIDTHS.items():
-        Image.new("RGB", (width, 384), (200, 30, 30)).save(tmp_path / "images_384_VarV2" / name)
+        Image.new("RGB", (width, 384), (200, 30, 30)).save(
+            tmp_path / "images_384_VarV2" / name
+        )
     return tmp_path
 
 
@@ -99,14 +113,18 @@ def test_coco_parts_are_splits(miniature: Path) -> None:
 
 def test_density_is_made_of_the_points_inside(miniature: Path) -> None:
     train = load_fsc147(miniature, "train")
-    assert train.counts.tolist() == [3, 1]  # a point outside is still counted, as the papers do
+    # a point outside is still counted, as the papers do
+    assert train.counts.tolist() == [3, 1]
     torch.testing.assert_close(train.item(0).density.sum(), torch.tensor(2.0))
     assert load_fsc147(miniature, "test").item(1).density.sum() == 0
 
 
 def test_published_density_is_used(miniature: Path) -> None:
     (miniature / "gt_density_map_adaptive_384_VarV2").mkdir()
-    np.save(miniature / "gt_density_map_adaptive_384_VarV2" / "8.npy", np.full((384, 683), 7 / (384 * 683)))
+    np.save(
+        miniature / "gt_density_map_adaptive_384_VarV2" / "8.npy",
+        np.full((384, 683), 7 / (384 * 683)),
+    )
     train = load_fsc147(miniature, "train")
     torch.testing.assert_close(train.item(1).density.sum(), torch.tensor(7.0))
     torch.testing.assert_close(train.item(0).density.sum(), torch.tensor(2.0))
@@ -114,8 +132,12 @@ def test_published_density_is_used(miniature: Path) -> None:
 
 def test_a_density_of_the_wrong_size_is_refused(miniature: Path) -> None:
     (miniature / "gt_density_map_adaptive_384_VarV2").mkdir()
-    np.save(miniature / "gt_density_map_adaptive_384_VarV2" / "8.npy", np.zeros((384, 384)))
-    with pytest.raises(ValueError, match=r"8.npy is \(384, 384\) but its photograph \(384, 683\)"):
+    np.save(
+        miniature / "gt_density_map_adaptive_384_VarV2" / "8.npy", np.zeros((384, 384))
+    )
+    with pytest.raises(
+        ValueError, match=r"8.npy is \(384, 384\) but its photograph \(384, 683\)"
+    ):
         load_fsc147(miniature, "train").item(1)
 
 
@@ -143,17 +165,43 @@ def test_missing_files_are_named(miniature: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "edit", "message"),
     [
-        ("Train_Test_Val_FSC_147.json", lambda c: c["val"].append("7.jpg"), "7.jpg is in the splits train and val"),
-        ("Train_Test_Val_FSC_147.json", lambda c: c["val"].append("77.jpg"), "77.jpg of split val has no line"),
+        (
+            "Train_Test_Val_FSC_147.json",
+            lambda c: c["val"].append("7.jpg"),
+            "7.jpg is in the splits train and val",
+        ),
+        (
+            "Train_Test_Val_FSC_147.json",
+            lambda c: c["val"].append("77.jpg"),
+            "77.jpg of split val has no line",
+        ),
         ("Train_Test_Val_FSC_147.json", lambda c: c.pop("val"), "no list 'val'"),
-        ("Train_Test_Val_FSC_147.json", lambda c: c["val_coco"].append("2.jpg"), "2.jpg is in val_coco but not in val"),
-        ("FSC-147-D.json", lambda c: c["7.jpg"].update(data_split="test"), "described as in 'test'"),
-        ("FSC-147-D.json", lambda c: c["7.jpg"].update(text_description=" "), "7.jpg has no text_description"),
-        ("annotation_FSC147_384.json", lambda c: c["7.jpg"].pop("points"), "no list of points"),
+        (
+            "Train_Test_Val_FSC_147.json",
+            lambda c: c["val_coco"].append("2.jpg"),
+            "2.jpg is in val_coco but not in val",
+        ),
+        (
+            "FSC-147-D.json",
+            lambda c: c["7.jpg"].update(data_split="test"),
+            "described as in 'test'",
+        ),
+        (
+            "FSC-147-D.json",
+            lambda c: c["7.jpg"].update(text_description=" "),
+            "7.jpg has no text_description",
+        ),
+        (
+            "annotation_FSC147_384.json",
+            lambda c: c["7.jpg"].pop("points"),
+            "no list of points",
+        ),
         ("annotation_FSC147_384.json", lambda c: c.pop("7.jpg"), "no list of points"),
     ],
 )
-def test_files_that_do_not_fit_together(miniature: Path, name: str, edit, message: str) -> None:
+def test_files_that_do_not_fit_together(
+    miniature: Path, name: str, edit, message: str
+) -> None:
     change(miniature, name, edit)
     with pytest.raises(ValueError, match=message):
         load_fsc147(miniature, "train")
@@ -162,7 +210,9 @@ def test_files_that_do_not_fit_together(miniature: Path, name: str, edit, messag
 def test_a_class_in_two_splits_is_refused(miniature: Path) -> None:
     path = miniature / "ImageClasses_FSC147.txt"
     path.write_text(path.read_text().replace("oysters", "go game"))
-    with pytest.raises(ValueError, match="class 'go game' is in the splits train and val"):
+    with pytest.raises(
+        ValueError, match="class 'go game' is in the splits train and val"
+    ):
         read_lists(miniature)
 
 
@@ -186,7 +236,8 @@ def test_unknown_choices(miniature: Path, split: str, text: str) -> None:
 
 
 @pytest.mark.skipif(
-    not os.environ.get("FSC147_FOLDER"), reason="FSC147_FOLDER names no folder with FSC-147's text files"
+    not os.environ.get("FSC147_FOLDER"),
+    reason="FSC147_FOLDER names no folder with FSC-147's text files",
 )
 def test_the_real_text_files() -> None:
     lists = read_lists(os.environ["FSC147_FOLDER"])
@@ -199,10 +250,17 @@ def test_the_real_text_files() -> None:
     }
     parts = [set(lists.classes(split)) for split in ("train", "val", "test")]
     assert [len(part) for part in parts] == [89, 29, 29]
-    assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+    assert (
+        not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+    )
     assert len(set.union(*parts)) == 147
-    everything = {name for split in ("train", "val", "test") for name in lists.files[split]}
+    everything = {
+        name for split in ("train", "val", "test") for name in lists.files[split]
+    }
     assert len(everything) == 6135 and len(lists.class_of) == 6146
     assert lists.description_of.keys() == everything
-    bare = sum(lists.description_of[name] == f"the {lists.class_of[name]}" for name in everything)
+    bare = sum(
+        lists.description_of[name] == f"the {lists.class_of[name]}"
+        for name in everything
+    )
     assert (bare, len(set(lists.description_of.values()))) == (5668, 197)

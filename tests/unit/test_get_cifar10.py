@@ -27,7 +27,18 @@ from PIL import Image
 from minilib.datasets import load_photos
 
 SCRIPT = Path(__file__).parents[2] / "data_scripts" / "get_cifar10.py"
-CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CLASSES = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]
 SIZES = {**{f"data_batch_{i}": 20 for i in range(1, 6)}, "test_batch": 10}
 
 
@@ -39,7 +50,7 @@ def script() -> object:
     return module
 
 
-# --- an archive in the published format ---------------------------------------------------------------------
+# --- an archive in the published format -----------------------------------------------
 
 
 class Python2Pickler(pickle._Pickler):
@@ -64,11 +75,14 @@ class Python2Pickler(pickle._Pickler):
 def python2_pickle(content: object) -> bytes:
     buffer = io.BytesIO()
     Python2Pickler(buffer, protocol=2).dump(content)
-    return buffer.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    return buffer.getvalue().replace(
+        b"numpy._core.multiarray", b"numpy.core.multiarray"
+    )
 
 
 def published_parts() -> dict[str, bytes]:
-    """Return the files of the archive, with few photographs: solid but for a marked corner, all distinct."""
+    """Return the files of the archive, with few photographs: solid but for a marked
+    corner, all distinct."""
     random = np.random.default_rng(0)
     parts = {}
     for name, count in SIZES.items():
@@ -79,7 +93,11 @@ def published_parts() -> dict[str, bytes]:
             b"filenames": [f"{i}.png".encode() for i in range(count)],
         }
         parts[name] = python2_pickle(content)
-    meta = {b"num_cases_per_batch": 20, b"label_names": [name.encode() for name in CLASSES], b"num_vis": 3072}
+    meta = {
+        b"num_cases_per_batch": 20,
+        b"label_names": [name.encode() for name in CLASSES],
+        b"num_vis": 3072,
+    }
     parts["batches.meta"] = python2_pickle(meta)
     parts["readme.html"] = b"<html></html>"
     return parts
@@ -104,8 +122,11 @@ def md5(data: bytes) -> str:
 
 @pytest.fixture
 def server() -> Iterator[SimpleNamespace]:
-    """Serve ``state.body`` on the loopback; ``cut`` ends it early, ``stall`` holds its second half."""
-    state = SimpleNamespace(body=pack(published_parts()), cut=None, stall=None, status=200, requests=0)
+    """Serve ``state.body`` on the loopback; ``cut`` ends it early, ``stall`` holds
+    its second half."""
+    state = SimpleNamespace(
+        body=pack(published_parts()), cut=None, stall=None, status=200, requests=0
+    )
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -129,33 +150,56 @@ def server() -> Iterator[SimpleNamespace]:
             pass  # a client that was killed
 
     with Quiet(("127.0.0.1", 0), Handler) as listener:
-        threading.Thread(target=listener.serve_forever, args=(0.02,), daemon=True).start()
+        threading.Thread(
+            target=listener.serve_forever, args=(0.02,), daemon=True
+        ).start()
         state.url = f"http://127.0.0.1:{listener.server_port}/cifar-10-python.tar.gz"
         yield state
         listener.shutdown()
 
 
-def arguments(out: Path, server: SimpleNamespace, checksum: str | None = None) -> list[str]:
-    return ["--out", str(out), "--url", server.url, "--md5", checksum or md5(server.body)]
+def arguments(
+    out: Path, server: SimpleNamespace, checksum: str | None = None
+) -> list[str]:
+    return [
+        "--out",
+        str(out),
+        "--url",
+        server.url,
+        "--md5",
+        checksum or md5(server.body),
+    ]
 
 
-# --- the whole way ------------------------------------------------------------------------------------------
+# --- the whole way --------------------------------------------------------------------
 
 
 def test_the_archive_becomes_a_folder_per_class(
     script: object, server: SimpleNamespace, tmp_path: Path
 ) -> None:
     assert script.main(arguments(tmp_path, server)) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["cifar10"]  # no archive and no unfinished work
-    assert sorted(path.name for path in (tmp_path / "cifar10" / "train").iterdir()) == CLASSES
+    # no archive and no unfinished work
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar10"]
+    assert (
+        sorted(path.name for path in (tmp_path / "cifar10" / "train").iterdir())
+        == CLASSES
+    )
     parts = published_parts()
     for split, number, part, row in (
         ("train", 0, "data_batch_1", 0),
         ("train", 47, "data_batch_3", 7),
         ("test", 9, "test_batch", 9),
     ):
-        content = script.NumpyUnpickler(io.BytesIO(parts[part]), encoding="bytes").load()
-        path = tmp_path / "cifar10" / split / CLASSES[content[b"labels"][row]] / f"{number:05d}.png"
+        content = script.NumpyUnpickler(
+            io.BytesIO(parts[part]), encoding="bytes"
+        ).load()
+        path = (
+            tmp_path
+            / "cifar10"
+            / split
+            / CLASSES[content[b"labels"][row]]
+            / f"{number:05d}.png"
+        )
         planes = np.asarray(Image.open(path)).transpose(2, 0, 1)
         assert np.array_equal(planes.reshape(-1), content[b"data"][row])
     record = json.loads((tmp_path / "cifar10" / "source.json").read_text())
@@ -167,16 +211,24 @@ def test_the_archive_becomes_a_folder_per_class(
 
 
 def test_the_result_loads_as_photographs(
-    script: object, server: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MINILIB_CACHE", str(tmp_path / "cache"))
     script.main(arguments(tmp_path, server))
     train, test = load_photos(tmp_path / "cifar10", size=32, progress=False)
-    assert (len(train), len(test)) == (100, 10) and list(train.names) == CLASSES == list(test.names)
+    assert (len(train), len(test)) == (100, 10) and list(
+        train.names
+    ) == CLASSES == list(test.names)
 
 
 def test_a_second_run_does_nothing(
-    script: object, server: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     script.main(arguments(tmp_path, server))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -186,10 +238,15 @@ def test_a_second_run_does_nothing(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_an_archive_at_hand_needs_no_network(script: object, server: SimpleNamespace, tmp_path: Path) -> None:
+def test_an_archive_at_hand_needs_no_network(
+    script: object, server: SimpleNamespace, tmp_path: Path
+) -> None:
     archive = tmp_path / "mine.tar.gz"
     archive.write_bytes(server.body)
-    assert script.main([*arguments(tmp_path / "out", server), "--archive", str(archive)]) == 0
+    assert (
+        script.main([*arguments(tmp_path / "out", server), "--archive", str(archive)])
+        == 0
+    )
     assert server.requests == 0 and archive.exists()
     assert len(list((tmp_path / "out" / "cifar10").rglob("*.png"))) == 110
 
@@ -199,7 +256,7 @@ def test_the_published_address_and_checksum_are_the_defaults(script: object) -> 
     assert script.MD5 == "c58f30108f718f92721af3b95e74349a"
 
 
-# --- what goes wrong ----------------------------------------------------------------------------------------
+# --- what goes wrong ------------------------------------------------------------------
 
 
 def refused(script: object, options: list[str], capsys: pytest.CaptureFixture) -> str:
@@ -213,19 +270,29 @@ def refused(script: object, options: list[str], capsys: pytest.CaptureFixture) -
 
 
 def test_another_checksum_is_refused(
-    script: object, server: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     message = refused(script, arguments(tmp_path, server, script.MD5), capsys)
     assert md5(server.body) in message and script.MD5 in message
     assert not list(tmp_path.rglob("*.gz"))
     archive = tmp_path / "mine.tar.gz"
     archive.write_bytes(server.body[:-100])
-    message = refused(script, [*arguments(tmp_path / "out", server), "--archive", str(archive)], capsys)
+    message = refused(
+        script,
+        [*arguments(tmp_path / "out", server), "--archive", str(archive)],
+        capsys,
+    )
     assert f"mine.tar.gz has the MD5 {md5(server.body[:-100])}, expected" in message
 
 
 def test_a_download_that_breaks_off_is_refused_and_the_next_run_succeeds(
-    script: object, server: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     server.cut = 1000
     message = refused(script, arguments(tmp_path, server), capsys)
@@ -236,12 +303,17 @@ def test_a_download_that_breaks_off_is_refused_and_the_next_run_succeeds(
 
 
 def test_no_server_and_no_page_are_said_plainly(
-    script: object, server: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     server.status = 404
     assert "404" in refused(script, arguments(tmp_path, server), capsys)
     server.url = "http://127.0.0.1:9/cifar-10-python.tar.gz"
-    assert "check the connection" in refused(script, arguments(tmp_path, server), capsys)
+    assert "check the connection" in refused(
+        script, arguments(tmp_path, server), capsys
+    )
     missing = [*arguments(tmp_path, server), "--archive", str(tmp_path / "nowhere")]
     assert "no archive at" in refused(script, missing, capsys)
 
@@ -257,7 +329,10 @@ class Malicious:
 
 
 def test_a_pickle_that_calls_code_is_refused_before_it_runs(
-    script: object, server: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     attack = python2_pickle({b"data": Malicious(tmp_path / "owned")})
     server.body = pack({**published_parts(), "data_batch_2": attack})
@@ -278,7 +353,9 @@ def without(name: str) -> dict[str, bytes]:
 
 def content(**changes: object) -> bytes:
     good = {"data": np.zeros((20, 3072), np.uint8), "labels": [0] * 20}
-    return python2_pickle({key.encode(): value for key, value in {**good, **changes}.items()})
+    return python2_pickle(
+        {key.encode(): value for key, value in {**good, **changes}.items()}
+    )
 
 
 @pytest.mark.parametrize(
@@ -298,14 +375,38 @@ def content(**changes: object) -> bytes:
             "labels 0 to 10 for 10 classes",
         ),
         (
-            pack({**published_parts(), "data_batch_1": content(data=np.zeros((20, 100), np.uint8))}),
+            pack(
+                {
+                    **published_parts(),
+                    "data_batch_1": content(data=np.zeros((20, 100), np.uint8)),
+                }
+            ),
             "not laid out",
         ),
-        (pack({**published_parts(), "data_batch_1": content(data=np.zeros((20, 3072)))}), "of float64"),
-        (pack({**published_parts(), "data_batch_1": python2_pickle([1, 2])}), "not laid out as CIFAR-10"),
-        (pack({**published_parts(), "data_batch_1": b"junk"}), "refused to read data_batch_1"),
         (
-            pack({**published_parts(), "batches.meta": python2_pickle({b"label_names": [b"../up"]})}),
+            pack(
+                {
+                    **published_parts(),
+                    "data_batch_1": content(data=np.zeros((20, 3072))),
+                }
+            ),
+            "of float64",
+        ),
+        (
+            pack({**published_parts(), "data_batch_1": python2_pickle([1, 2])}),
+            "not laid out as CIFAR-10",
+        ),
+        (
+            pack({**published_parts(), "data_batch_1": b"junk"}),
+            "refused to read data_batch_1",
+        ),
+        (
+            pack(
+                {
+                    **published_parts(),
+                    "batches.meta": python2_pickle({b"label_names": [b"../up"]}),
+                }
+            ),
             r"'\.\./up'",
         ),
     ],
@@ -330,13 +431,20 @@ def test_a_full_disk_is_noticed_before_the_download(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000_000))
-    assert "has 10 MB free, 416 MB are needed" in refused(script, arguments(tmp_path, server), capsys)
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000_000)
+    )
+    assert "has 10 MB free, 416 MB are needed" in refused(
+        script, arguments(tmp_path, server), capsys
+    )
     assert server.requests == 0
 
 
 def test_a_folder_of_someone_elses_is_left_alone(
-    script: object, server: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     (tmp_path / "cifar10").mkdir()
     (tmp_path / "cifar10" / "mine.txt").write_text("mine")
@@ -346,7 +454,10 @@ def test_a_folder_of_someone_elses_is_left_alone(
 
 
 def test_a_result_that_lost_files_is_noticed(
-    script: object, server: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     script.main(arguments(tmp_path, server))
     next((tmp_path / "cifar10" / "train" / "cat").iterdir()).unlink()
@@ -354,11 +465,14 @@ def test_a_result_that_lost_files_is_noticed(
     assert "train has 99 of 100 photographs" in capsys.readouterr().err
 
 
-# --- interruptions ------------------------------------------------------------------------------------------
+# --- interruptions --------------------------------------------------------------------
 
 
 def test_an_interruption_while_writing_leaves_no_result_and_keeps_the_archive(
-    script: object, server: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written = []
 
@@ -391,13 +505,17 @@ def test_a_run_killed_while_downloading_leaves_nothing_behind_after_the_next(
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
     try:
         deadline = time.monotonic() + 60
-        while not any(part.stat().st_size for part in files()) and time.monotonic() < deadline:
+        while (
+            not any(part.stat().st_size for part in files())
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
         server.stall.set()
     assert server.requests == 1 and not (tmp_path / "cifar10").exists()
-    assert [part.stat().st_size < len(server.body) for part in files()] == [True]  # what had come
+    # what had come
+    assert [part.stat().st_size < len(server.body) for part in files()] == [True]
     assert script.main(arguments(tmp_path, server)) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["cifar10"]

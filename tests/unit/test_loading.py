@@ -1,4 +1,5 @@
-"""Weights of other people: unwrapped, their names counted, refused if they do not fit."""
+"""Weights of other people: unwrapped, their names counted, refused if
+they do not fit."""
 
 from __future__ import annotations
 
@@ -47,7 +48,10 @@ def test_floats_become_single_precision_and_counters_stay() -> None:
     ("content", "message"),
     [
         ({}, "no weights among"),
-        ({"epoch": 3, "args": {}}, r"no weights among \['args', 'epoch'\].*'state_dict' or 'model'"),
+        (
+            {"epoch": 3, "args": {}},
+            r"no weights among \['args', 'epoch'\].*'state_dict' or 'model'",
+        ),
         ([torch.zeros(1)], "not a list"),
         (nn.Linear(2, 2), "not a Linear"),
     ],
@@ -63,7 +67,9 @@ def test_names() -> None:
     assert numbered(state, r"blocks\.(\d+)\.") == 3
     assert list(under(state, "head.blocks.")) == ["7.a"]
     require(state, ["blocks.0.a"], "a thing")
-    with pytest.raises(ValueError, match="not the weights of a thing: 'tail' is missing"):
+    with pytest.raises(
+        ValueError, match="not the weights of a thing: 'tail' is missing"
+    ):
         require(state, ["blocks.0.a", "tail"], "a thing")
 
 
@@ -89,4 +95,6 @@ def test_pixels_are_standardised_per_channel() -> None:
     image = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     pixels = standardise(image, (0.1, 0.2, 0.3), (1.0, 2.0, 4.0))
     torch.testing.assert_close(pixels[:, 1], (image[:, 1] - 0.2) / 2)
-    torch.testing.assert_close(standardise(image[0], (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)), pixels[0])
+    torch.testing.assert_close(
+        standardise(image[0], (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)), pixels[0]
+    )

@@ -30,7 +30,9 @@ def test_card_belongs_to_the_file_that_ships(name):
     assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert card["bytes"] == path.stat().st_size <= 6_000_000
     assert read_card(name).items() <= card.items()
-    assert card["command"].startswith(f"python data_scripts/train_mini_clip.py --model {name}")
+    assert card["command"].startswith(
+        f"python data_scripts/train_mini_clip.py --model {name}"
+    )
     assert card["steps"] == recipe.MINI[name].train.steps
     assert card["parameters"] == sum(p.numel() for p in load_clip(name).parameters())
 
@@ -39,7 +41,8 @@ def test_card_states_the_accuracy_that_is_measured(name):
     stated = card_file(name)["metrics"]["top1_noto"]
     assert stated >= 0.90
     measured = recipe.zero_shot_report(load_clip(name), n=960, seed=1)["top1_noto"]
-    assert measured == pytest.approx(stated, abs=0.03)  # three standard errors of 960 other scenes
+    # three standard errors of 960 other scenes
+    assert measured == pytest.approx(stated, abs=0.03)
 
 
 def test_places_know_more_than_the_whole_image(name):
@@ -50,7 +53,9 @@ def test_places_know_more_than_the_whole_image(name):
 def test_any_text_encodes(name):
     model = load_clip(name)
     with torch.no_grad():
-        features = model.encode_text(model.tokenize(["a photo of a dog", "一张狗的照片", "🐕", ""]))
+        features = model.encode_text(
+            model.tokenize(["a photo of a dog", "一张狗的照片", "🐕", ""])
+        )
     assert torch.isfinite(features).all()
 
 
@@ -58,7 +63,17 @@ def test_readme_quotes_the_cards():
     readme = (ROOT / "README.md").read_text()
     for name in NAMES:
         metrics = card_file(name)["metrics"]
-        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
+        row = next(
+            line for line in readme.splitlines() if line.startswith(f"| `{name}` |")
+        )
         quoted = [cell.strip() for cell in row.split("|")[3:-1]]
-        keys = ("top1_noto", "top1_openmoji", "top1_twemoji", "image_to_text_r1", "text_to_image_r1")
-        assert quoted == [f"{metrics[key]:.1%}" for key in keys] + [f"{metrics['patch_miou_at_double_size']:.2f}"]
+        keys = (
+            "top1_noto",
+            "top1_openmoji",
+            "top1_twemoji",
+            "image_to_text_r1",
+            "text_to_image_r1",
+        )
+        assert quoted == [f"{metrics[key]:.1%}" for key in keys] + [
+            f"{metrics['patch_miou_at_double_size']:.2f}"
+        ]

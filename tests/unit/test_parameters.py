@@ -75,21 +75,33 @@ def test_relative_out_does_not_follow_the_working_directory(tmp_path, monkeypatc
     monkeypatch.setattr(parameters, "repository", lambda: tmp_path / "repository")
     monkeypatch.delenv("MINILIB_OUT_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert parameters.writable_folder("runs/x") == (tmp_path / "repository" / "runs" / "x").resolve()
+    assert (
+        parameters.writable_folder("runs/x")
+        == (tmp_path / "repository" / "runs" / "x").resolve()
+    )
     monkeypatch.setattr(parameters, "repository", lambda: None)
     assert parameters.writable_folder("runs/x") == (tmp_path / "runs" / "x").resolve()
     monkeypatch.setenv("MINILIB_OUT_ROOT", str(tmp_path / "elsewhere"))
-    assert parameters.writable_folder("runs/x") == (tmp_path / "elsewhere" / "runs" / "x").resolve()
-    assert parameters.writable_folder(tmp_path / "y") == (tmp_path / "y").resolve(), "an absolute one stays"
+    assert (
+        parameters.writable_folder("runs/x")
+        == (tmp_path / "elsewhere" / "runs" / "x").resolve()
+    )
+    assert parameters.writable_folder(tmp_path / "y") == (tmp_path / "y").resolve(), (
+        "an absolute one stays"
+    )
 
 
-def test_relative_data_and_weights_do_not_follow_the_working_directory(tmp_path, monkeypatch):
+def test_relative_data_and_weights_do_not_follow_the_working_directory(
+    tmp_path, monkeypatch
+):
     root = tmp_path / "repository"
     (root / "data" / "camvid").mkdir(parents=True)
     (root / "weights.pth").write_bytes(b"")
     monkeypatch.setattr(parameters, "repository", lambda: root)
     monkeypatch.chdir(tmp_path)
-    run = parameters.check(**GOOD, out=tmp_path / "out", data="data/camvid", weights="weights.pth")
+    run = parameters.check(
+        **GOOD, out=tmp_path / "out", data="data/camvid", weights="weights.pth"
+    )
     assert run.data == (root / "data" / "camvid").resolve()
     assert run.weights_file == root / "weights.pth"
 

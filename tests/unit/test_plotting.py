@@ -1,4 +1,5 @@
-"""Every helper draws without pyplot, refuses bad input, and its colours can be told apart."""
+"""Every helper draws without pyplot, refuses bad input, and its colours
+can be told apart."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def pixels(drawn: Figure | Axes) -> np.ndarray:
 
 
 def has_colour(image: np.ndarray, colour: str, tolerance: float = 0.02) -> bool:
-    return bool((np.abs(image - np.array(to_rgb(colour))).max(axis=-1) < tolerance).any())
+    return bool(
+        (np.abs(image - np.array(to_rgb(colour))).max(axis=-1) < tolerance).any()
+    )
 
 
 @pytest.fixture
@@ -49,16 +52,28 @@ def batch():
     mask[:, 8:20, 8:20], mask[:, 0, :] = 1, 255
     return Batch(
         image=torch.rand(2, 3, 32, 32, generator=generator),
-        caption=["a dog left of a tree on grass under a wide and cloudless sky", "a cup"],
+        caption=[
+            "a dog left of a tree on grass under a wide and cloudless sky",
+            "a cup",
+        ],
         label=torch.tensor([0, 2]),
         present=torch.tensor([[True, True, False], [False, False, True]]),
         mask=mask,
-        boxes=[torch.tensor([[2.0, 3.0, 12.0, 14.0], [15.0, 15.0, 30.0, 30.0]]), torch.zeros(0, 4)],
+        boxes=[
+            torch.tensor([[2.0, 3.0, 12.0, 14.0], [15.0, 15.0, 30.0, 30.0]]),
+            torch.zeros(0, 4),
+        ],
         classes=[torch.tensor([0, 1]), torch.zeros(0, dtype=torch.long)],
         phrases=[[Phrase(2, 5, 0, (0,))], []],
         points=[torch.tensor([[5.0, 5.0], [20.0, 9.0]]), torch.zeros(0, 2)],
         density=torch.rand(2, 1, 32, 32, generator=generator),
-        concepts=[[ConceptName("brown dog", "dog", "animal"), ConceptName("tree", "tree", "plant")], []],
+        concepts=[
+            [
+                ConceptName("brown dog", "dog", "animal"),
+                ConceptName("tree", "tree", "plant"),
+            ],
+            [],
+        ],
     )
 
 
@@ -70,7 +85,9 @@ def lab(colour: str, matrix: np.ndarray) -> np.ndarray:
     rgb = np.array(to_rgb(colour))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     linear = (matrix @ linear).clip(0, 1)
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
     xyz = to_xyz @ linear / np.array([0.9505, 1.0, 1.089])
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
@@ -80,10 +97,18 @@ def lab(colour: str, matrix: np.ndarray) -> np.ndarray:
 VISION = {
     "normal": np.eye(3),
     "deuteranopia": np.array(
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.01182, 0.04294, 0.968881],
+        ]
     ),
     "protanopia": np.array(
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
     ),
 }
 
@@ -96,14 +121,19 @@ def test_palette_is_distinct_for_colour_blind_readers(vision):
 
     assert nearest(plotting.PALETTE) > 10  # 2.3 is a just noticeable difference
     if vision == "deuteranopia":
-        assert nearest(["#2ca02c", "#d62728"]) < nearest(plotting.PALETTE[:4]), "the test cannot fail"
+        assert nearest(["#2ca02c", "#d62728"]) < nearest(plotting.PALETTE[:4]), (
+            "the test cannot fail"
+        )
 
 
 def test_ink_and_panel_have_strong_contrast():
     def luminance(colour):
         return (lab(colour, np.eye(3))[0] + 16) ** 3 / 116**3
 
-    high, low = luminance(plotting.RC["figure.facecolor"]), luminance(plotting.RC["text.color"])
+    high, low = (
+        luminance(plotting.RC["figure.facecolor"]),
+        luminance(plotting.RC["text.color"]),
+    )
     assert (high + 0.05) / (low + 0.05) > 7  # WCAG AAA
 
 
@@ -126,7 +156,11 @@ def test_helpers_use_the_style_without_setting_it():
 def test_image_grid_draws_every_image(batch):
     red = torch.zeros(3, 8, 8)
     red[0] = 1
-    figure = plotting.image_grid([red, 1 - red], ["a long title that has to be wrapped somewhere", "b"], columns=4)
+    figure = plotting.image_grid(
+        [red, 1 - red],
+        ["a long title that has to be wrapped somewhere", "b"],
+        columns=4,
+    )
     image = pixels(figure)
     assert has_colour(image, "#ff0000") and has_colour(image, "#00ffff")
     assert [ax.get_title() for ax in figure.axes][1] == "b"
@@ -150,11 +184,17 @@ def test_image_grid_refuses(images, titles, words):
 
 def test_similarity_matrix_frames_each_images_best_caption(batch):
     matrix = torch.tensor([[0.9, 0.1, 0.2], [0.3, 0.2, 0.8]])
-    figure = plotting.similarity_matrix(matrix, ["a dog", "a tree", "a cup"], batch.image, title="before")
+    figure = plotting.similarity_matrix(
+        matrix, ["a dog", "a tree", "a cup"], batch.image, title="before"
+    )
     heat = figure.axes[0]
     frames = [(round(p.get_x() + 0.47), round(p.get_y() + 0.47)) for p in heat.patches]
     assert frames == [(0, 0), (1, 2)]
-    assert [text.get_text() for text in heat.get_yticklabels()] == ["a dog", "a tree", "a cup"]
+    assert [text.get_text() for text in heat.get_yticklabels()] == [
+        "a dog",
+        "a tree",
+        "a cup",
+    ]
     assert "0.90" in {text.get_text() for text in heat.texts}
     assert has_colour(pixels(figure), "#D55E00")
 
@@ -179,12 +219,16 @@ def test_similarity_matrix_refuses(matrix, captions, images):
 def test_curve_with_band_has_the_t_interval():
     ys = [[0.1, 0.5, 0.8], [0.2, 0.6, 0.9], [0.3, 0.4, 1.0]]
     ax = plotting.curve_with_band([1, 10, 100], ys, "ours")
-    plotting.curve_with_band([1, 10, 100], torch.tensor([0.1, 0.1, 0.2]), "theirs", ax=ax)
+    plotting.curve_with_band(
+        [1, 10, 100], torch.tensor([0.1, 0.1, 0.2]), "theirs", ax=ax
+    )
     means = [line for line in ax.lines if line.get_gid() == "mean"]
     assert [line.get_label() for line in means] == ["ours", "theirs"]
     assert means[0].get_ydata() == pytest.approx([0.2, 0.5, 0.9])
     for look in ("get_color", "get_linestyle", "get_marker"):
-        assert getattr(means[0], look)() != getattr(means[1], look)(), "lines differ by colour alone"
+        assert getattr(means[0], look)() != getattr(means[1], look)(), (
+            "lines differ by colour alone"
+        )
     (band,) = ax.collections
     low = band.get_paths()[0].get_extents().y0
     assert low == pytest.approx(0.2 - 4.303 * 0.1 / 3**0.5, abs=1e-3)
@@ -199,7 +243,11 @@ def test_curve_refuses():
 
 
 def test_bars_show_every_seed():
-    ax = plotting.bars({"ours": [0.8, 0.9, 0.85], "theirs": [0.4]}, "accuracy", reference=(0.1, "chance"))
+    ax = plotting.bars(
+        {"ours": [0.8, 0.9, 0.85], "theirs": [0.4]},
+        "accuracy",
+        reference=(0.1, "chance"),
+    )
     heights = [patch.get_height() for patch in ax.patches]
     assert heights == pytest.approx([0.85, 0.4])
     dots = [line for line in ax.lines if line.get_marker() == "o"]
@@ -212,9 +260,14 @@ def test_bars_show_every_seed():
 
 
 def test_paper_vs_ours_says_what_was_not_run():
-    ax = plotting.paper_vs_ours({"C3": (5.0, [4.0, 4.5]), "C8": (1.0, []), "new": (None, [2.0])}, "points")
+    ax = plotting.paper_vs_ours(
+        {"C3": (5.0, [4.0, 4.5]), "C8": (1.0, []), "new": (None, [2.0])}, "points"
+    )
     assert [text.get_text() for text in ax.texts] == ["not run"]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["the paper", "ours"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "the paper",
+        "ours",
+    ]
     pixels(ax)
     with pytest.raises(ValueError, match="rows is empty"):
         plotting.paper_vs_ours({}, "points")
@@ -242,7 +295,8 @@ def test_every_tasks_annotation_is_drawn(batch, task, words):
     ax = plotting.draw_annotations(plotting.new_axes(3, 3), batch, 0, task, NAMES)
     assert words in ax.get_title().replace("\n", " ")
     assert not np.array_equal(pixels(ax), pixels(plain)), "nothing was drawn"
-    pixels(plotting.draw_annotations(plotting.new_axes(3, 3), batch, 1, task, NAMES))  # no objects at all
+    # no objects at all
+    pixels(plotting.draw_annotations(plotting.new_axes(3, 3), batch, 1, task, NAMES))
 
 
 def test_boxes_and_masks_are_named_where_they_are(batch):
@@ -255,7 +309,9 @@ def test_boxes_and_masks_are_named_where_they_are(batch):
     placed = {text.get_text(): text.get_position() for text in ax.texts}
     assert set(placed) == {"dog", "tree"}
     for name, (x, y) in placed.items():
-        assert batch.mask[0, int(y), int(x)] == NAMES.index(name), "the label stands on another class"
+        assert batch.mask[0, int(y), int(x)] == NAMES.index(name), (
+            "the label stands on another class"
+        )
 
 
 def test_annotations_refuse(batch):

@@ -8,7 +8,9 @@ import torch
 from minilib.metrics import LinearProbe, accuracy, recall_at_k, sweep_C
 
 
-def blobs(n: int = 120, dims: int = 6, classes: int = 3, spread: float = 1.0, seed: int = 0):
+def blobs(
+    n: int = 120, dims: int = 6, classes: int = 3, spread: float = 1.0, seed: int = 0
+):
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(classes, dims, generator=torch.Generator().manual_seed(7)) * 2
     y = torch.arange(n) % classes
@@ -19,18 +21,28 @@ def blobs(n: int = 120, dims: int = 6, classes: int = 3, spread: float = 1.0, se
 def test_same_optimum_as_scikit_learn(C: float) -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     x, y = blobs()
-    theirs = linear_model.LogisticRegression(C=C, max_iter=10000, tol=1e-9).fit(x.double().numpy(), y.numpy())
+    theirs = linear_model.LogisticRegression(C=C, max_iter=10000, tol=1e-9).fit(
+        x.double().numpy(), y.numpy()
+    )
     ours = LinearProbe.fit(x, y, C)
-    torch.testing.assert_close(ours.weight, torch.tensor(theirs.coef_), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        ours.weight, torch.tensor(theirs.coef_), rtol=1e-3, atol=1e-3
+    )
     probabilities = torch.tensor(theirs.predict_proba(x.double().numpy()))
-    torch.testing.assert_close(ours.probabilities(x), probabilities, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        ours.probabilities(x), probabilities, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_optimum_has_no_gradient_and_its_objective_is_reported() -> None:
     x, y = blobs()
     probe = LinearProbe.fit(x, y, C=2.0)
-    weight, bias = (tensor.clone().requires_grad_() for tensor in (probe.weight, probe.bias))
-    cross_entropy = torch.nn.functional.cross_entropy(x.double() @ weight.T + bias, y, reduction="sum")
+    weight, bias = (
+        tensor.clone().requires_grad_() for tensor in (probe.weight, probe.bias)
+    )
+    cross_entropy = torch.nn.functional.cross_entropy(
+        x.double() @ weight.T + bias, y, reduction="sum"
+    )
     objective = 2.0 * cross_entropy + 0.5 * weight.square().sum()
     objective.backward()
     assert objective.item() == pytest.approx(probe.objective)
@@ -42,7 +54,9 @@ def test_start_does_not_change_the_optimum_but_a_short_fit() -> None:
     start = torch.randn(3, 6, generator=torch.Generator().manual_seed(3))
     zero, other = LinearProbe.fit(x, y), LinearProbe.fit(x, y, init=start)
     torch.testing.assert_close(zero.weight, other.weight, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(LinearProbe.fit(x, y, init=start, max_iter=0).weight, start.double())
+    torch.testing.assert_close(
+        LinearProbe.fit(x, y, init=start, max_iter=0).weight, start.double()
+    )
 
 
 def test_pull_reaches_its_target_under_a_strong_penalty() -> None:
@@ -67,13 +81,18 @@ def test_predictions_agree_with_accuracy() -> None:
 
 
 def test_sweep_finds_the_best_of_the_paper_grid() -> None:
-    train, validation = blobs(24, dims=20, spread=4.0, seed=1), blobs(200, dims=20, spread=4.0, seed=2)
+    train, validation = (
+        blobs(24, dims=20, spread=4.0, seed=1),
+        blobs(200, dims=20, spread=4.0, seed=2),
+    )
     best, scores = sweep_C(train, validation)
     assert len(scores) <= 7 + 2 * 4
     assert scores[best] == max(scores.values())
     assert {1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6} <= {float(f"{C:.6g}") for C in scores}
     nearest = sorted(scores, key=lambda C: abs(torch.tensor(C / best).log10()))[1]
-    assert abs(torch.tensor(nearest / best).log10().item()) == pytest.approx(1 / 8, abs=1e-3)
+    assert abs(torch.tensor(nearest / best).log10().item()) == pytest.approx(
+        1 / 8, abs=1e-3
+    )
     cold = LinearProbe.fit(*train, C=best)
     assert cold.accuracy(*validation) == pytest.approx(scores[best], abs=0.011)
 
@@ -87,7 +106,9 @@ def test_sweep_finds_the_best_of_the_paper_grid() -> None:
         (torch.zeros(2, 2), torch.tensor([0, 1]), {"C": 0.0}, "C must be positive"),
     ],
 )
-def test_bad_probes(x: torch.Tensor, y: torch.Tensor, options: dict, message: str) -> None:
+def test_bad_probes(
+    x: torch.Tensor, y: torch.Tensor, options: dict, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         LinearProbe.fit(x, y, **options)
 
@@ -95,12 +116,16 @@ def test_bad_probes(x: torch.Tensor, y: torch.Tensor, options: dict, message: st
 def test_accuracy_counts_the_k_best() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [2.0, 3.0, 1.0]])
     labels = torch.tensor([0, 1, 2])
-    assert [accuracy(logits, labels, k) for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert [accuracy(logits, labels, k) for k in (1, 2, 3)] == pytest.approx(
+        [1 / 3, 2 / 3, 1.0]
+    )
 
 
 def test_recall_by_hand() -> None:
     similarity = torch.tensor([[0.9, 0.8, 0.1], [0.7, 0.2, 0.1], [0.5, 0.4, 0.3]])
-    assert recall_at_k(similarity, (1, 2, 3)) == pytest.approx({1: 1 / 3, 2: 2 / 3, 3: 1.0})
+    assert recall_at_k(similarity, (1, 2, 3)) == pytest.approx(
+        {1: 1 / 3, 2: 2 / 3, 3: 1.0}
+    )
     assert recall_at_k(similarity.T, (1,)) == pytest.approx({1: 2 / 3})
 
 

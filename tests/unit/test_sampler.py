@@ -1,4 +1,5 @@
-"""Layouts: determinism, splits, and every knob of SceneConfig measured against what it says."""
+"""Layouts: determinism, splits, and every knob of SceneConfig measured
+against what it says."""
 
 from __future__ import annotations
 
@@ -9,12 +10,26 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from minilib.scenes import BACKGROUNDS, SPLITS, TASKS, TINTS, VOCABULARY, SceneConfig, held_out_tint, names
+from minilib.scenes import (
+    BACKGROUNDS,
+    SPLITS,
+    TASKS,
+    TINTS,
+    VOCABULARY,
+    SceneConfig,
+    held_out_tint,
+    names,
+)
 from minilib.scenes.sampler import FREQUENCY_WEIGHT, Layout, Stream, sample_layout
 
 
 def draw(
-    config: SceneConfig, task: str = "pairs", n: int = 400, split: str = "train", seed=0, start=0
+    config: SceneConfig,
+    task: str = "pairs",
+    n: int = 400,
+    split: str = "train",
+    seed=0,
+    start=0,
 ) -> Layout:
     return sample_layout(config, task, Stream(seed, split, np.arange(start, start + n)))
 
@@ -33,10 +48,12 @@ def assert_same_scenes(one: Layout, other: Layout) -> None:
             np.testing.assert_array_equal(a, b, err_msg=field.name)
         else:
             here = used(one)[:, :slots]
-            np.testing.assert_array_equal(a[:, :slots][here], b[:, :slots][here], err_msg=field.name)
+            np.testing.assert_array_equal(
+                a[:, :slots][here], b[:, :slots][here], err_msg=field.name
+            )
 
 
-# --- The random stream -------------------------------------------------------------------------------------
+# --- The random stream ----------------------------------------------------------------
 
 
 def test_stream_is_uniform_and_purposes_are_independent():
@@ -54,7 +71,9 @@ def test_stream_is_uniform_and_purposes_are_independent():
 def test_stream_of_a_scene_does_not_depend_on_how_many_numbers_are_drawn():
     stream = Stream(3, "val", np.arange(5))
     np.testing.assert_array_equal(stream.uniform("x", 4), stream.uniform("x", 9)[:, :4])
-    np.testing.assert_array_equal(stream.uniform("x", 2, 2), stream.uniform("x", 5, 2)[:, :2])
+    np.testing.assert_array_equal(
+        stream.uniform("x", 2, 2), stream.uniform("x", 5, 2)[:, :2]
+    )
 
 
 def test_integers_hold_both_ends():
@@ -65,7 +84,11 @@ def test_integers_hold_both_ends():
 
 def test_splits_and_seeds_share_no_scene():
     index = np.arange(20_000)
-    keys = [Stream(seed, split, index).key for seed in (0, 1, 2, 2**40, 2**40 + 2**32) for split in SPLITS]
+    keys = [
+        Stream(seed, split, index).key
+        for seed in (0, 1, 2, 2**40, 2**40 + 2**32)
+        for split in SPLITS
+    ]
     every = np.concatenate(keys)
     assert len(np.unique(every)) == len(every)
 
@@ -84,7 +107,7 @@ def test_stream_refuses(arguments, message):
     assert message in str(error.value)
 
 
-# --- Determinism -------------------------------------------------------------------------------------------
+# --- Determinism ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -93,25 +116,36 @@ def test_a_scene_is_the_same_alone_in_a_batch_and_from_any_start(task):
     whole = draw(config, task, n=40)
     assert_same_scenes(draw(config, task, n=15, start=25), pick(whole, slice(25, 40)))
     for index in (0, 7, 39):
-        assert_same_scenes(draw(config, task, n=1, start=index), pick(whole, slice(index, index + 1)))
+        assert_same_scenes(
+            draw(config, task, n=1, start=index), pick(whole, slice(index, index + 1))
+        )
 
 
 def pick(layout: Layout, rows: slice) -> Layout:
     values = {f.name: getattr(layout, f.name) for f in fields(Layout)}
-    return Layout(**{name: None if value is None else value[rows] for name, value in values.items()})
+    return Layout(
+        **{
+            name: None if value is None else value[rows]
+            for name, value in values.items()
+        }
+    )
 
 
 def test_another_process_draws_the_same():
     code = (
         "import numpy as np; from minilib.scenes.sampler import *\n"
-        "layout = sample_layout(SceneConfig(), 'pairs', Stream(5, 'test', np.arange(100, 150)))\n"
-        "print(layout.concept.tolist(), layout.center.sum().hex(), layout.surface.sum().hex())"
+        "layout = sample_layout(SceneConfig(), 'pairs', Stream(5, 'test', "
+        "np.arange(100, 150)))\n"
+        "print(layout.concept.tolist(), layout.center.sum().hex(), "
+        "layout.surface.sum().hex())"
     )
     there = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.strip()
     here = draw(SceneConfig(), n=50, split="test", seed=5, start=100)
-    assert there == f"{here.concept.tolist()} {here.center.sum().hex()} {here.surface.sum().hex()}"
+    assert there == (
+        f"{here.concept.tolist()} {here.center.sum().hex()} {here.surface.sum().hex()}"
+    )
 
 
 def test_global_random_state_neither_matters_nor_moves():
@@ -131,14 +165,15 @@ PINNED = {
 
 
 def test_scenes_are_what_they_were_when_the_checkpoints_were_trained():
-    """Whoever changes these numbers raises VERSION and trains the mini checkpoints anew."""
+    """Whoever changes these numbers raises VERSION and trains the mini
+    checkpoints anew."""
     layout = draw(SceneConfig(), n=3, seed=7)
     assert layout.concept.tolist() == PINNED["concept"]
     np.testing.assert_allclose(layout.center[:, 0], PINNED["center"], atol=1e-6)
     assert layout.background.tolist() == PINNED["background"]
 
 
-# --- Knobs -------------------------------------------------------------------------------------------------
+# --- Knobs ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("low, high", [(1, 1), (1, 4), (3, 8)])
@@ -163,7 +198,11 @@ def test_count_draws_every_number_and_no_distractor_of_the_counted_class():
 
 
 def test_distractors_are_never_the_counted_class_even_of_two():
-    layout = draw(SceneConfig(count=(2, 2), distractors=(5, 5), classes=("dog", "cat")), "count", n=200)
+    layout = draw(
+        SceneConfig(count=(2, 2), distractors=(5, 5), classes=("dog", "cat")),
+        "count",
+        n=200,
+    )
     assert ((layout.concept == layout.target[:, None]).sum(1) == 2).all()
     assert (used(layout).sum(1) == 7).all()
 
@@ -182,7 +221,9 @@ def test_counting_among_one_class_needs_no_distractors():
 
 def test_only_the_allowed_classes_backgrounds_and_styles_occur():
     config = SceneConfig(
-        classes=("dog", "cat", "train"), backgrounds=("snow", "road"), styles=("openmoji", "twemoji")
+        classes=("dog", "cat", "train"),
+        backgrounds=("snow", "road"),
+        styles=("openmoji", "twemoji"),
     )
     layout = draw(config)
     shown = {VOCABULARY[i].name for i in layout.concept[used(layout)]}
@@ -203,8 +244,14 @@ def test_long_tail_has_the_stated_frequencies():
     weight = np.array([FREQUENCY_WEIGHT[band] for band in bands])
     for band in FREQUENCY_WEIGHT:
         expected = weight[bands == band].sum() / weight.sum()
-        assert np.mean(bands[layout.concept[:, 0]] == band) == pytest.approx(expected, abs=0.02)
-    assert FREQUENCY_WEIGHT["frequent"] > FREQUENCY_WEIGHT["common"] > FREQUENCY_WEIGHT["rare"]
+        assert np.mean(bands[layout.concept[:, 0]] == band) == pytest.approx(
+            expected, abs=0.02
+        )
+    assert (
+        FREQUENCY_WEIGHT["frequent"]
+        > FREQUENCY_WEIGHT["common"]
+        > FREQUENCY_WEIGHT["rare"]
+    )
 
 
 def test_repeat_is_the_share_of_further_objects_like_the_first():
@@ -219,13 +266,20 @@ def test_cooccurrence_is_measured_in_the_layouts(strength):
     layout = draw(SceneConfig(objects=(1, 1), cooccurrence=strength), n=6000)
     habitat = [VOCABULARY[i].habitat for i in layout.concept[:, 0]]
     with_one = np.array([name is not None for name in habitat])
-    at_home = np.array([list(BACKGROUNDS)[b] == h for b, h in zip(layout.background, habitat, strict=True)])
+    at_home = np.array(
+        [
+            list(BACKGROUNDS)[b] == h
+            for b, h in zip(layout.background, habitat, strict=True)
+        ]
+    )
     expected = strength + (1 - strength) / len(BACKGROUNDS)
     assert at_home[with_one].mean() == pytest.approx(expected, abs=0.025)
 
 
 def test_a_habitat_that_is_not_allowed_never_shows():
-    layout = draw(SceneConfig(classes=("train",), backgrounds=("sky",), cooccurrence=1.0))
+    layout = draw(
+        SceneConfig(classes=("train",), backgrounds=("sky",), cooccurrence=1.0)
+    )
     assert (layout.background == list(BACKGROUNDS).index("sky")).all()
 
 
@@ -235,15 +289,24 @@ def test_share_of_tinted_objects(share):
     tinted = layout.tint[used(layout)]
     assert (tinted >= 0).mean() == pytest.approx(share, abs=0.02)
     if share:
-        assert np.bincount(tinted[tinted >= 0], minlength=len(TINTS)).min() > 0.12 * (tinted >= 0).sum()
+        assert (
+            np.bincount(tinted[tinted >= 0], minlength=len(TINTS)).min()
+            > 0.12 * (tinted >= 0).sum()
+        )
 
 
 def test_seen_and_unseen_combinations_are_disjoint_and_complete():
     def pairs(kind: str) -> set[tuple[int, int]]:
-        config = SceneConfig(objects=(4, 4), tint=1.0, combinations=kind, classes=tuple(names()[:20]))
+        config = SceneConfig(
+            objects=(4, 4), tint=1.0, combinations=kind, classes=tuple(names()[:20])
+        )
         layout = draw(config, n=3000)
         return set(
-            zip(layout.concept[used(layout)].tolist(), layout.tint[used(layout)].tolist(), strict=True)
+            zip(
+                layout.concept[used(layout)].tolist(),
+                layout.tint[used(layout)].tolist(),
+                strict=True,
+            )
         )
 
     seen, unseen = pairs("seen"), pairs("unseen")
@@ -254,7 +317,9 @@ def test_seen_and_unseen_combinations_are_disjoint_and_complete():
 
 def test_held_out_tints_are_spread_over_all_colours():
     held_out = held_out_tint(np.arange(len(VOCABULARY)))
-    assert np.bincount(held_out, minlength=len(TINTS)).min() == len(VOCABULARY) // len(TINTS)
+    assert np.bincount(held_out, minlength=len(TINTS)).min() == len(VOCABULARY) // len(
+        TINTS
+    )
 
 
 def test_rotation_and_mirroring():
@@ -274,11 +339,15 @@ def test_upright_objects_stay_inside(size, objects):
     here = used(layout)
     half, center = layout.side[here][:, None] / 2, layout.center[here]
     height, width = config.shape
-    assert (center - half >= -1e-9).all() and (center + half <= np.array([width, height]) + 1e-9).all()
+    assert (center - half >= -1e-9).all() and (
+        center + half <= np.array([width, height]) + 1e-9
+    ).all()
 
 
 def test_scale_is_relative_to_the_cell_and_to_the_image_for_one_object():
-    side = draw(SceneConfig(size=100, objects=(1, 1), scale=(0.5, 0.8)), n=1000).side[:, 0]
+    side = draw(SceneConfig(size=100, objects=(1, 1), scale=(0.5, 0.8)), n=1000).side[
+        :, 0
+    ]
     assert 50 <= side.min() < 51 and 79 < side.max() <= 80
     many = draw(SceneConfig(size=100, objects=(9, 9), scale=(1.0, 1.0)), n=100)
     assert (many.side[used(many)] <= 100 / 3 + 1e-9).all()
@@ -296,7 +365,7 @@ def test_objects_get_cells_of_their_own_unless_jitter_mixes_them():
     assert distance(1.5) < 0.95  # occlusion
 
 
-# --- Refusals ----------------------------------------------------------------------------------------------
+# --- Refusals -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -333,5 +402,7 @@ def test_config_names_the_nearest_class():
 
 
 def test_unknown_task():
-    with pytest.raises(ValueError, match="task='caption': expected one of pairs, classify"):
+    with pytest.raises(
+        ValueError, match="task='caption': expected one of pairs, classify"
+    ):
         draw(SceneConfig(), "caption")

@@ -51,7 +51,11 @@ def test_one_call_gives_the_batch_of_a_task(task, device):
     batch = scenes.batch(task, n=6, split="val", seed=1)
     filled = {name for name, value in vars(batch).items() if value is not None}
     assert filled == {"image", "caption"} | FIELDS[task]
-    assert len(batch) == 6 and batch.image.shape == (6, 3, 48, 64) and batch.image.dtype == torch.float32
+    assert (
+        len(batch) == 6
+        and batch.image.shape == (6, 3, 48, 64)
+        and batch.image.dtype == torch.float32
+    )
     assert len(batch.caption) == 6 and all(batch.caption)
     assert {tensor.device.type for tensor in tensors(batch)} == {device}
     assert batch.image.is_contiguous()
@@ -61,13 +65,19 @@ def test_one_call_gives_the_batch_of_a_task(task, device):
 def test_a_batch_is_made_of_the_scenes_of_its_indices(task):
     scenes = EmojiScenes(SceneConfig(size=32, count=(1, 8)))
     whole, part = scenes.batch(task, 12, seed=2), scenes.batch(task, 4, seed=2, start=5)
-    assert torch.equal(part.image, whole.image[5:9]) and part.caption == whole.caption[5:9]
+    assert (
+        torch.equal(part.image, whole.image[5:9]) and part.caption == whole.caption[5:9]
+    )
     for name in FIELDS[task]:
         one, other = getattr(part, name), getattr(whole, name)[5:9]
         if isinstance(one, list) and isinstance(one[0], torch.Tensor):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)), name
         else:
-            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, name
+            assert (
+                torch.equal(one, other)
+                if isinstance(one, torch.Tensor)
+                else one == other
+            ), name
 
 
 def test_tasks_that_share_layouts_share_images():
@@ -82,29 +92,41 @@ def test_splits_and_seeds_show_other_scenes():
     seen = Counter()
     for split in SPLITS:
         for seed in (0, 1):
-            seen.update(image.numpy().tobytes() for image in scenes.batch("pairs", 200, split, seed).image)
+            seen.update(
+                image.numpy().tobytes()
+                for image in scenes.batch("pairs", 200, split, seed).image
+            )
     assert max(seen.values()) == 1
 
 
-# --- Annotations agree -------------------------------------------------------------------------------------
+# --- Annotations agree ----------------------------------------------------------------
 
 
 def test_classify_label_is_what_the_caption_names():
-    batch = EmojiScenes(SceneConfig(), CaptionConfig(disambiguate=1, kind=0)).batch("classify", 100)
+    batch = EmojiScenes(SceneConfig(), CaptionConfig(disambiguate=1, kind=0)).batch(
+        "classify", 100
+    )
     assert batch.label.shape == (100,) and batch.label.dtype == torch.int64
-    assert all(names()[label] in caption for label, caption in zip(batch.label.tolist(), batch.caption, strict=True))
+    assert all(
+        names()[label] in caption
+        for label, caption in zip(batch.label.tolist(), batch.caption, strict=True)
+    )
 
 
 def test_segment_mask_and_present_agree():
     config = SceneConfig(size=96, objects=(1, 4), jitter=0.0, scale=(0.6, 0.7))
     batch = EmojiScenes(config).batch("segment", 100)
     assert batch.mask.shape == (100, 96, 96) and batch.mask.dtype == torch.int64
-    assert batch.present.shape == (100, len(VOCABULARY)) and batch.present.dtype == torch.bool
+    assert (
+        batch.present.shape == (100, len(VOCABULARY))
+        and batch.present.dtype == torch.bool
+    )
     for mask, present in zip(batch.mask, batch.present, strict=True):
         values = set(mask.unique().tolist())
         shown = {value for value in values if value < len(VOCABULARY)}
         assert shown == set(present.nonzero()[:, 0].tolist())
-        assert len(values - shown) == 1 and max(values) < len(class_names())  # one background, nothing ignored
+        # one background, nothing ignored
+        assert len(values - shown) == 1 and max(values) < len(class_names())
 
 
 def test_occlusion_can_hide_an_object_but_present_knows_it():
@@ -120,16 +142,23 @@ def test_occlusion_can_hide_an_object_but_present_knows_it():
 
 def test_multilabel_present_is_the_classes_of_detect():
     scenes = EmojiScenes(SceneConfig(size=32))
-    present, classes = scenes.batch("multilabel", 50).present, scenes.batch("detect", 50).classes
+    present, classes = (
+        scenes.batch("multilabel", 50).present,
+        scenes.batch("detect", 50).classes,
+    )
     for row, own in zip(present, classes, strict=True):
         assert set(row.nonzero()[:, 0].tolist()) == set(own.tolist())
 
 
 def test_detect_phrases_point_at_boxes_of_their_class():
     batch = EmojiScenes(SceneConfig(objects=(1, 6))).batch("detect", 100)
-    for boxes, classes, phrases, caption in zip(batch.boxes, batch.classes, batch.phrases, batch.caption, strict=True):
+    for boxes, classes, phrases, caption in zip(
+        batch.boxes, batch.classes, batch.phrases, batch.caption, strict=True
+    ):
         assert boxes.shape == (len(classes), 4) and boxes.dtype == torch.float32
-        assert sorted(o for phrase in phrases for o in phrase.objects) == list(range(len(classes)))
+        assert sorted(o for phrase in phrases for o in phrase.objects) == list(
+            range(len(classes))
+        )
         for phrase in phrases:
             assert (classes[list(phrase.objects)] == phrase.concept).all()
             assert 0 <= phrase.start < phrase.end <= len(caption)
@@ -138,20 +167,28 @@ def test_detect_phrases_point_at_boxes_of_their_class():
 def test_boxes_hold_the_pixels_of_their_class():
     scenes = EmojiScenes(SceneConfig(objects=(1, 4)))
     segment, detect = scenes.batch("segment", 60), scenes.batch("detect", 60)
-    for mask, boxes, classes in zip(segment.mask, detect.boxes, detect.classes, strict=True):
+    for mask, boxes, classes in zip(
+        segment.mask, detect.boxes, detect.classes, strict=True
+    ):
         inside = torch.zeros_like(mask, dtype=torch.bool)
-        for (x1, y1, x2, y2), concept in zip(boxes.long().tolist(), classes.tolist(), strict=True):
+        for (x1, y1, x2, y2), concept in zip(
+            boxes.long().tolist(), classes.tolist(), strict=True
+        ):
             inside[y1:y2, x1:x2] |= mask[y1:y2, x1:x2] == concept
         assert torch.equal(inside, mask < len(VOCABULARY))
 
 
 def test_hierarchy_gives_three_names_per_object():
     batch = EmojiScenes().batch("hierarchy", 50)
-    for classes, concepts, boxes in zip(batch.classes, batch.concepts, batch.boxes, strict=True):
+    for classes, concepts, boxes in zip(
+        batch.classes, batch.concepts, batch.boxes, strict=True
+    ):
         assert len(classes) == len(concepts) == len(boxes)
         for index, concept in zip(classes.tolist(), concepts, strict=True):
             entry = VOCABULARY[index]
-            assert concept.phrase.endswith(entry.name) and concept.phrase.split()[0] in ("a", "an")
+            assert concept.phrase.endswith(entry.name) and concept.phrase.split()[
+                0
+            ] in ("a", "an")
             assert (concept.category, concept.parent) == (entry.category, entry.group)
 
 
@@ -188,32 +225,44 @@ def test_count_of_sixty_with_distractors():
 
 
 def test_nothing_to_count_gives_empty_annotations():
-    batch = EmojiScenes(SceneConfig(size=32, count=(0, 0), distractors=(0, 0))).batch("count", 4)
+    batch = EmojiScenes(SceneConfig(size=32, count=(0, 0), distractors=(0, 0))).batch(
+        "count", 4
+    )
     assert [len(points) for points in batch.points] == [0] * 4
     assert [tuple(boxes.shape) for boxes in batch.boxes] == [(0, 4)] * 4
     assert not batch.density.any() and batch.density.shape == (4, 1, 32, 32)
 
 
-# --- The rest of the interface -----------------------------------------------------------------------------
+# --- The rest of the interface --------------------------------------------------------
 
 
 def test_class_names_are_the_mask_values():
     assert class_names() == names() + list(BACKGROUNDS)
-    assert len(set(class_names())) == len(class_names()) and len(names()) >= 240 and len(BACKGROUNDS) >= 12
+    assert (
+        len(set(class_names())) == len(class_names())
+        and len(names()) >= 240
+        and len(BACKGROUNDS) >= 12
+    )
 
 
 def test_with_config_keeps_the_captions_and_leaves_the_original():
     scenes = EmojiScenes(SceneConfig(size=32), CaptionConfig(opening=0))
     other = scenes.with_config(replace(scenes.config, objects=(2, 2)))
-    assert other.config == SceneConfig(size=32, objects=(2, 2)) and other.captions == scenes.captions
+    assert (
+        other.config == SceneConfig(size=32, objects=(2, 2))
+        and other.captions == scenes.captions
+    )
     assert scenes.config.objects == (1, 4)
 
 
 def test_statistics_need_no_pixels():
-    """What the data-set page shows comes from layouts, a hundred thousand scenes in a few seconds."""
+    """What the data-set page shows comes from layouts, a hundred thousand scenes
+    in a few seconds."""
     layout, _ = EmojiScenes(SceneConfig(long_tail=True)).layout("pairs", 5000)
     objects = (layout.concept >= 0).sum(1)
-    per_class = np.bincount(layout.concept[layout.concept >= 0], minlength=len(VOCABULARY))
+    per_class = np.bincount(
+        layout.concept[layout.concept >= 0], minlength=len(VOCABULARY)
+    )
     assert objects.sum() == per_class.sum() and 2.3 < objects.mean() < 2.7
     assert len(layout.background) == 5000
 
@@ -221,10 +270,16 @@ def test_statistics_need_no_pixels():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(task="caption", n=1), "task='caption': expected one of pairs, classify, segment"),
+        (
+            dict(task="caption", n=1),
+            "task='caption': expected one of pairs, classify, segment",
+        ),
         (dict(task="pairs", n=0), "n=0, start=0: expected n >= 1"),
         (dict(task="pairs", n=2, start=-1), "start=-1"),
-        (dict(task="pairs", n=1, split="dev"), "split='dev': expected one of train, val, test"),
+        (
+            dict(task="pairs", n=1, split="dev"),
+            "split='dev': expected one of train, val, test",
+        ),
         (dict(task="pairs", n=1, seed=-3), "seed=-3"),
     ],
 )

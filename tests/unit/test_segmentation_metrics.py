@@ -1,4 +1,5 @@
-"""Intersection over union against torchmetrics and by hand, and what the measures refuse."""
+"""Intersection over union against torchmetrics and by hand, and what the
+measures refuse."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ def random_masks(classes: int, seed: int = 0, ignored: float = 0.1):
     generator = torch.Generator().manual_seed(seed)
     target = torch.randint(classes, (3, 12, 9), generator=generator)
     noise = torch.randint(classes, target.shape, generator=generator)
-    prediction = torch.where(torch.rand(target.shape, generator=generator) < 0.6, target, noise)
+    prediction = torch.where(
+        torch.rand(target.shape, generator=generator) < 0.6, target, noise
+    )
     target[torch.rand(target.shape, generator=generator) < ignored] = 255
     return prediction, target
 
@@ -36,8 +39,12 @@ def test_agrees_with_torchmetrics_over_batches() -> None:
 
 def test_counts_of_a_picture_that_can_be_counted_by_hand() -> None:
     score = SegmentationScore(4)
-    score.update(torch.tensor([[[0, 0, 1], [1, 1, 2]]]), torch.tensor([[[0, 1, 1], [1, 255, 1]]]))
-    torch.testing.assert_close(score.iou(), torch.tensor([1 / 2, 2 / 4, 0.0, math.nan]), equal_nan=True)
+    score.update(
+        torch.tensor([[[0, 0, 1], [1, 1, 2]]]), torch.tensor([[[0, 1, 1], [1, 255, 1]]])
+    )
+    torch.testing.assert_close(
+        score.iou(), torch.tensor([1 / 2, 2 / 4, 0.0, math.nan]), equal_nan=True
+    )
     assert score.mean_iou() == pytest.approx(1 / 3)
     assert score.mean_iou(absent=0.0) == pytest.approx(1 / 4)
     assert score.mean_iou(of=[0, 1]) == pytest.approx(1 / 2)
@@ -76,7 +83,11 @@ def test_small_integer_masks_do_not_overflow() -> None:
     ("prediction", "target", "message"),
     [
         (torch.zeros(1, 2, 2), torch.zeros(1, 2, 3), "differ in shape"),
-        (torch.zeros(1, 2, 2), torch.full((1, 2, 2), 3), "target has the value 3: expected classes 0 to 2, or 255"),
+        (
+            torch.zeros(1, 2, 2),
+            torch.full((1, 2, 2), 3),
+            "target has the value 3: expected classes 0 to 2, or 255",
+        ),
         (torch.zeros(1, 2, 2), torch.full((1, 2, 2), -1), "target has the value -1"),
         (torch.full((1, 2, 2), 5), torch.zeros(1, 2, 2), "prediction has the value 5"),
     ],
@@ -108,7 +119,8 @@ def test_episodes_by_hand() -> None:
     prediction, target, class_id = episodes()
     score = EpisodeScore([5, 6, 7])
     score.update(prediction, target, class_id)
-    # Class 5: 1 + 1 of 2 + 2 pixels; class 6 had no episode and counts 0; class 7: 1 of 4.
+    # Class 5: 1 + 1 of 2 + 2 pixels; class 6 had no episode and counts 0;
+    # class 7: 1 of 4.
     torch.testing.assert_close(score.iou(), torch.tensor([1 / 2, 0.0, 1 / 4]))
     assert score.mean_iou() == pytest.approx(1 / 4)
     # Foreground: 3 of 8. Background: 1 of 2, 2 of 3, 0 of 3.
@@ -120,7 +132,9 @@ def test_episodes_add_up_in_any_batching() -> None:
     together, apart = EpisodeScore([5, 7]), EpisodeScore([5, 7])
     together.update(prediction, target, class_id)
     for i in range(3):
-        apart.update(prediction[i : i + 1].bool(), target[i : i + 1], class_id[i : i + 1])
+        apart.update(
+            prediction[i : i + 1].bool(), target[i : i + 1], class_id[i : i + 1]
+        )
     torch.testing.assert_close(together.union, apart.union)
     assert together.fb_iou() == apart.fb_iou()
 
@@ -130,7 +144,9 @@ def test_union_is_the_sum_less_the_intersection() -> None:
     intersection, union = episode_areas(prediction, target)
     counted = target != 255
     for row in (0, 1):
-        sizes = [((mask == row) & counted).sum(dim=(1, 2)) for mask in (prediction, target)]
+        sizes = [
+            ((mask == row) & counted).sum(dim=(1, 2)) for mask in (prediction, target)
+        ]
         torch.testing.assert_close(union[row], sizes[0] + sizes[1] - intersection[row])
 
 

@@ -10,13 +10,21 @@ import torch
 from minilib import tokenizer as tokenizer_module
 from minilib.tokenizer import BYTE_IDS, Tokenizer, vocabulary_of
 
-CAPTIONS = ["a red dog left of a blue cat", "3 trees on grass, at night!", "a computer mouse"]
+CAPTIONS = [
+    "a red dog left of a blue cat",
+    "3 trees on grass, at night!",
+    "a computer mouse",
+]
 VOCABULARY = vocabulary_of(CAPTIONS)
 
 
 def test_full_vocabulary_is_clips() -> None:
     tokenizer = Tokenizer()
-    assert (tokenizer.vocab_size, tokenizer.start, tokenizer.end) == (49408, 49406, 49407)
+    assert (tokenizer.vocab_size, tokenizer.start, tokenizer.end) == (
+        49408,
+        49406,
+        49407,
+    )
     row = tokenizer("a photo of a cat")[0]
     assert row[:7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert row.shape == (77,) and not row[7:].any()
@@ -28,7 +36,10 @@ def test_restricted_vocabulary_is_compact_with_start_and_end_highest() -> None:
     rows = tokenizer(CAPTIONS)
     assert rows.max() == tokenizer.end == tokenizer.vocab_size - 1
     assert (rows[:, 0] == tokenizer.vocab_size - 2).all()
-    assert (rows.argmax(dim=1) == torch.tensor([len(tokenizer.encode(text)) + 1 for text in CAPTIONS])).all()
+    assert (
+        rows.argmax(dim=1)
+        == torch.tensor([len(tokenizer.encode(text)) + 1 for text in CAPTIONS])
+    ).all()
 
 
 def test_kept_words_stay_whole() -> None:
@@ -38,7 +49,9 @@ def test_kept_words_stay_whole() -> None:
         assert [restricted.vocabulary[index] for index in ids] == full.encode(caption)
 
 
-@pytest.mark.parametrize("text", ["giraffe", "图像 文本", "naïve café 😀", "unbelievably 2020 !!!", "ﬁ ∞"])
+@pytest.mark.parametrize(
+    "text", ["giraffe", "图像 文本", "naïve café 😀", "unbelievably 2020 !!!", "ﬁ ∞"]
+)
 def test_any_text_survives_a_restricted_vocabulary(text: str) -> None:
     restricted, full = Tokenizer(128, VOCABULARY), Tokenizer(128)
     ids = restricted.encode(text)
@@ -61,12 +74,17 @@ def test_vocabulary_order_and_repeats_do_not_matter() -> None:
 
 def test_case_spaces_and_escapes_are_folded() -> None:
     tokenizer = Tokenizer()
-    assert tokenizer.encode("  A PHOTO\n of  AT&amp;T ") == tokenizer.encode("a photo of at&t")
+    assert tokenizer.encode("  A PHOTO\n of  AT&amp;T ") == tokenizer.encode(
+        "a photo of at&t"
+    )
 
 
 def test_special_strings_become_special_ids() -> None:
     tokenizer = Tokenizer(16, VOCABULARY)
-    assert tokenizer.encode("<|startoftext|>dog<|endoftext|>")[::2] == [tokenizer.start, tokenizer.end]
+    assert tokenizer.encode("<|startoftext|>dog<|endoftext|>")[::2] == [
+        tokenizer.start,
+        tokenizer.end,
+    ]
     assert "<|endoftext|>" in tokenizer.decode([tokenizer.end])
 
 
@@ -74,7 +92,9 @@ def test_text_that_just_fits_and_one_that_does_not() -> None:
     tokenizer = Tokenizer(8)
     fits = "dog " * 6
     assert tokenizer(fits)[0, -1] == tokenizer.end
-    with pytest.raises(ValueError, match=r"9 tokens.*context of 8.*'dog dog.*truncate=True"):
+    with pytest.raises(
+        ValueError, match=r"9 tokens.*context of 8.*'dog dog.*truncate=True"
+    ):
         tokenizer(["cat", "dog " * 7])
     assert torch.equal(tokenizer("dog " * 7, truncate=True), tokenizer(fits))
 
@@ -85,7 +105,8 @@ def test_empty_text_is_start_and_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "message"), [([], "at least one string"), ([None], "NoneType"), (["a", 3], "int: 3")]
+    ("texts", "message"),
+    [([], "at least one string"), ([None], "NoneType"), (["a", 3], "int: 3")],
 )
 def test_bad_texts(texts: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -111,12 +132,19 @@ def test_every_id_is_open_clips(seed: int) -> None:
     texts = ["".join(generator.choices(alphabet, k=40)) for _ in range(200)]
     tokens = (theirs.decoder[generator.randrange(49406)] for _ in range(500))
     texts += [token.removesuffix("</w>") for token in tokens]
-    texts += ["l'été aaaaaaaa AT&amp;amp;T &lt;b&gt; schÃ¶n", "", "  ", "they're I'll 's"]
+    texts += [
+        "l'été aaaaaaaa AT&amp;amp;T &lt;b&gt; schÃ¶n",
+        "",
+        "  ",
+        "they're I'll 's",
+    ]
     for text in texts:
         assert ours.encode(text) == theirs.encode(text), text
 
 
-def test_missing_vocabulary_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_vocabulary_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(tokenizer_module, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install open_clip_torch"):
         tokenizer_module._merges()

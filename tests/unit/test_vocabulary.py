@@ -28,7 +28,13 @@ def test_objects_and_backgrounds_stay_below_the_ignore_index():
 
 def test_names_are_plain_lower_case_words():
     for concept in VOCABULARY:
-        for text in (concept.name, concept.plural, concept.word, concept.category, concept.group):
+        for text in (
+            concept.name,
+            concept.plural,
+            concept.word,
+            concept.category,
+            concept.group,
+        ):
             assert text == text.strip().lower() and text
             assert all(c.isalpha() or c in " -" for c in text), text
 
@@ -60,7 +66,9 @@ def test_regular_plurals_obey_english_spelling():
     for concept in VOCABULARY:
         if concept.plural == concept.name + "s":
             assert not concept.name.endswith(("s", "x", "ch", "sh")), concept.name
-            assert not (concept.name.endswith("y") and concept.name[-2] not in "aeiou"), concept.name
+            assert not (
+                concept.name.endswith("y") and concept.name[-2] not in "aeiou"
+            ), concept.name
 
 
 def test_codepoints_are_unique_single_characters():
@@ -90,7 +98,12 @@ def test_novel_classes_are_spread_over_the_taxonomy():
 
 
 def test_folds_are_balanced_over_classes_groups_and_bands():
-    assert Counter(concept.fold for concept in VOCABULARY) == {0: 60, 1: 60, 2: 60, 3: 60}
+    assert Counter(concept.fold for concept in VOCABULARY) == {
+        0: 60,
+        1: 60,
+        2: 60,
+        3: 60,
+    }
     for attribute in ("category", "group"):
         per_key: dict[str, Counter[int]] = defaultdict(Counter)
         for concept in VOCABULARY:
@@ -105,7 +118,13 @@ def test_folds_are_balanced_over_classes_groups_and_bands():
 def test_habitats_are_backgrounds_and_seldom_missing():
     assert {concept.habitat for concept in VOCABULARY} - {None} <= BACKGROUNDS
     assert sum(concept.habitat is None for concept in VOCABULARY) <= 8
-    expected = {"train": "railway", "sailboat": "water", "car": "road", "dog": "grass", "airplane": "sky"}
+    expected = {
+        "train": "railway",
+        "sailboat": "water",
+        "car": "road",
+        "dog": "grass",
+        "airplane": "sky",
+    }
     assert {name: find(name).habitat for name in expected} == expected
 
 
@@ -114,7 +133,9 @@ def test_polysemous_words_have_two_senses_that_differ_in_category():
     assert len(senses) >= 10
     for word, concepts in senses.items():
         assert len(concepts) == 2
-        assert all(concept.word == word and concept.name != word for concept in concepts)
+        assert all(
+            concept.word == word and concept.name != word for concept in concepts
+        )
         assert concepts[0].category != concepts[1].category or word == "football"
     assert {c.name for c in senses["mouse"]} == {"house mouse", "computer mouse"}
     assert {"mouse", "bow", "nut", "bat"} <= set(senses)
@@ -122,7 +143,11 @@ def test_polysemous_words_have_two_senses_that_differ_in_category():
 
 def test_all_other_words_are_the_names():
     ambiguous = polysemous()
-    assert all(concept.word == concept.name for concept in VOCABULARY if concept.word not in ambiguous)
+    assert all(
+        concept.word == concept.name
+        for concept in VOCABULARY
+        if concept.word not in ambiguous
+    )
     assert not set(ambiguous) & set(names())
 
 

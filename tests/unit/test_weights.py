@@ -1,4 +1,5 @@
-"""Saving, loading, and refusing: every bad file gets an error that names it and says what to do."""
+"""Saving, loading, and refusing: every bad file gets an error that names it and
+says what to do."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def test_round_trip(model: CLIP, saved: Path) -> None:
     assert loaded.config == CONFIG and not loaded.training
     assert read_card(str(saved)) == {"command": "train", "seed": 3}
     pixels, tokens = torch.randn(2, 3, 32, 32), model.tokenize(["dog", "a cat"])
-    for before, after in zip(model(pixels, tokens), loaded(pixels, tokens), strict=True):
+    for before, after in zip(
+        model(pixels, tokens), loaded(pixels, tokens), strict=True
+    ):
         if before is not None:
             torch.testing.assert_close(before, after, rtol=0.01, atol=0.01)
 
@@ -67,7 +70,9 @@ def test_matrices_are_halved_and_statistics_are_not(saved: Path, model: CLIP) ->
         for name in file.keys():  # noqa: SIM118
             value = file.get_tensor(name)
             if value.is_floating_point():
-                assert value.dtype == (torch.float16 if value.ndim > 1 else torch.float32), name
+                assert value.dtype == (
+                    torch.float16 if value.ndim > 1 else torch.float32
+                ), name
         assert "visual.conv1.1.running_var" in file.keys()  # noqa: SIM118
     assert {value.dtype for value in load_clip(saved).parameters()} == {torch.float32}
 
@@ -75,12 +80,16 @@ def test_matrices_are_halved_and_statistics_are_not(saved: Path, model: CLIP) ->
 def test_resnet_round_trip(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    config = replace(CONFIG, image_size=64, vision=ResNetConfig((1, 1, 1, 1), 8, 4, (1, 2, 2, 1)))
+    config = replace(
+        CONFIG, image_size=64, vision=ResNetConfig((1, 1, 1, 1), 8, 4, (1, 2, 2, 1))
+    )
     path = save(CLIP(config), tmp_path / "rn.safetensors", {})
     assert load_clip(path).config == config
 
 
-def test_nothing_half_written(model: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_half_written(
+    model: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full_disk(tensors: dict, path: Path, metadata: dict) -> None:
         path.write_bytes(b"half")
         raise OSError("no space left on device")
@@ -98,12 +107,16 @@ def test_weights_that_are_not_finite_are_not_saved(model: CLIP, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-def test_mini_names(model: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mini_names(
+    model: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="train_mini_clip.py --model mini-vit"):
         load_clip("mini-vit")
     save(model, tmp_path / "mini-vit.safetensors", {"seed": 1})
-    assert load_clip("mini-vit").config == CONFIG and read_card("mini-vit") == {"seed": 1}
+    assert load_clip("mini-vit").config == CONFIG and read_card("mini-vit") == {
+        "seed": 1
+    }
     with pytest.raises(ValueError, match="leave out pretrained='openai'"):
         load_clip("mini-vit", pretrained="openai")
 
@@ -120,7 +133,9 @@ def test_one_reader_for_every_checkpoint_that_ships(name: str) -> None:
 def test_missing_and_unknown_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(FileNotFoundError, match="one of mini-countx, mini-rn, mini-vit"):
+    with pytest.raises(
+        FileNotFoundError, match="one of mini-countx, mini-rn, mini-vit"
+    ):
         load("mini-lseg")
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     (tmp_path / "mini-countx.json").write_text("{}")
@@ -146,7 +161,9 @@ def test_a_format_that_is_not_minilibs_is_refused(saved: Path, tmp_path: Path) -
     with safe_open(saved, "pt") as file:
         metadata = file.metadata()
     save_file({**state, "more": torch.zeros(1)}, path, metadata)
-    with pytest.raises(ValueError, match="foreign.safetensors does not fit a CLIP.*more"):
+    with pytest.raises(
+        ValueError, match="foreign.safetensors does not fit a CLIP.*more"
+    ):
         load(path)
 
 
@@ -156,7 +173,9 @@ def test_training_checkpoints_with_a_command_line_are_read(tmp_path: Path) -> No
     torch.save({"model": state, "args": given}, tmp_path / "b.pth")
     for name in ("a.ckpt", "b.pth"):
         read = load_checkpoint(tmp_path / name)
-        assert read.keys() == {"weight"} and torch.equal(read["weight"], state["weight"])
+        assert read.keys() == {"weight"} and torch.equal(
+            read["weight"], state["weight"]
+        )
 
 
 _IMPORTS = """
@@ -185,37 +204,55 @@ def test_a_shipped_clip_needs_no_heavy_library() -> None:
 
 def same_embeddings(ours: CLIP, theirs: torch.nn.Module) -> bool:
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return torch.allclose(ours.encode_image(pixels), theirs.encode_image(pixels), atol=1e-4)
+    return torch.allclose(
+        ours.encode_image(pixels), theirs.encode_image(pixels), atol=1e-4
+    )
 
 
 def test_official_layouts(official: open_clip.CLIP, tmp_path: Path) -> None:
     state = official.state_dict()
     torch.save(state, tmp_path / "plain.pt")
     torch.save(
-        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "training.pt"
+        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}},
+        tmp_path / "training.pt",
     )
-    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "plain.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in state.items()},
+        tmp_path / "plain.safetensors",
+    )
     for name in ("plain.pt", "training.pt", "plain.safetensors"):
         loaded = load_clip(tmp_path / name, quick_gelu=True)
         assert same_embeddings(loaded, official), name
-        assert not same_embeddings(load_clip(tmp_path / name, quick_gelu=False), official), name
+        assert not same_embeddings(
+            load_clip(tmp_path / name, quick_gelu=False), official
+        ), name
 
 
-def test_unknown_activation_is_warned_about(official: open_clip.CLIP, tmp_path: Path) -> None:
+def test_unknown_activation_is_warned_about(
+    official: open_clip.CLIP, tmp_path: Path
+) -> None:
     torch.save(official.state_dict(), tmp_path / "plain.pt")
-    with pytest.warns(UserWarning, match=r"plain.pt does not tell its activation.*quick_gelu=False"):
+    with pytest.warns(
+        UserWarning, match=r"plain.pt does not tell its activation.*quick_gelu=False"
+    ):
         assert load_clip(tmp_path / "plain.pt").config.quick_gelu
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_clip(tmp_path / "plain.pt", quick_gelu=False)
 
 
-def test_torchscript_archive_needs_trust(official: open_clip.CLIP, tmp_path: Path) -> None:
+def test_torchscript_archive_needs_trust(
+    official: open_clip.CLIP, tmp_path: Path
+) -> None:
     path = tmp_path / "archive.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.trace(official.visual, torch.randn(1, 3, 32, 32)), path)
-    with pytest.raises(ValueError, match=r"archive.pt is a TorchScript archive.*trust=True"):
+        torch.jit.save(
+            torch.jit.trace(official.visual, torch.randn(1, 3, 32, 32)), path
+        )
+    with pytest.raises(
+        ValueError, match=r"archive.pt is a TorchScript archive.*trust=True"
+    ):
         load_clip(path)
     state = load_checkpoint(path, trust=True)
     assert torch.equal(state["proj"], official.visual.proj)
@@ -228,10 +265,14 @@ def test_open_clip_names() -> None:
     assert sum(parameter.numel() for parameter in loaded.parameters()) == 102_007_137
 
 
-def test_activation_follows_the_weights_not_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activation_follows_the_weights_not_the_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = {}
 
-    def create_model(name: str, pretrained: str, force_quick_gelu: bool) -> torch.nn.Module:
+    def create_model(
+        name: str, pretrained: str, force_quick_gelu: bool
+    ) -> torch.nn.Module:
         asked[name, pretrained] = force_quick_gelu
         return open_clip.CLIP(16, VIT, TEXT, quick_gelu=force_quick_gelu)
 
@@ -239,7 +280,10 @@ def test_activation_follows_the_weights_not_the_name(monkeypatch: pytest.MonkeyP
     assert load_clip("ViT-B-32", pretrained="openai").config.quick_gelu
     assert load_clip("ViT-B/32", pretrained="openai").config.quick_gelu
     assert not load_clip("ViT-B-32", pretrained="laion2b_s34b_b79k").config.quick_gelu
-    assert asked == {("ViT-B-32", "openai"): True, ("ViT-B-32", "laion2b_s34b_b79k"): False}
+    assert asked == {
+        ("ViT-B-32", "openai"): True,
+        ("ViT-B-32", "laion2b_s34b_b79k"): False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -262,7 +306,11 @@ def test_no_network_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(open_clip, "create_model", create_model)
     with pytest.raises(
-        ValueError, match="could not get ViT-B-32 'openai': could not reach the hub. Without a network"
+        ValueError,
+        match=(
+            "could not get ViT-B-32 'openai': could not reach the hub. Without a "
+            "network"
+        ),
     ):
         load_clip("ViT-B-32", pretrained="openai")
 
@@ -293,7 +341,11 @@ def test_foreign_file(tmp_path: Path, name: str) -> None:
 def test_foreign_tensors(tmp_path: Path) -> None:
     save_file({"backbone.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(
-        ValueError, match=r"other.safetensors does not hold a CLIP.*'positional_embedding' is missing"
+        ValueError,
+        match=(
+            r"other.safetensors does not hold a CLIP.*'positional_embedding' is "
+            r"missing"
+        ),
     ):
         load_clip(tmp_path / "other.safetensors", quick_gelu=True)
     torch.save([1, 2, 3], tmp_path / "list.pt")
@@ -331,7 +383,9 @@ def test_pickle_that_runs_code_is_refused(tmp_path: Path, writer: str) -> None:
         torch.save({"weight": torch.zeros(2), "more": Evil(target)}, path)
     else:
         path.write_bytes(pickle.dumps({"weight": Evil(target)}))
-    with pytest.raises(ValueError, match=r"evil.pt cannot be read as plain tensors.*refused"):
+    with pytest.raises(
+        ValueError, match=r"evil.pt cannot be read as plain tensors.*refused"
+    ):
         load_clip(path)
     assert not target.exists()
     with pytest.raises(ValueError, match="refused"):

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minilib.layers.windows import fit_to_windows, merge_windows, over_windows, window_starts, window_weights
+from minilib.layers.windows import (
+    fit_to_windows,
+    merge_windows,
+    over_windows,
+    window_starts,
+    window_weights,
+)
 
 
 @pytest.mark.parametrize("merge", ["recursive", "uniform"])
@@ -48,7 +54,8 @@ def test_unknown_merge() -> None:
 @pytest.mark.parametrize("merge", ["recursive", "uniform"])
 @pytest.mark.parametrize("shape", [(24, 24), (24, 192), (24, 100), (192, 24), (70, 24)])
 def test_an_object_is_counted_once(shape: tuple[int, int], merge: str) -> None:
-    """A predictor that sees exactly the density in its crop gives the whole image's density back."""
+    """A predictor that sees exactly the density in its crop gives the whole
+    image's density back."""
     generator = torch.Generator().manual_seed(0)
     density = torch.rand(shape, generator=generator)
     image = density.expand(3, *shape)

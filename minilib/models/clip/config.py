@@ -21,7 +21,8 @@ class ViTConfig:
     heads: int = 12
     """Attention heads of a block."""
     stem: str = "patch"
-    """How pixels become tokens: "patch", one convolution as released, or "conv", several small ones."""
+    """How pixels become tokens: "patch", one convolution as released, or "conv",
+    several small ones."""
     pool: str = "token"
     """What represents the image: the class "token" as released, or the "mean" of the
     patches, whose features then lie in the joint space, as dense prediction needs."""
@@ -29,10 +30,13 @@ class ViTConfig:
     def __post_init__(self) -> None:
         for name, known in (("stem", ("patch", "conv")), ("pool", ("token", "mean"))):
             if (value := getattr(self, name)) not in known:
-                raise ValueError(f"unknown {name} {value!r}: use {known[0]!r} or {known[1]!r}")
+                raise ValueError(
+                    f"unknown {name} {value!r}: use {known[0]!r} or {known[1]!r}"
+                )
         if self.stem == "conv" and (self.patch < 2 or self.patch & (self.patch - 1)):
             raise ValueError(
-                f"stem 'conv' halves images step by step: patch must be a power of two, not {self.patch}"
+                "stem 'conv' halves images step by step: patch must be a power of "
+                f"two, not {self.patch}"
             )
 
     @property
@@ -52,7 +56,8 @@ class ResNetConfig:
     heads: int = 32
     """Heads of the attention pool."""
     strides: tuple[int, ...] = (1, 2, 2, 2)
-    """Stride of each stage, after the stem's 4; smaller ones keep a finer map of small images."""
+    """Stride of each stage, after the stem's 4; smaller ones keep a finer map
+    of small images."""
 
     @property
     def reduction(self) -> int:
@@ -83,7 +88,8 @@ class CLIPConfig:
     embed_dim: int = 512
     """Dimension E of the joint space."""
     image_size: int = 224
-    """Side of the images that ``preprocess`` makes and that the position embeddings are stored for."""
+    """Side of the images that ``preprocess`` makes and that the position
+    embeddings are stored for."""
     vision: ViTConfig | ResNetConfig = field(default_factory=ViTConfig)
     """The image tower."""
     text: TextConfig = field(default_factory=TextConfig)
@@ -104,8 +110,9 @@ class CLIPConfig:
     def __post_init__(self) -> None:
         if self.image_size % self.vision.reduction:
             raise ValueError(
-                f"image_size {self.image_size} is not a whole number of {self.vision.reduction}-pixel cells: "
-                f"choose a multiple of {self.vision.reduction}"
+                f"image_size {self.image_size} is not a whole number of "
+                f"{self.vision.reduction}-pixel cells: choose a multiple of "
+                f"{self.vision.reduction}"
             )
 
     @classmethod
@@ -118,10 +125,16 @@ class CLIPConfig:
 
         def build(kind: type, entries: Mapping[str, Any]) -> Any:
             return kind(
-                **{key: tuple(value) if isinstance(value, list) else value for key, value in entries.items()}
+                **{
+                    key: tuple(value) if isinstance(value, list) else value
+                    for key, value in entries.items()
+                }
             )
 
-        vision = build(ResNetConfig if "blocks" in values["vision"] else ViTConfig, values["vision"])
+        vision = build(
+            ResNetConfig if "blocks" in values["vision"] else ViTConfig,
+            values["vision"],
+        )
         text = dict(values["text"])
         # Older files also say which kind of text tower theirs is.
         text.pop("lookup_size", None)

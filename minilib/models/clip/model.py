@@ -1,8 +1,9 @@
-"""CLIP: Learning Transferable Visual Models From Natural Language Supervision (arXiv 2103.00020).
+"""CLIP: Learning Transferable Visual Models From Natural Language Supervision
+(arXiv 2103.00020).
 
-Two towers, one linear projection each, unit vectors, dot products times a learned multiplier. Parameter names
-are those of the released checkpoints. Shapes: B images or texts, E joint dimension, W tower width, L tokens,
-h x w patches.
+Two towers, one linear projection each, unit vectors, dot products times a learned
+multiplier. Parameter names are those of the released checkpoints. Shapes: B images or
+texts, E joint dimension, W tower width, L tokens, h x w patches.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ MAX_LOGIT_SCALE = 100.0
 def conv_stem(patch: int, width: int) -> nn.Sequential:
     """Replace the patch convolution by small ones of stride 2 (arXiv 2106.14881).
 
-    Images (B, 3, R, R') -> (B, W, R / patch, R' / patch). Small data needs it: patches carry no locality.
+    Images (B, 3, R, R') -> (B, W, R / patch, R' / patch). Small data needs it: patches
+    carry no locality.
     """
     halvings = patch.bit_length() - 1
     steps: list[nn.Module] = []
@@ -49,19 +51,30 @@ def conv_stem(patch: int, width: int) -> nn.Sequential:
 
 
 class VisionTransformer(nn.Module):
-    """Image tower: patches become tokens, a class token reads them, its output is the image (section 2.4)."""
+    """Image tower: patches become tokens, a class token reads them, its output is the
+    image (section 2.4)."""
 
-    def __init__(self, config: ViTConfig, embed_dim: int, image_size: int, quick_gelu: bool = True) -> None:
+    def __init__(
+        self,
+        config: ViTConfig,
+        embed_dim: int,
+        image_size: int,
+        quick_gelu: bool = True,
+    ) -> None:
         super().__init__()
         width, side = config.width, image_size // config.patch
         self.pool = config.pool
         if config.stem == "conv":
             self.conv1: nn.Module = conv_stem(config.patch, width)
         else:
-            self.conv1 = nn.Conv2d(3, width, config.patch, stride=config.patch, bias=False)
+            self.conv1 = nn.Conv2d(
+                3, width, config.patch, stride=config.patch, bias=False
+            )
         scale = width**-0.5
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(1 + side * side, width))
+        self.positional_embedding = nn.Parameter(
+            scale * torch.randn(1 + side * side, width)
+        )
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, config.layers, config.heads, quick_gelu)
         self.ln_post = nn.LayerNorm(width)
@@ -91,7 +104,8 @@ class VisionTransformer(nn.Module):
         return self.ln_pre(x + positions)
 
     def backbone(self, pixels: Tensor) -> Tensor:
-        """Return the image before the projection, (B, W): the class token or mean patch after ``ln_post``."""
+        """Return the image before the projection, (B, W): the class token or mean patch
+        after ``ln_post``."""
         x = self.tokens(self.conv1(pixels))
         if self.pool == "mean":
             return self.ln_post(self.transformer(x)[:, 1:]).mean(dim=1)
@@ -103,35 +117,54 @@ class VisionTransformer(nn.Module):
         return self.backbone(pixels) @ self.proj
 
     def patches(self, pixels: Tensor, mode: str = "value") -> Tensor:
-        """Return joint-space features of every patch, (B, E, h, w); see ``CLIP.encode_patches``."""
+        """Return joint-space features of every patch, (B, E, h, w); see
+        ``CLIP.encode_patches``."""
         stem = self.conv1(pixels)
         x = self.tokens(stem)
-        x = self.transformer.without_last_mixing(x) if mode == "value" else self.transformer(x)
-        return rearrange(self.ln_post(x[:, 1:]) @ self.proj, "b (h w) e -> b e h w", h=stem.shape[-2])
+        x = (
+            self.transformer.without_last_mixing(x)
+            if mode == "value"
+            else self.transformer(x)
+        )
+        return rearrange(
+            self.ln_post(x[:, 1:]) @ self.proj, "b (h w) e -> b e h w", h=stem.shape[-2]
+        )
 
     def stages(self, pixels: Tensor) -> dict[str, Any]:
-        """Return ``conv1`` (B, W, h, w), ``ln_pre`` (B, 1 + h * w, W), lists ``blocks`` and ``attention``."""
+        """Return ``conv1`` (B, W, h, w), ``ln_pre`` (B, 1 + h * w, W), lists ``blocks``
+        and ``attention``."""
         patches = self.conv1(pixels)
         tokens = self.tokens(patches)
-        return {"conv1": patches, "ln_pre": tokens, **self.transformer.intermediates(tokens)}
+        return {
+            "conv1": patches,
+            "ln_pre": tokens,
+            **self.transformer.intermediates(tokens),
+        }
 
 
 class TextTransformer(nn.Module):
-    """Text tower: a causal transformer whose output at the end token is the text (section 2.4)."""
+    """Text tower: a causal transformer whose output at the end token is the
+    text (section 2.4)."""
 
-    def __init__(self, config: TextConfig, embed_dim: int, quick_gelu: bool = True) -> None:
+    def __init__(
+        self, config: TextConfig, embed_dim: int, quick_gelu: bool = True
+    ) -> None:
         super().__init__()
         self._make_reader(config, quick_gelu)
         self.ln_final = nn.LayerNorm(config.width)
         scale = config.width**-0.5
-        self.text_projection = nn.Parameter(scale * torch.randn(config.width, embed_dim))
+        self.text_projection = nn.Parameter(
+            scale * torch.randn(config.width, embed_dim)
+        )
 
     def _make_reader(self, config: TextConfig, quick_gelu: bool) -> None:
         """Make what turns ids into one vector; chapter 1's controls have another."""
         width, layers = config.width, config.layers
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-        self.positional_embedding = nn.Parameter(0.01 * torch.randn(config.context, width))
+        self.positional_embedding = nn.Parameter(
+            0.01 * torch.randn(config.context, width)
+        )
         self.transformer = Transformer(width, layers, config.heads, quick_gelu)
         into_residual = width**-0.5 * (2 * layers) ** -0.5
         for block in self.transformer.resblocks:
@@ -148,7 +181,9 @@ class TextTransformer(nn.Module):
                 f"texts of {tokens.shape[1]} tokens do not fit a context of {context}: "
                 "shorten them, or tokenize with truncate=True"
             )
-        return self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        return (
+            self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        )
 
     def text_backbone(self, tokens: Tensor) -> Tensor:
         """Return the output at each text's end, not projected: ids (B, L) -> (B, W)."""
@@ -158,26 +193,32 @@ class TextTransformer(nn.Module):
     def trim(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return ids (B, L') up to the batch's last end, and where each text ends (B,).
 
-        The end token has the highest id, so ``argmax`` finds it (the first one, where ids are padded with
-        it). Attention is causal, so whatever follows the last end token of the batch can be dropped.
+        The end token has the highest id, so ``argmax`` finds it (the first one, where
+        ids are padded with it). Attention is causal, so whatever follows the last end
+        token of the batch can be dropped.
         """
         end = tokens.argmax(dim=1)
-        # Trimmed before the move: of tokens on the host, the length is known without stalling the device.
-        tokens = tokens[:, : int(end.max()) + 1].to(self.text_projection.device, non_blocking=True)
+        # Trimmed before the move: of tokens on the host, the length is known without
+        # stalling the device.
+        tokens = tokens[:, : int(end.max()) + 1].to(
+            self.text_projection.device, non_blocking=True
+        )
         return tokens, end.to(tokens.device, non_blocking=True)
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
         """Encode token ids (B, L), L up to the context, to (B, E).
 
         Args:
-            tokens: from ``tokenize``; best left on the host, the tower moves what it needs.
+            tokens: from ``tokenize``; best left on the host, the tower
+                moves what it needs.
             normalize: return unit rows.
         """
         features = self.text_backbone(tokens) @ self.text_projection
         return F.normalize(features, dim=-1) if normalize else features
 
     def text_stages(self, tokens: Tensor) -> dict[str, Any]:
-        """Return lists ``blocks`` (B, L, W) and ``attention`` (B, H, L, L), and ``ln_final`` (B, L, W)."""
+        """Return lists ``blocks`` (B, L, W) and ``attention`` (B, H, L, L), and
+        ``ln_final`` (B, L, W)."""
         x = self.embed(tokens.to(self.text_projection.device))
         stages = self.transformer.intermediates(x, causal=True)
         return {**stages, "ln_final": self.ln_final(stages["blocks"][-1])}
@@ -203,8 +244,8 @@ class CLIPOutput(NamedTuple):
 class CLIP(TextTransformer):
     """The two towers and the multiplier.
 
-    Released checkpoints keep the text tower's parameters at the top level and the image tower's under
-    ``visual``: CLIP is the text tower with an image tower beside it.
+    Released checkpoints keep the text tower's parameters at the top level and the image
+    tower's under ``visual``: CLIP is the text tower with an image tower beside it.
     """
 
     def __init__(self, config: CLIPConfig) -> None:
@@ -213,14 +254,23 @@ class CLIP(TextTransformer):
         vision = config.vision
         self.visual: VisionTransformer | ModifiedResNet
         if isinstance(vision, ViTConfig):
-            self.visual = VisionTransformer(vision, config.embed_dim, config.image_size, config.quick_gelu)
+            self.visual = VisionTransformer(
+                vision, config.embed_dim, config.image_size, config.quick_gelu
+            )
         else:
             self.visual = ModifiedResNet(
-                vision.blocks, vision.width, vision.heads, config.embed_dim, config.image_size, vision.strides
+                vision.blocks,
+                vision.width,
+                vision.heads,
+                config.embed_dim,
+                config.image_size,
+                vision.strides,
             )
         self.logit_scale = nn.Parameter(torch.tensor(config.init_logit_scale))
         has_bias = config.init_logit_bias is not None
-        self.logit_bias = nn.Parameter(torch.tensor(config.init_logit_bias)) if has_bias else None
+        self.logit_bias = (
+            nn.Parameter(torch.tensor(config.init_logit_bias)) if has_bias else None
+        )
 
     @classmethod
     def from_official(
@@ -246,18 +296,22 @@ class CLIP(TextTransformer):
             The model in float32 and in evaluation mode.
 
         Raises:
-            ValueError: the weights are not those of a CLIP; names what is missing or left over.
+            ValueError: the weights are not those of a CLIP; names what is
+                missing or left over.
         """
         state = convert(state_dict)
-        return cls.from_config(infer_config(state, vision_heads, text_heads, quick_gelu), state)
+        return cls.from_config(
+            infer_config(state, vision_heads, text_heads, quick_gelu), state
+        )
 
     @classmethod
     def from_open_clip(cls, module: nn.Module) -> CLIP:
-        """Build a CLIP that computes what an open_clip ``CLIP`` or ``CustomTextCLIP`` computes.
+        """Build a CLIP that computes what an open_clip ``CLIP`` or
+        ``CustomTextCLIP`` computes.
 
-        Heads, activation and preprocessing are read from the module, and one random pair goes through both
-        models. Raises ValueError for towers that this class does not have (timm or Hugging Face towers,
-        other pooling).
+        Heads, activation and preprocessing are read from the module, and one random
+        pair goes through both models. Raises ValueError for towers that this class does
+        not have (timm or Hugging Face towers, other pooling).
         """
         state = convert(module.state_dict())
         model = cls.from_config(open_clip_config(module, state), state)
@@ -266,7 +320,8 @@ class CLIP(TextTransformer):
 
     @classmethod
     def from_config(cls, config: CLIPConfig, state: Mapping[str, Tensor]) -> CLIP:
-        """Build a CLIP in evaluation mode with the weights ``state``; ValueError names what does not fit."""
+        """Build a CLIP in evaluation mode with the weights ``state``; ValueError names
+        what does not fit."""
         return load_strictly(cls(config), state, "a CLIP").eval()
 
     @property
@@ -275,14 +330,18 @@ class CLIP(TextTransformer):
         return self.logit_scale.device
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Make pixels for the image tower from images (B, 3, H, W), float in [0, 1] or uint8.
+        """Make pixels for the image tower from images (B, 3, H, W), float in
+        [0, 1] or uint8.
 
-        Shortest side to ``config.image_size`` (bicubic), centre crop, normalised; images that already have
-        this size are only normalised. Returns (B, 3, R, R) float.
+        Shortest side to ``config.image_size`` (bicubic), centre crop, normalised;
+        images that already have this size are only normalised. Returns
+        (B, 3, R, R) float.
         """
         size, (height, width) = self.config.image_size, image.shape[-2:]
         shortest = min(height, width)
-        image = resize_images(image, (size * height // shortest, size * width // shortest))
+        image = resize_images(
+            image, (size * height // shortest, size * width // shortest)
+        )
         top, left = (round((side - size) / 2) for side in image.shape[-2:])
         return self.standardise(image[..., top : top + size, left : left + size])
 
@@ -297,19 +356,22 @@ class CLIP(TextTransformer):
         """Turn texts into ids (B, context) int64 on the host.
 
         Raises:
-            ValueError: a text is longer than the context (unless ``truncate``), there is none, or the model
-                embeds other ids than its tokenizer makes.
+            ValueError: a text is longer than the context (unless ``truncate``), there
+                is none, or the model embeds other ids than its tokenizer makes.
         """
         tokenizer = get_tokenizer(self.config.text.context, self.config.vocabulary)
         if tokenizer.vocab_size != self.config.text.vocab_size:
             raise ValueError(
-                f"the model has {self.config.text.vocab_size} ids but its tokenizer {tokenizer.vocab_size}: "
-                "set TextConfig(vocab_size=Tokenizer(...).vocab_size) or CLIPConfig(vocabulary=...) to match"
+                f"the model has {self.config.text.vocab_size} ids but its tokenizer "
+                f"{tokenizer.vocab_size}: set "
+                "TextConfig(vocab_size=Tokenizer(...).vocab_size) or "
+                "CLIPConfig(vocabulary=...) to match"
             )
         return tokenizer(texts, truncate=truncate)
 
     def encode_image(self, pixels: Tensor, normalize: bool = False) -> Tensor:
-        """Encode pixels (B, 3, R, R') to (B, E); any size works, positions are interpolated.
+        """Encode pixels (B, 3, R, R') to (B, E); any size works, positions
+        are interpolated.
 
         Args:
             pixels: from ``preprocess``.
@@ -319,15 +381,20 @@ class CLIP(TextTransformer):
         return F.normalize(features, dim=-1) if normalize else features
 
     def image_backbone(self, pixels: Tensor) -> Tensor:
-        """Return image features before the projection, (B, W): what a linear probe reads (appendix A.3)."""
+        """Return image features before the projection, (B, W): what a linear probe
+        reads (appendix A.3)."""
         return self.visual.backbone(pixels)
 
-    def encode_patches(self, pixels: Tensor, normalize: bool = False, mode: str = "value") -> Tensor:
-        """Return a map of joint-space features, (B, E, h, w), from pixels (B, 3, R, R').
+    def encode_patches(
+        self, pixels: Tensor, normalize: bool = False, mode: str = "value"
+    ) -> Tensor:
+        """Return a map of joint-space features, (B, E, h, w), from
+        pixels (B, 3, R, R').
 
-        Mostly, only the pooled output was trained to agree with text. ``mode="value"`` keeps each place to
-        itself in the last attention, as MaskCLIP (arXiv 2112.01071) found useful; ``mode="token"`` takes
-        the tower's last layer as it is (ResNets: every cell queries the attention pool).
+        Mostly, only the pooled output was trained to agree with text. ``mode="value"``
+        keeps each place to itself in the last attention, as MaskCLIP (arXiv 2112.01071)
+        found useful; ``mode="token"`` takes the tower's last layer as it is (ResNets:
+        every cell queries the attention pool).
         """
         if mode not in ("value", "token"):
             raise ValueError(f"unknown mode {mode!r}: use 'value' or 'token'")
@@ -357,10 +424,11 @@ class CLIP(TextTransformer):
 
 @torch.no_grad()
 def _assert_same_embeddings(model: CLIP, module: nn.Module) -> None:
-    """Send one random pair through a converted model and its origin; ValueError if they disagree.
+    """Send one random pair through a converted model and its origin; ValueError
+    if they disagree.
 
-    open_clip has many switches that leave no trace in the weights (masks, norms, pooling): this catches
-    them all.
+    open_clip has many switches that leave no trace in the weights
+    (masks, norms, pooling): this catches them all.
     """
     generator = torch.Generator().manual_seed(0)
     size, text = model.config.image_size, model.config.text
@@ -376,18 +444,23 @@ def _assert_same_embeddings(model: CLIP, module: nn.Module) -> None:
     module.train(training)
     ours = {"image": model.encode_image(pixels), "text": model.encode_text(tokens)}
     for tower in ours:
-        difference = ((ours[tower] - theirs[tower].float().cpu()).norm() / ours[tower].norm()).item()
+        difference = (
+            (ours[tower] - theirs[tower].float().cpu()).norm() / ours[tower].norm()
+        ).item()
         if not difference < 0.01:
             raise ValueError(
-                f"the {tower} tower of this {type(module).__name__} computes something else than the paper's "
-                f"({difference:.0%} difference after conversion): it has an option that CLIP does not have"
+                f"the {tower} tower of this {type(module).__name__} computes "
+                f"something else than the paper's ({difference:.0%} difference after "
+                "conversion): it has an option that CLIP does not have"
             )
 
 
 def prompt_ensemble(embeddings: Tensor) -> Tensor:
-    """Average the embeddings (K, T, E) of K classes in T templates to a classifier (E, K) (section 3.1.4).
+    """Average the embeddings (K, T, E) of K classes in T templates to a classifier
+    (E, K) (section 3.1.4).
 
-    Each embedding is normalised before the mean, and the mean again; the first is often forgotten.
+    Each embedding is normalised before the mean, and the mean again; the first is
+    often forgotten.
     """
     return F.normalize(F.normalize(embeddings, dim=-1).mean(dim=1), dim=-1).T
 
@@ -399,32 +472,43 @@ def zero_shot_weights(
     templates: Sequence[str | Callable[[str], str]] = ("a photo of a {}.",),
     batch_size: int = 512,
 ) -> Tensor:
-    """Write the classifier of K classes from their names: unit columns (E, K) (section 3.1.2).
+    """Write the classifier of K classes from their names: unit columns (E, K)
+    (section 3.1.2).
 
     Scores of images are ``encode_image(pixels, normalize=True) @ weights``.
 
     Args:
         model: the CLIP that reads the prompts.
         names: K class names.
-        templates: sentences with ``{}`` for the name, or functions of the name; their embeddings are
-            averaged.
+        templates: sentences with ``{}`` for the name, or functions of the name; their
+            embeddings are averaged.
         batch_size: prompts encoded at once.
 
     Raises:
         ValueError: no names, no templates, or a template without ``{}``.
     """
     if isinstance(names, str) or not len(names):
-        raise ValueError(f"a classifier needs a list of at least one class name, got {names!r}")
+        raise ValueError(
+            f"a classifier needs a list of at least one class name, got {names!r}"
+        )
     if isinstance(templates, str) or not len(templates):
         raise ValueError(
-            f"a classifier needs a list of at least one template, got {templates!r}: '{{}}' is the bare name"
+            f"a classifier needs a list of at least one template, got {templates!r}: "
+            f"'{{}}' is the bare name"
         )
     for template in templates:
         if isinstance(template, str) and "{}" not in template:
             raise ValueError(
-                f"template {template!r} has no place for the class name: write {{}} where it goes"
+                f"template {template!r} has no place for the class name: write {{}} "
+                "where it goes"
             )
-    prompts = [t.replace("{}", name) if isinstance(t, str) else t(name) for name in names for t in templates]
+    prompts = [
+        t.replace("{}", name) if isinstance(t, str) else t(name)
+        for name in names
+        for t in templates
+    ]
     tokens = model.tokenize(prompts)
-    embeddings = torch.cat([model.encode_text(chunk) for chunk in tokens.split(batch_size)])
+    embeddings = torch.cat(
+        [model.encode_text(chunk) for chunk in tokens.split(batch_size)]
+    )
     return prompt_ensemble(rearrange(embeddings, "(k t) e -> k t e", k=len(names)))

@@ -1,8 +1,9 @@
 """CounTX: Open-world Text-specified Object Counting (arXiv 2306.01851).
 
-CLIP's patches ask, one sentence answers, convolutions draw a density map whose sum is the count. Parameter names are
-those of the released checkpoints. Shapes: B images, R side of the crop that the image tower sees, h x w patches, N =
-h * w, L text tokens, S sentences, E joint dimension, D side of the density map.
+CLIP's patches ask, one sentence answers, convolutions draw a density map whose sum is
+the count. Parameter names are those of the released checkpoints. Shapes: B images, R
+side of the crop that the image tower sees, h x w patches, N = h * w, L text tokens, S
+sentences, E joint dimension, D side of the density map.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from minilib.models.countx.official import infer_config
 from minilib.models.loading import load_strictly, unwrapped
 
 DENSITY_SCALE = 60.0
-"""The network is trained to say 60 times the density (authors' code; the paper does not mention it)."""
+"""The network is trained to say 60 times the density (authors' code; the paper does
+not mention it)."""
 KEPT_PIXELS = 0.8
 """Share of the pixels that the authors' loss looks at in one step."""
 
@@ -52,47 +54,71 @@ class PatchAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the patches."""
-        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+        q, k, v = rearrange(
+            self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads
+        )
+        return self.proj(
+            rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+        )
 
 
 class TextAttention(nn.Module):
     """Cross-attention: patches ask, sentences answer.
 
-    With one sentence the softmax runs over one key and is the constant 1, so every patch gets the same vector
-    ``proj(wv(y))`` whatever it asked: a bias made of text. ``wq``, ``wk`` and the norm before them never learn.
+    With one sentence the softmax runs over one key and is the constant 1, so every
+    patch gets the same vector ``proj(wv(y))`` whatever it asked: a bias made of text.
+    ``wq``, ``wk`` and the norm before them never learn.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.wq, self.wk, self.wv = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.wq, self.wk, self.wv = (
+            nn.Linear(dim, dim),
+            nn.Linear(dim, dim),
+            nn.Linear(dim, dim),
+        )
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Read the sentences y (B, S, E) at the patches x (B, N, E) -> (B, N, E)."""
-        q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (self.wq(x), self.wk(y), self.wv(y)))
-        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+        q, k, v = (
+            rearrange(t, "b n (h d) -> b h n d", h=self.heads)
+            for t in (self.wq(x), self.wk(y), self.wv(y))
+        )
+        return self.proj(
+            rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+        )
 
     def weights(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the attention (B, H, N, S) of patches to sentences; rows sum to one."""
-        q, k = (rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (self.wq(x), self.wk(y)))
+        """Return the attention (B, H, N, S) of patches to sentences;
+        rows sum to one."""
+        q, k = (
+            rearrange(t, "b n (h d) -> b h n d", h=self.heads)
+            for t in (self.wq(x), self.wk(y))
+        )
         return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
 
 
 class InteractionBlock(nn.Module):
-    """One block of the feature interaction module: self-attention, cross-attention to the text, MLP; all pre-norm."""
+    """One block of the feature interaction module: self-attention, cross-attention to
+    the text, MLP; all pre-norm."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
-        self.norm0, self.norm1, self.norm2 = (nn.LayerNorm(dim, eps=1e-6) for _ in range(3))
+        self.norm0, self.norm1, self.norm2 = (
+            nn.LayerNorm(dim, eps=1e-6) for _ in range(3)
+        )
         self.selfattn = PatchAttention(dim, heads)
         self.attn = TextAttention(dim, heads)
         inside = int(dim * mlp_ratio)
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, inside), "fc2": nn.Linear(inside, dim)})
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.Linear(dim, inside), "fc2": nn.Linear(inside, dim)}
+        )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Transform patches x (B, N, E) with sentences y (B, S, E), which are not normalised."""
+        """Transform patches x (B, N, E) with sentences y (B, S, E), which
+        are not normalised."""
         x = x + self.selfattn(self.norm0(x))
         x = x + self.attn(self.norm1(x), y)
         return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
@@ -118,8 +144,13 @@ class CounTX(nn.Module):
         super().__init__()
         self.config = config = config or CounTXConfig()
         dim, width = config.clip.embed_dim, config.decoder_width
-        self.fim_pos_embed = nn.Parameter(sincos_positions(dim, config.grid)[None], requires_grad=False)
-        blocks = (InteractionBlock(dim, config.heads, config.mlp_ratio) for _ in range(config.blocks))
+        self.fim_pos_embed = nn.Parameter(
+            sincos_positions(dim, config.grid)[None], requires_grad=False
+        )
+        blocks = (
+            InteractionBlock(dim, config.heads, config.mlp_ratio)
+            for _ in range(config.blocks)
+        )
         self.fim_blocks = nn.ModuleList(blocks)
         self.fim_norm = nn.LayerNorm(dim, eps=1e-6)
         for module in self.fim_blocks.modules():
@@ -127,7 +158,10 @@ class CounTX(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         for step in range(config.doublings):
-            layers = [nn.Conv2d(width if step else dim, width, 3, padding=1), nn.GroupNorm(config.groups, width)]
+            layers = [
+                nn.Conv2d(width if step else dim, width, 3, padding=1),
+                nn.GroupNorm(config.groups, width),
+            ]
             layers.append(nn.ReLU())
             if step == config.doublings - 1:
                 layers.append(nn.Conv2d(width, 1, 1))  # commutes with the last doubling
@@ -177,7 +211,8 @@ class CounTX(nn.Module):
         return load_strictly(cls(config), state, "a CounTX").eval()
 
     def freeze(self, image_tower: bool = False) -> CounTX:
-        """Freeze the text tower, as the paper does; with ``image_tower`` that tower too, as an ablation."""
+        """Freeze the text tower, as the paper does; with ``image_tower`` that tower
+        too, as an ablation."""
         for name, parameter in self.clip_model.named_parameters():
             parameter.requires_grad_(name.startswith("visual.") and not image_tower)
         return self
@@ -188,29 +223,37 @@ class CounTX(nn.Module):
         return self.fim_norm.weight.device
 
     def preprocess(self, crop: Tensor, antialias: bool = True) -> Tensor:
-        """Make pixels for the image tower from square crops (B, 3, D, D) in [0, 1] -> (B, 3, R, R).
+        """Make pixels for the image tower from square crops (B, 3, D, D) in
+        [0, 1] -> (B, 3, R, R).
 
-        Bicubic without clamping. ``antialias=False`` is what the authors' very line does under torchvision 0.15 and
-        0.16; it costs accuracy in silence.
+        Bicubic without clamping. ``antialias=False`` is what the authors' very line
+        does under torchvision 0.15 and 0.16; it costs accuracy in silence.
         """
         size = self.config.clip.image_size
         if crop.shape[-2:] != (size, size):
-            crop = F.interpolate(crop, size=(size, size), mode="bicubic", antialias=antialias)
+            crop = F.interpolate(
+                crop, size=(size, size), mode="bicubic", antialias=antialias
+            )
         return self.clip_model.standardise(crop)
 
     def tokenize(self, descriptions: str | Sequence[str]) -> Tensor:
-        """Turn descriptions into ids (B, L). Raises ValueError for an empty one: there would be nothing to count."""
+        """Turn descriptions into ids (B, L). Raises ValueError for an empty one: there
+        would be nothing to count."""
         texts = [descriptions] if isinstance(descriptions, str) else list(descriptions)
         for text in texts:
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"the description {text!r} names nothing to count: say what, as in 'the red apples'")
+                raise ValueError(
+                    f"the description {text!r} names nothing to count: say what, as "
+                    "in 'the red apples'"
+                )
         return self.clip_model.tokenize(texts)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Return the patches of pixels (B, 3, R, R') in the joint space, (B, E, h, w).
 
-        The class token is dropped, and CLIP's last norm ``ln_post`` is skipped (authors' code): its parameters ride
-        along in the checkpoint but never get a gradient. Nothing is scaled to unit length.
+        The class token is dropped, and CLIP's last norm ``ln_post`` is skipped
+        (authors' code): its parameters ride along in the checkpoint but never get a
+        gradient. Nothing is scaled to unit length.
         """
         tower = self.clip_model.visual
         stem = tower.conv1(pixels)
@@ -218,15 +261,18 @@ class CounTX(nn.Module):
         return rearrange(patches, "b (h w) e -> b e h w", h=stem.shape[-2])
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Return one vector a sentence, (B, S, E), from ids (B, L) or (B, S, L); not scaled to unit length."""
+        """Return one vector a sentence, (B, S, E), from ids (B, L) or (B, S, L); not
+        scaled to unit length."""
         tokens = tokens[:, None] if tokens.ndim == 2 else tokens
         features = self.clip_model.encode_text(rearrange(tokens, "b s l -> (b s) l"))
         return rearrange(features, "(b s) e -> b s e", b=len(tokens))
 
     def interact(self, patches: Tensor, text: Tensor) -> Tensor:
-        """Tell the patches (B, E, h, w) what to look for, text (B, S, E) -> (B, E, h, w)."""
+        """Tell the patches (B, E, h, w) what to look for, text
+        (B, S, E) -> (B, E, h, w)."""
         h, w = patches.shape[-2:]
-        no_class = F.pad(self.fim_pos_embed[0], (0, 0, 1, 0))  # resampling keeps the first row: give it one
+        # resampling keeps the first row: give it one
+        no_class = F.pad(self.fim_pos_embed[0], (0, 0, 1, 0))
         positions = resize_grid_positions(no_class, (h, w))[1:]
         x = rearrange(patches, "b e h w -> b (h w) e") + positions
         for block in self.fim_blocks:
@@ -234,11 +280,17 @@ class CounTX(nn.Module):
         return rearrange(self.fim_norm(x), "b (h w) e -> b e h w", h=h)
 
     def decode(self, features: Tensor) -> Tensor:
-        """Draw the density (B, D, D') from the map (B, E, h, w); it may be negative, there is no last activation."""
-        first = [round(self.config.first_grid * side / self.config.grid) for side in features.shape[-2:]]
+        """Draw the density (B, D, D') from the map (B, E, h, w); it may be negative,
+        there is no last activation."""
+        first = [
+            round(self.config.first_grid * side / self.config.grid)
+            for side in features.shape[-2:]
+        ]
         x = F.interpolate(features, size=first, mode="bilinear")
         for step in range(self.config.doublings):
-            x = F.interpolate(getattr(self, f"decode_head{step}")(x), scale_factor=2, mode="bilinear")
+            x = F.interpolate(
+                getattr(self, f"decode_head{step}")(x), scale_factor=2, mode="bilinear"
+            )
         return x[:, 0]
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> CounTXOutput:
@@ -254,25 +306,38 @@ class CounTX(nn.Module):
         return CounTXOutput(self.decode(interaction), patches, text, interaction)
 
     def predict(self, crops: Tensor, descriptions: str | Sequence[str]) -> Tensor:
-        """Return the density (B, D, D) of square crops (B, 3, D, D) in [0, 1]; it sums to the count."""
-        texts = [descriptions] * len(crops) if isinstance(descriptions, str) else descriptions
+        """Return the density (B, D, D) of square crops (B, 3, D, D) in [0, 1]; it
+        sums to the count."""
+        texts = (
+            [descriptions] * len(crops)
+            if isinstance(descriptions, str)
+            else descriptions
+        )
         output: CounTXOutput = self(self.preprocess(crops), self.tokenize(texts))
         return output.density / DENSITY_SCALE
 
     @torch.no_grad()
     def density(
-        self, image: Tensor, description: str, stride: int | None = None, merge: str = "recursive", at_once: int = 8
+        self,
+        image: Tensor,
+        description: str,
+        stride: int | None = None,
+        merge: str = "recursive",
+        at_once: int = 8,
     ) -> Tensor:
-        """Return the density (H', W') of one image of any size and shape (authors' test protocol).
+        """Return the density (H', W') of one image of any size and shape
+        (authors' test protocol).
 
-        The image's shorter side is resized to the window D, then square windows step along the longer side, ``stride``
-        apart (a third of D by default, 128 of 384), and their maps are merged. ``density(...).sum()`` is the count.
+        The image's shorter side is resized to the window D, then square windows step
+        along the longer side, ``stride`` apart (a third of D by default, 128 of 384),
+        and their maps are merged. ``density(...).sum()`` is the count.
 
         Args:
             image: (3, H, W) in [0, 1].
             description: what to count.
             stride: pixels between windows.
-            merge: "recursive" as the authors', or "uniform" (see ``minilib.layers.windows``).
+            merge: "recursive" as the authors', or "uniform" (see
+                ``minilib.layers.windows``).
             at_once: windows per forward pass.
 
         Raises:
@@ -285,9 +350,14 @@ class CounTX(nn.Module):
 
         def crops_to_maps(crops: Tensor) -> Tensor:
             patches = self.encode_image(self.preprocess(crops))
-            return self.decode(self.interact(patches, text.expand(len(crops), -1, -1))) / DENSITY_SCALE
+            return (
+                self.decode(self.interact(patches, text.expand(len(crops), -1, -1)))
+                / DENSITY_SCALE
+            )
 
-        return over_windows(crops_to_maps, fitted, window, stride or max(1, window // 3), merge, at_once)
+        return over_windows(
+            crops_to_maps, fitted, window, stride or max(1, window // 3), merge, at_once
+        )
 
     def count(
         self,
@@ -308,8 +378,9 @@ class CounTX(nn.Module):
 def density_loss(output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over images and pixels of mask * (output - target)^2, in float32.
 
-    The paper's loss is the plain mean squared error. The authors' code leaves a random fifth of the pixels out but
-    still divides by all of them, so its expectation is 0.8 times the paper's.
+    The paper's loss is the plain mean squared error. The authors' code leaves a random
+    fifth of the pixels out but still divides by all of them, so its expectation is 0.8
+    times the paper's.
 
     Args:
         output: (B, H, W) densities times 60.
@@ -320,11 +391,19 @@ def density_loss(output: Tensor, target: Tensor, mask: Tensor | None = None) -> 
         ValueError: output and target differ in shape.
     """
     if output.shape != target.shape:
-        raise ValueError(f"output {tuple(output.shape)}, target {tuple(target.shape)}: expected the same shape")
+        raise ValueError(
+            f"output {tuple(output.shape)}, target {tuple(target.shape)}: expected "
+            "the same shape"
+        )
     squared = (output.float() - target.float()).square()
     return (squared if mask is None else squared * mask).mean()
 
 
-def random_pixel_mask(shape: tuple[int, int], generator: torch.Generator, keep: float = KEPT_PIXELS) -> Tensor:
-    """Draw the mask of one step, (H, W) of zeros and ones, on the generator's device."""
-    return (torch.rand(shape, generator=generator, device=generator.device) < keep).float()
+def random_pixel_mask(
+    shape: tuple[int, int], generator: torch.Generator, keep: float = KEPT_PIXELS
+) -> Tensor:
+    """Draw the mask of one step, (H, W) of zeros and ones, on the
+    generator's device."""
+    return (
+        torch.rand(shape, generator=generator, device=generator.device) < keep
+    ).float()

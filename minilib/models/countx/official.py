@@ -34,7 +34,10 @@ def infer_config(
         under(state, "clip_model."), vision_heads, text_heads, quick_gelu=False
     )
     hidden, dim = state[inside].shape
-    patches, side = state["fim_pos_embed"].shape[1], towers.image_size // towers.vision.reduction
+    patches, side = (
+        state["fim_pos_embed"].shape[1],
+        towers.image_size // towers.vision.reduction,
+    )
     if math.isqrt(patches) != side:
         raise ValueError(
             f"{patches} positions of the interaction module for {side} patches a side "

@@ -1,6 +1,8 @@
-"""Image towers of DenseCLIP (section 3.1): pyramids of feature maps, and a map in the space of text.
+"""Image towers of DenseCLIP (section 3.1): pyramids of feature maps, and a map in
+the space of text.
 
-Shapes: B images, R x R' pixels, C channels, E joint dimension, h x w cells, W width of a transformer.
+Shapes: B images, R x R' pixels, C channels, E joint dimension, h x w cells, W width
+of a transformer.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Encoded(NamedTuple):
     @property
     def context(self) -> Tensor:
         """The visual context [z-bar, z], (B, 1 + h * w, E): what prompts attend to."""
-        return torch.cat([self.pooled[:, None], rearrange(self.dense, "b e h w -> b (h w) e")], dim=1)
+        return torch.cat(
+            [self.pooled[:, None], rearrange(self.dense, "b e h w -> b (h w) e")], dim=1
+        )
 
 
 class DenseTower(Protocol):
@@ -64,7 +68,14 @@ class DenseAttentionPool(AttentionPool2d):
             does; otherwise it is resized (bilinear), as in their segmentation code.
     """
 
-    def __init__(self, side: int, channels: int, heads: int, out_channels: int, crop_positions: bool = False) -> None:
+    def __init__(
+        self,
+        side: int,
+        channels: int,
+        heads: int,
+        out_channels: int,
+        crop_positions: bool = False,
+    ) -> None:
         super().__init__(side, channels, heads, out_channels)
         self.resampling = "crop" if crop_positions else "bilinear"
 
@@ -82,11 +93,24 @@ class DenseResNet(ModifiedResNet):
 
     def __init__(self, config: CLIPConfig, crop_positions: bool = False) -> None:
         vision, side = config.vision, config.image_size
-        super().__init__(vision.blocks, vision.width, vision.heads, config.embed_dim, side, vision.strides)
+        super().__init__(
+            vision.blocks,
+            vision.width,
+            vision.heads,
+            config.embed_dim,
+            side,
+            vision.strides,
+        )
         self.channels = tuple(4 * vision.width * 2**stage for stage in range(4))
-        self.strides = tuple(int(s) for s in 4 * torch.tensor(vision.strides).cumprod(0))
+        self.strides = tuple(
+            int(s) for s in 4 * torch.tensor(vision.strides).cumprod(0)
+        )
         self.attnpool = DenseAttentionPool(
-            side // self.strides[-1], self.channels[-1], vision.heads, config.embed_dim, crop_positions
+            side // self.strides[-1],
+            self.channels[-1],
+            vision.heads,
+            config.embed_dim,
+            crop_positions,
         )
         self._initialise()
 
@@ -98,10 +122,13 @@ class DenseResNet(ModifiedResNet):
 
 
 def _rescale(width: int, halvings: int) -> nn.Module:
-    """Return norm and a change of size by 2**-halvings, in [1/4, 4]; the layout of the released models."""
+    """Return norm and a change of size by 2**-halvings, in [1/4, 4]; the layout of the
+    released models."""
     norm = nn.GroupNorm(1, width)
     if halvings == -2:
-        first, second = (nn.ConvTranspose2d(width, width, 2, stride=2) for _ in range(2))
+        first, second = (
+            nn.ConvTranspose2d(width, width, 2, stride=2) for _ in range(2)
+        )
         return nn.Sequential(norm, first, nn.BatchNorm2d(width), nn.GELU(), second)
     if halvings == -1:
         return nn.Sequential(norm, nn.ConvTranspose2d(width, width, 2, stride=2))
@@ -109,15 +136,17 @@ def _rescale(width: int, halvings: int) -> nn.Module:
 
 
 class DenseViT(VisionTransformer):
-    """CLIP's Vision Transformer as a pyramid: four blocks' patches, brought to strides 4, 8, 16 and 32.
+    """CLIP's Vision Transformer as a pyramid: four blocks' patches, brought to strides
+    4, 8, 16 and 32.
 
     Args:
         config: both towers' configuration.
         taps: the blocks whose output makes the four maps.
-        drop_path: stochastic depth of the last block; earlier blocks have less, linearly.
-        double_class_embedding: add the class embedding to the class token a second time, as the authors' code
-            does. Released weights were trained with it; with plain CLIP weights it moves z-bar away from
-            CLIP's image embedding.
+        drop_path: stochastic depth of the last block; earlier blocks
+            have less, linearly.
+        double_class_embedding: add the class embedding to the class token a second
+            time, as the authors' code does. Released weights were trained with it; with
+            plain CLIP weights it moves z-bar away from CLIP's image embedding.
     """
 
     strides = (4, 8, 16, 32)
@@ -132,15 +161,22 @@ class DenseViT(VisionTransformer):
         vision: ViTConfig = config.vision
         super().__init__(vision, config.embed_dim, config.image_size, config.quick_gelu)
         if vision.patch not in (8, 16):
-            raise ValueError(f"patch={vision.patch} has no cell of stride 8 or 16 for the pyramid: use 8 or 16")
+            raise ValueError(
+                f"patch={vision.patch} has no cell of stride 8 or 16 for the pyramid: "
+                "use 8 or 16"
+            )
         if len(taps) != 4 or not all(0 <= tap < vision.layers for tap in taps):
-            raise ValueError(f"taps={tuple(taps)}: expected four block numbers below {vision.layers}")
+            raise ValueError(
+                f"taps={tuple(taps)}: expected four block numbers below {vision.layers}"
+            )
         self.taps = tuple(taps)
         self.channels = (vision.width,) * 4
         self.score_level = self.strides.index(vision.patch)
         self.double_class_embedding = double_class_embedding
         first = -self.score_level
-        self.fpn1, self.fpn2, self.fpn3, self.fpn4 = (_rescale(vision.width, first + i) for i in range(4))
+        self.fpn1, self.fpn2, self.fpn3, self.fpn4 = (
+            _rescale(vision.width, first + i) for i in range(4)
+        )
         rates = torch.linspace(0, drop_path, vision.layers).tolist()
         self.drops = nn.ModuleList(StochasticDepth(rate, mode="row") for rate in rates)
 
@@ -156,21 +192,28 @@ class DenseViT(VisionTransformer):
             outputs.append(x)
         maps = [
             rescale(rearrange(outputs[tap][:, 1:], "b (h w) c -> b c h w", h=rows))
-            for rescale, tap in zip((self.fpn1, self.fpn2, self.fpn3, self.fpn4), self.taps, strict=True)
+            for rescale, tap in zip(
+                (self.fpn1, self.fpn2, self.fpn3, self.fpn4), self.taps, strict=True
+            )
         ]
         z = self.ln_post(x) @ self.proj
         pooled = z[:, 1:].mean(dim=1) if self.pool == "mean" else z[:, 0]
-        return Encoded(maps, pooled, rearrange(z[:, 1:], "b (h w) e -> b e h w", h=rows))
+        return Encoded(
+            maps, pooled, rearrange(z[:, 1:], "b (h w) e -> b e h w", h=rows)
+        )
 
 
 class AnyBackbone(nn.Module):
-    """Any backbone as DenseCLIP's image tower (section 3.4): its maps, and a new attention pool on the last one.
+    """Any backbone as DenseCLIP's image tower (section 3.4): its maps, and a new
+    attention pool on the last one.
 
-    Nothing in such a backbone has seen text: the pool starts at random and has to learn the language.
+    Nothing in such a backbone has seen text: the pool starts at random and has to
+    learn the language.
 
     Args:
-        features: module that turns images (B, 3, R, R') into a list of maps, from fine to coarse; for example
-            ``timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4))``.
+        features: module that turns images (B, 3, R, R') into a list of maps, from fine
+            to coarse; for example ``timm.create_model(name, features_only=True,
+            out_indices=(1, 2, 3, 4))``.
         channels: channels of the maps.
         strides: pixels per cell of the maps.
         embed_dim: dimension E of the text features.
@@ -189,11 +232,16 @@ class AnyBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if len(channels) != len(strides):
-            raise ValueError(f"{len(channels)} channel counts for {len(strides)} strides: give one of each per map")
+            raise ValueError(
+                f"{len(channels)} channel counts for {len(strides)} strides: give one "
+                "of each per map"
+            )
         self.features = features
         self.channels, self.strides = tuple(channels), tuple(strides)
         self.score_level = len(self.channels) - 1
-        self.attnpool = DenseAttentionPool(image_size // strides[-1], channels[-1], heads, embed_dim)
+        self.attnpool = DenseAttentionPool(
+            image_size // strides[-1], channels[-1], heads, embed_dim
+        )
 
     def encode(self, pixels: Tensor) -> Encoded:
         """Encode images (B, 3, R, R') to the backbone's maps, z-bar and z."""

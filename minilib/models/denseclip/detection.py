@@ -1,4 +1,5 @@
-"""DenseCLIP for detection (section 3.4): the score map guides torchvision's RetinaNet and is trained by boxes.
+"""DenseCLIP for detection (section 3.4): the score map guides torchvision's RetinaNet
+and is trained by boxes.
 
 Shapes: B images of R x R' pixels, K classes, n boxes in one image.
 """
@@ -33,7 +34,8 @@ def box_targets(
     stride: int = 4,
     official: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Draw boxes on the grid of the score map: which class is where, and where any box is.
+    """Draw boxes on the grid of the score map: which class is where, and
+    where any box is.
 
     Args:
         boxes: per image (n, 4), x1 y1 x2 y2 in pixels; n may be 0.
@@ -41,12 +43,13 @@ def box_targets(
         count: number K of classes.
         grid: rows and columns.
         stride: pixels per cell.
-        official: False: a box takes every cell that it touches. True: as the authors' code rounds, where boxes
-            thinner than a cell vanish and the last row and column stay empty.
+        official: False: a box takes every cell that it touches. True: as the authors'
+            code rounds, where boxes thinner than a cell vanish and the last row and
+            column stay empty.
 
     Returns:
-        Target (B, K, rows, columns) in {0, 1}; where boxes overlap, several classes are true. Region
-        (B, 1, rows, columns) in {0, 1}, the union of the boxes.
+        Target (B, K, rows, columns) in {0, 1}; where boxes overlap, several classes are
+        true. Region (B, 1, rows, columns) in {0, 1}, the union of the boxes.
 
     Raises:
         ValueError: a class out of range, or not one class per box.
@@ -57,24 +60,40 @@ def box_targets(
     region = torch.zeros(len(boxes), 1, rows, columns, device=first.device)
     for image, (corners, labels) in enumerate(zip(boxes, classes, strict=True)):
         if len(corners) != len(labels):
-            raise ValueError(f"image {image} has {len(corners)} boxes but {len(labels)} classes: give one per box")
+            raise ValueError(
+                f"image {image} has {len(corners)} boxes but {len(labels)} classes: "
+                "give one per box"
+            )
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
-            raise ValueError(f"image {image} has classes {labels.tolist()[:8]}: expected 0 to {count - 1}")
+            raise ValueError(
+                f"image {image} has classes {labels.tolist()[:8]}: expected 0 to "
+                f"{count - 1}"
+            )
         scaled = corners / stride
-        start, end = (scaled.trunc(), scaled.trunc()) if official else (scaled.floor(), scaled.ceil())
+        start, end = (
+            (scaled.trunc(), scaled.trunc())
+            if official
+            else (scaled.floor(), scaled.ceil())
+        )
         limit = scaled.new_tensor([columns, rows]) - (1 if official else 0)
-        start, end = start[:, :2].clamp(min=0).minimum(limit), end[:, 2:].clamp(min=0).minimum(limit)
-        for (x1, y1), (x2, y2), label in zip(start.int().tolist(), end.int().tolist(), labels.tolist(), strict=True):
+        start, end = (
+            start[:, :2].clamp(min=0).minimum(limit),
+            end[:, 2:].clamp(min=0).minimum(limit),
+        )
+        for (x1, y1), (x2, y2), label in zip(
+            start.int().tolist(), end.int().tolist(), labels.tolist(), strict=True
+        ):
             target[image, label, y1:y2, x1:x2] = 1
             region[image, 0, y1:y2, x1:x2] = 1
     return target, region
 
 
 def box_score_loss(logits: Tensor, target: Tensor, region: Tensor) -> Tensor:
-    """Binary cross-entropy of s / tau (B, K, rows, columns) with the boxes, inside their union (equation 6).
+    """Binary cross-entropy of s / tau (B, K, rows, columns) with the boxes, inside
+    their union (equation 6).
 
-    What lies outside all boxes is not trained, neither as background nor otherwise. A batch without boxes gives
-    0 (the authors' code divides 0 by 0).
+    What lies outside all boxes is not trained, neither as background nor otherwise. A
+    batch without boxes gives 0 (the authors' code divides 0 by 0).
     """
     each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     cells = (region.sum() * logits.shape[1]).clamp(min=1)
@@ -87,7 +106,8 @@ class GuidedPyramid(TextGuided):
     Args:
         config: see :class:`DenseCLIPConfig`.
         names: K class names.
-        first: index of the finest map that detection uses; the paper's RetinaNet begins at stride 8.
+        first: index of the finest map that detection uses; the paper's RetinaNet
+            begins at stride 8.
         backbone: another image tower than CLIP's.
     """
 
@@ -104,18 +124,24 @@ class GuidedPyramid(TextGuided):
         self.score_logits: Tensor | None = None
 
     def forward(self, pixels: Tensor) -> OrderedDict[str, Tensor]:
-        """Return the pyramid's levels (B, C, h_i, w_i) of pixels (B, 3, R, R'), by number.
+        """Return the pyramid's levels (B, C, h_i, w_i) of pixels
+        (B, 3, R, R'), by number.
 
-        ``score_logits`` keeps s / tau at stride 4, (B, K, R / 4, R' / 4): torchvision's detectors pass on nothing
-        but the levels.
+        ``score_logits`` keeps s / tau at stride 4, (B, K, R / 4, R' / 4): torchvision's
+        detectors pass on nothing but the levels.
         """
-        # Unlike in segmentation, the authors concatenate s / tau here, not s: 1 / tau times as large.
+        # Unlike in segmentation, the authors concatenate s / tau here, not s: 1 / tau
+        # times as large.
         maps, scores, _ = self.guided_maps(pixels, divide_by_tau=True)
         grid = maps[0].shape[-2:]
         self.score_logits = None
         if scores is not None:
-            self.score_logits = F.interpolate(scores, grid, mode="bilinear", align_corners=False)
-        return OrderedDict((str(i), level) for i, level in enumerate(self.neck(maps[self.first :])))
+            self.score_logits = F.interpolate(
+                scores, grid, mode="bilinear", align_corners=False
+            )
+        return OrderedDict(
+            (str(i), level) for i, level in enumerate(self.neck(maps[self.first :]))
+        )
 
 
 class DenseCLIPDetector(nn.Module):
@@ -123,7 +149,8 @@ class DenseCLIPDetector(nn.Module):
 
     Args:
         pyramid: the guided backbone.
-        anchor_sizes: sides of the anchors on each level, in pixels; three aspect ratios of each.
+        anchor_sizes: sides of the anchors on each level, in pixels; three
+            aspect ratios of each.
         score_threshold: least score of a detection.
         detections: most detections of an image.
         candidates: most boxes of a level that compete for them; many are slow.
@@ -138,9 +165,12 @@ class DenseCLIPDetector(nn.Module):
         candidates: int = 1000,
     ) -> None:
         super().__init__()
-        anchors = AnchorGenerator(tuple(anchor_sizes), ((0.5, 1.0, 2.0),) * len(anchor_sizes))
+        anchors = AnchorGenerator(
+            tuple(anchor_sizes), ((0.5, 1.0, 2.0),) * len(anchor_sizes)
+        )
         self.classes, self.stride = pyramid.classes, max(pyramid.backbone.strides)
-        # Normalised heads, as in torchvision's second version of RetinaNet: without, they need thousands of steps.
+        # Normalised heads, as in torchvision's second version of RetinaNet: without,
+        # they need thousands of steps.
         head = RetinaNetHead(
             pyramid.out_channels,
             anchors.num_anchors_per_location()[0],
@@ -157,7 +187,8 @@ class DenseCLIPDetector(nn.Module):
             detections_per_img=detections,
             topk_candidates=candidates,
         )
-        # Pixels are standardised before: nothing is left to torchvision but to pad them.
+        # Pixels are standardised before: nothing is left to torchvision
+        # but to pad them.
         self.detector.transform = UnresizedTransform(
             0, 0, [0.0] * 3, [1.0] * 3, size_divisible=self.stride
         )
@@ -175,28 +206,40 @@ class DenseCLIPDetector(nn.Module):
         pyramid.load_clip(clip)
         return cls(pyramid, anchor_sizes)
 
-    def losses(self, image: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return ``loss`` and its parts ``classification``, ``box_regression`` and ``scores``; in training mode.
+    def losses(
+        self, image: Tensor, boxes: Sequence[Tensor], classes: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Return ``loss`` and its parts ``classification``, ``box_regression`` and
+        ``scores``; in training mode.
 
         Args:
             image: (B, 3, R, R') in [0, 1].
-            boxes: per image (n, 4) x1 y1 x2 y2 in pixels; n may be 0, also for all images.
+            boxes: per image (n, 4) x1 y1 x2 y2 in pixels; n may be 0,
+                also for all images.
             classes: per image (n,) int64 in 0 ... K - 1.
         """
-        targets = [{"boxes": b, "labels": c} for b, c in zip(boxes, classes, strict=True)]
+        targets = [
+            {"boxes": b, "labels": c} for b, c in zip(boxes, classes, strict=True)
+        ]
         found = self.detector(list(self.preprocess(image)), targets)
-        losses = {"classification": found["classification"], "box_regression": found["bbox_regression"]}
+        losses = {
+            "classification": found["classification"],
+            "box_regression": found["bbox_regression"],
+        }
         logits = self.detector.backbone.score_logits
         if logits is not None:
             stride = self.detector.backbone.backbone.strides[0]
-            target, region = box_targets(boxes, classes, self.classes, tuple(logits.shape[-2:]), stride)
+            target, region = box_targets(
+                boxes, classes, self.classes, tuple(logits.shape[-2:]), stride
+            )
             losses["scores"] = box_score_loss(logits, target, region)
         return {"loss": sum(losses.values()), **losses}
 
     def forward(self, image: Tensor) -> list[dict[str, Tensor]]:
         """Detect in images (B, 3, R, R') in [0, 1]; in evaluation mode.
 
-        Returns per image ``boxes`` (m, 4), ``scores`` (m,) and ``labels`` (m,) in 0 ... K - 1.
+        Returns per image ``boxes`` (m, 4), ``scores`` (m,) and ``labels``
+        (m,) in 0 ... K - 1.
         """
         return self.detector(list(self.preprocess(image)))
 

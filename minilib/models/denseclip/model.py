@@ -1,9 +1,11 @@
-"""DenseCLIP: Language-Guided Dense Prediction with Context-Aware Prompting (arXiv 2112.01518).
+"""DenseCLIP: Language-Guided Dense Prediction with Context-Aware Prompting
+(arXiv 2112.01518).
 
-CLIP's image tower is fine-tuned for dense prediction while its language stays in play: cosines of every cell
-with the class names make a score map, which is concatenated to the features and supervised by itself. Parameter
-names are those of the released checkpoints. Shapes: B images of R x R' pixels, K classes, E joint dimension,
-h x w cells, N contexts, W width of a token.
+CLIP's image tower is fine-tuned for dense prediction while its language stays in play:
+cosines of every cell with the class names make a score map, which is concatenated to
+the features and supervised by itself. Parameter names are those of the released
+checkpoints. Shapes: B images of R x R' pixels, K classes, E joint dimension, h x w
+cells, N contexts, W width of a token.
 """
 
 from __future__ import annotations
@@ -34,19 +36,24 @@ from minilib.models.loading import load_strictly, under, unwrapped
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries over a memory; queries, keys and values are projected without bias."""
+    """Multi-head attention of queries over a memory; queries, keys and values are
+    projected without bias."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.q_proj, self.k_proj, self.v_proj = (
+            nn.Linear(width, width, bias=False) for _ in range(3)
+        )
         self.proj = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """Let queries (B, Q, W) read the memory (B, L, W): (B, Q, W)."""
         q, k, v = self.q_proj(queries), self.k_proj(memory), self.v_proj(memory)
-        q, k, v = (rearrange(t, "b l (h d) -> b h l d", h=self.heads) for t in (q, k, v))
+        q, k, v = (
+            rearrange(t, "b l (h d) -> b h l d", h=self.heads) for t in (q, k, v)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.dropout(self.proj(rearrange(mixed, "b h l d -> b l (h d)")))
 
@@ -60,7 +67,10 @@ class ContextDecoderLayer(nn.Module):
         self.cross_attn = Attention(width, heads, dropout)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
         self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width)
+            nn.Linear(width, 4 * width),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(4 * width, width),
         )
         self.dropout = nn.Dropout(dropout)
 
@@ -75,7 +85,8 @@ class ContextDecoderLayer(nn.Module):
 class ContextDecoder(nn.Module):
     """Read the visual context with text-sized queries (section 3.3, Figure 4).
 
-    Neither queries nor memory carry positions: the image tower's features have them in already.
+    Neither queries nor memory carry positions: the image tower's features have
+    them in already.
 
     Args:
         dim: dimension of queries and memory, E.
@@ -85,11 +96,17 @@ class ContextDecoder(nn.Module):
         dropout: rate after attention and MLP.
     """
 
-    def __init__(self, dim: int, width: int, layers: int, heads: int, dropout: float = 0.1) -> None:
+    def __init__(
+        self, dim: int, width: int, layers: int, heads: int, dropout: float = 0.1
+    ) -> None:
         super().__init__()
-        self.memory_proj = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width), nn.LayerNorm(width))
+        self.memory_proj = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, width), nn.LayerNorm(width)
+        )
         self.text_proj = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, width))
-        self.decoder = nn.ModuleList(ContextDecoderLayer(width, heads, dropout) for _ in range(layers))
+        self.decoder = nn.ModuleList(
+            ContextDecoderLayer(width, heads, dropout) for _ in range(layers)
+        )
         self.out_proj = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -98,7 +115,8 @@ class ContextDecoder(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
-        """Let queries (B, Q, E) read the visual context (B, 1 + h * w, E): (B, Q, E)."""
+        """Let queries (B, Q, E) read the visual context
+        (B, 1 + h * w, E): (B, Q, E)."""
         memory = self.memory_proj(context)
         x = self.text_proj(queries)
         for layer in self.decoder:
@@ -107,25 +125,38 @@ class ContextDecoder(nn.Module):
 
 
 class ContextGenerator(nn.Module):
-    """Pre-model prompting (equation 3): learned queries read the image and become the contexts of its prompt.
+    """Pre-model prompting (equation 3): learned queries read the image and become the
+    contexts of its prompt.
 
-    Described in the paper, absent from the authors' code; the last projection, to the width of tokens, is ours.
+    Described in the paper, absent from the authors' code; the last projection, to the
+    width of tokens, is ours.
     """
 
-    def __init__(self, contexts: int, token_width: int, decoder: ContextDecoder, dim: int) -> None:
+    def __init__(
+        self, contexts: int, token_width: int, decoder: ContextDecoder, dim: int
+    ) -> None:
         super().__init__()
-        self.queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, contexts, dim), std=0.02))
+        self.queries = nn.Parameter(
+            nn.init.trunc_normal_(torch.empty(1, contexts, dim), std=0.02)
+        )
         self.decoder = decoder
         self.to_tokens = nn.Linear(dim, token_width)
 
     def forward(self, context: Tensor) -> Tensor:
         """Turn the visual context (B, 1 + h * w, E) into prompts (B, N, W)."""
-        return self.to_tokens(self.decoder(self.queries.expand(len(context), -1, -1), context))
+        return self.to_tokens(
+            self.decoder(self.queries.expand(len(context), -1, -1), context)
+        )
 
 
 def score_map(dense: Tensor, text: Tensor) -> Tensor:
-    """Return the cosine of every cell (B, E, h, w) with every class (B, K, E): (B, K, h, w) (equation 2)."""
-    return einsum(F.normalize(dense, dim=1), F.normalize(text, dim=-1), "b e h w, b k e -> b k h w")
+    """Return the cosine of every cell (B, E, h, w) with every class (B, K, E):
+    (B, K, h, w) (equation 2)."""
+    return einsum(
+        F.normalize(dense, dim=1),
+        F.normalize(text, dim=-1),
+        "b e h w, b k e -> b k h w",
+    )
 
 
 class TextGuided(nn.Module):
@@ -157,43 +188,71 @@ class TextGuided(nn.Module):
             self.prototypes = nn.Parameter(torch.randn(1, self.classes, dim))
             return
         self.register_buffer("tokens", class_tokens(config, names), persistent=False)
-        self.text_encoder = TextTransformer(clip.text, dim, clip.quick_gelu).requires_grad_(False)
+        self.text_encoder = TextTransformer(
+            clip.text, dim, clip.quick_gelu
+        ).requires_grad_(False)
         if config.guidance in ("contexts", "post"):
             self.contexts = learned_contexts(config.contexts, clip.text.width)
         if config.guidance in ("pre", "post"):
             decoder = ContextDecoder(
-                dim, config.decoder_width, config.decoder_layers, config.decoder_heads, config.dropout
+                dim,
+                config.decoder_width,
+                config.decoder_layers,
+                config.decoder_heads,
+                config.dropout,
             )
         if config.guidance == "post":
             self.context_decoder = decoder
             self.gamma = nn.Parameter(torch.full((dim,), 1e-4))
         if config.guidance == "pre":
-            self.context_generator = ContextGenerator(config.contexts, clip.text.width, decoder, dim)
+            self.context_generator = ContextGenerator(
+                config.contexts, clip.text.width, decoder, dim
+            )
 
     def load_clip(self, clip: CLIP) -> None:
-        """Take the weights of a CLIP's two towers; what CLIP does not have starts fresh.
+        """Take the weights of a CLIP's two towers; what CLIP does not
+        have starts fresh.
 
         Raises:
             ValueError: the towers have other shapes than ``config.clip`` says.
         """
-        if clip.config.text != self.config.clip.text or clip.config.vision != self.config.clip.vision:
+        if (
+            clip.config.text != self.config.clip.text
+            or clip.config.vision != self.config.clip.vision
+        ):
             raise ValueError(
-                "the CLIP has other towers than this model's config.clip: build the config from clip.config"
+                "the CLIP has other towers than this model's config.clip: build the "
+                "config from clip.config"
             )
         state = clip.state_dict()
         if isinstance(self.backbone, DenseResNet | DenseViT):
-            fresh = {k: v for k, v in self.backbone.state_dict().items() if k.startswith("fpn")}
-            load_strictly(self.backbone, fresh | under(state, "visual."), "DenseCLIP's image tower")
+            fresh = {
+                k: v
+                for k, v in self.backbone.state_dict().items()
+                if k.startswith("fpn")
+            }
+            load_strictly(
+                self.backbone,
+                fresh | under(state, "visual."),
+                "DenseCLIP's image tower",
+            )
         if hasattr(self, "text_encoder"):
-            text = {k: v for k, v in state.items() if not k.startswith(("visual.", "logit_"))}
+            text = {
+                k: v
+                for k, v in state.items()
+                if not k.startswith(("visual.", "logit_"))
+            }
             load_strictly(self.text_encoder, text, "DenseCLIP's text tower")
 
     def preprocess(self, image: Tensor) -> Tensor:
         """Make pixels from images (B, 3, R, R') in [0, 1], at any size."""
-        return standardise(image, self.config.clip.image_mean, self.config.clip.image_std)
+        return standardise(
+            image, self.config.clip.image_mean, self.config.clip.image_std
+        )
 
     def text_features(self, context: Tensor | None = None) -> Tensor:
-        """Return the text before it is refined by the image: (1, K, E), or (B, K, E) for guidance "pre"."""
+        """Return the text before it is refined by the image: (1, K, E), or (B, K, E)
+        for guidance "pre"."""
         guidance = self.config.guidance
         if hasattr(self, "stored_text"):
             return self.stored_text
@@ -207,7 +266,8 @@ class TextGuided(nn.Module):
     def text_embeddings(self, encoded: Encoded) -> Tensor:
         """Return the text as each image is compared with it, (B, K, E).
 
-        Post-model prompting (equation 4): t + gamma * v, where v = ContextDecoder(t, [z-bar, z]).
+        Post-model prompting (equation 4): t + gamma * v, where v =
+        ContextDecoder(t, [z-bar, z]).
         """
         context = encoded.context
         text = self.text_features(context).expand(len(context), -1, -1)
@@ -217,24 +277,31 @@ class TextGuided(nn.Module):
 
     @torch.no_grad()
     def store_text(self) -> None:
-        """Keep the text features and drop the text tower, for inference: its work was the same for every image.
+        """Keep the text features and drop the text tower, for inference: its work was
+        the same for every image.
 
         Raises:
             ValueError: guidance "pre", whose text depends on the image, or none.
         """
         if self.config.guidance in ("pre", "none"):
-            raise ValueError(f"guidance {self.config.guidance!r} has no text that is the same for every image")
-        self.register_buffer("stored_text", self.text_features().detach().clone(), persistent=False)
+            raise ValueError(
+                f"guidance {self.config.guidance!r} has no text that is the same for "
+                "every image"
+            )
+        self.register_buffer(
+            "stored_text", self.text_features().detach().clone(), persistent=False
+        )
         if hasattr(self, "text_encoder"):
             del self.text_encoder
 
     def guided_maps(
         self, pixels: Tensor, divide_by_tau: bool = False
     ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-        """Return the maps, one of them with the score map's K channels, the score map (B, K, h, w) and the text.
+        """Return the maps, one of them with the score map's K channels, the score map
+        (B, K, h, w) and the text.
 
-        Score map and text are None for guidance "none". ``divide_by_tau`` makes the score map the one of the
-        authors' detection code, 1 / tau times as large.
+        Score map and text are None for guidance "none". ``divide_by_tau`` makes the
+        score map the one of the authors' detection code, 1 / tau times as large.
         """
         encoded = self.backbone.encode(pixels)
         if self.config.guidance == "none":
@@ -249,7 +316,8 @@ class TextGuided(nn.Module):
 
     @property
     def guided_channels(self) -> list[int]:
-        """Channels of the maps that :meth:`guided_maps` returns: K is built into the layer that follows."""
+        """Channels of the maps that :meth:`guided_maps` returns: K is built into the
+        layer that follows."""
         channels = list(self.backbone.channels)
         if self.config.guidance != "none":
             channels[self.backbone.score_level] += self.classes
@@ -275,15 +343,20 @@ class Segmentation(NamedTuple):
     """Rows and columns after padding."""
 
     def full(self, small: Tensor | None = None) -> Tensor:
-        """Enlarge a map (B, K, h, w), by default the logits, to the image's size: (B, K, R, R')."""
+        """Enlarge a map (B, K, h, w), by default the logits, to the image's
+        size: (B, K, R, R')."""
         large = F.interpolate(
-            self.logits if small is None else small, self.padded, mode="bilinear", align_corners=False
+            self.logits if small is None else small,
+            self.padded,
+            mode="bilinear",
+            align_corners=False,
         )
         return large[..., : self.size[0], : self.size[1]]
 
 
 class DenseCLIP(TextGuided):
-    """Semantic segmentation: text-guided maps, feature pyramid, Semantic FPN head (section 3.2, Figure 3).
+    """Semantic segmentation: text-guided maps, feature pyramid, Semantic FPN head
+    (section 3.2, Figure 3).
 
     The K classes are built in: the score map's channels are an input of the pyramid.
     This is not an open-vocabulary model.
@@ -297,7 +370,9 @@ class DenseCLIP(TextGuided):
     ) -> None:
         super().__init__(config, names, backbone)
         self.neck = FeaturePyramid(self.guided_channels, config.channels)
-        self.decode_head = SemanticHead(self.backbone.strides, config.channels, self.classes, config.dropout)
+        self.decode_head = SemanticHead(
+            self.backbone.strides, config.channels, self.classes, config.dropout
+        )
 
     @classmethod
     def from_clip(
@@ -321,7 +396,8 @@ class DenseCLIP(TextGuided):
         tau: float = 0.07,
         quick_gelu: bool = True,
     ) -> DenseCLIP:
-        """Build a DenseCLIP from the authors' segmentation weights, in evaluation mode, with their quirks.
+        """Build a DenseCLIP from the authors' segmentation weights, in evaluation mode,
+        with their quirks.
 
         What cannot be inferred from shapes is passed in where it differs from the
         released models.
@@ -329,7 +405,8 @@ class DenseCLIP(TextGuided):
         Args:
             state_dict: a checkpoint or its ``state_dict``; its own text tower is used
                 (it differs from CLIP's).
-            names: the K class names in the order of training (checkpoints do not hold them), or their tokens.
+            names: the K class names in the order of training (checkpoints do not hold
+                them), or their tokens.
             vision_heads: heads of the image tower; by default 32, of a ViT one per 64
                 channels.
             text_heads: heads of the text tower; by default one per 64 channels.
@@ -339,7 +416,8 @@ class DenseCLIP(TextGuided):
             quick_gelu: which activation the CLIP behind it had.
 
         Raises:
-            ValueError: the weights are not those of a DenseCLIP, or there are not K names.
+            ValueError: the weights are not those of a DenseCLIP, or there
+                are not K names.
         """
         state = unwrapped(state_dict)
         config = infer_config(
@@ -375,9 +453,14 @@ def _clip_backbone(config: DenseCLIPConfig) -> DenseResNet | DenseViT:
 
 
 def denseclip_loss(
-    output: Segmentation, mask: Tensor, tau: float = 0.07, score_weight: float = 0.4, over: str = "valid"
+    output: Segmentation,
+    mask: Tensor,
+    tau: float = 0.07,
+    score_weight: float = 0.4,
+    over: str = "valid",
 ) -> dict[str, Tensor]:
-    """Return the losses of a batch: ``decode`` (the head), ``scores`` (equation 5, section 3.4) and their ``loss``.
+    """Return the losses of a batch: ``decode`` (the head), ``scores``
+    (equation 5, section 3.4) and their ``loss``.
 
     The auxiliary loss is cross-entropy(softmax(s / tau), y): it keeps the score map in
     its place. Args as in ``pixel_cross_entropy``; ``score_weight`` is 0.4 in the
@@ -385,5 +468,7 @@ def denseclip_loss(
     """
     losses = {"decode": pixel_cross_entropy(output.full(), mask, over=over)}
     if output.scores is not None:
-        losses["scores"] = score_weight * pixel_cross_entropy(output.full(output.scores / tau), mask, over=over)
+        losses["scores"] = score_weight * pixel_cross_entropy(
+            output.full(output.scores / tau), mask, over=over
+        )
     return {"loss": sum(losses.values()), **losses}

@@ -32,7 +32,9 @@ def infer_config(
     """
     memory = "context_decoder.memory_proj.1.weight"
     require(state, ("decode_head.conv_seg.weight", "contexts", memory), "a DenseCLIP")
-    visual = {f"visual.{key}": value for key, value in under(state, "backbone.").items()}
+    visual = {
+        f"visual.{key}": value for key, value in under(state, "backbone.").items()
+    }
     if "visual.proj" not in visual:
         vision_heads = vision_heads or RESNET_HEADS
     towers = under(state, "text_encoder.") | visual

@@ -9,21 +9,28 @@ from torch import nn
 
 
 def parameter_groups(
-    model: nn.Module, lr: float = 1e-4, weight_decay: float = 1e-4, backbone: float = 0.1, official: bool = False
+    model: nn.Module,
+    lr: float = 1e-4,
+    weight_decay: float = 1e-4,
+    backbone: float = 0.1,
+    official: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return AdamW's groups: the image tower at ``backbone`` times the learning rate, the text tower fixed.
+    """Return AdamW's groups: the image tower at ``backbone`` times the learning rate,
+    the text tower fixed.
 
-    Each group also holds the ``names`` of its parameters and ``base_lr``, for :func:`poly_learning_rate`.
+    Each group also holds the ``names`` of its parameters and ``base_lr``, for
+    :func:`poly_learning_rate`.
 
     Args:
         model: a DenseCLIP of any kind.
         lr: learning rate of contexts, gamma, decoders, pyramid and head.
         weight_decay: decoupled weight decay.
         backbone: multiplier for the image tower.
-        official: False: the text tower is left out, and nothing with fewer than two axes is decayed. True: as
-            the authors' configuration works out: the text tower is a group of learning rate 0 (which their
-            schedule then raises), and only the norms of the context decoder's layers go without decay, since
-            mmcv looks for "norm" in the names outside the two towers.
+        official: False: the text tower is left out, and nothing with fewer than two
+            axes is decayed. True: as the authors' configuration works out: the text
+            tower is a group of learning rate 0 (which their schedule then raises), and
+            only the norms of the context decoder's layers go without decay, since mmcv
+            looks for "norm" in the names outside the two towers.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in _optimised(model, official):
@@ -34,7 +41,13 @@ def parameter_groups(
         else:
             free = parameter.ndim < 2
         decay = 0.0 if free else weight_decay
-        empty = {"params": [], "names": [], "lr": rate, "base_lr": rate, "weight_decay": decay}
+        empty = {
+            "params": [],
+            "names": [],
+            "lr": rate,
+            "base_lr": rate,
+            "weight_decay": decay,
+        }
         group = groups.setdefault((rate, decay), empty)
         group["params"].append(parameter)
         group["names"].append(name)
@@ -60,10 +73,12 @@ def poly_learning_rate(
     warmup_ratio: float = 1e-6,
     official: bool = False,
 ) -> float:
-    """Return the learning rate of ``step`` (from 0): (base - min)(1 - step / steps)^power + min, after a warm-up.
+    """Return the learning rate of ``step`` (from 0): (base - min)(1 - step /
+    steps)^power + min, after a warm-up.
 
-    With ``official``, as in mmcv, the floor ``min_lr`` also holds for a group whose base is 0: a text tower that
-    was meant to be fixed drifts at up to 1e-6. Otherwise no group's floor is above its base.
+    With ``official``, as in mmcv, the floor ``min_lr`` also holds for a group whose
+    base is 0: a text tower that was meant to be fixed drifts at up to 1e-6. Otherwise
+    no group's floor is above its base.
     """
     floor = min_lr if official else min(min_lr, base_lr)
     rate = (base_lr - floor) * (1 - step / steps) ** power + floor

@@ -9,8 +9,11 @@ from minilib.models.denseclip.model import DenseCLIP
 
 
 @torch.no_grad()
-def sliding_logits(model: DenseCLIP, pixels: Tensor, window: tuple[int, int], stride: tuple[int, int]) -> Tensor:
-    """Return logits (B, K, R, R') averaged over windows, as the paper evaluates (512 with stride 341).
+def sliding_logits(
+    model: DenseCLIP, pixels: Tensor, window: tuple[int, int], stride: tuple[int, int]
+) -> Tensor:
+    """Return logits (B, K, R, R') averaged over windows, as the paper evaluates (512
+    with stride 341).
 
     Windows at the border are moved inwards; images smaller than a window make one
     window. Checked by parity with mmsegmentation, not run here.

@@ -21,10 +21,11 @@ from minilib.models.lseg.config import CLIPBackbone, ResNetBackbone, ViTBackbone
 
 
 class ViTMaps(nn.Module):
-    """An ImageNet ViT whose tokens after four of its blocks become maps at strides 4, 8, 16 and 32 (DPT).
+    """An ImageNet ViT whose tokens after four of its blocks become maps at strides 4,
+    8, 16 and 32 (DPT).
 
-    Not CLIP's tower: pixels are only normalised by 0.5, patches have a bias, there is no norm before the
-    blocks, the activation is the exact GELU and norms use 1e-6.
+    Not CLIP's tower: pixels are only normalised by 0.5, patches have a bias, there is
+    no norm before the blocks, the activation is the exact GELU and norms use 1e-6.
     """
 
     stride = 32
@@ -35,7 +36,9 @@ class ViTMaps(nn.Module):
         self.patch = config.patch
         self.patch_embed = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
         self.class_token = nn.Parameter(torch.zeros(config.width))
-        self.positions = nn.Parameter(0.02 * torch.randn(1 + config.grid**2, config.width))
+        self.positions = nn.Parameter(
+            0.02 * torch.randn(1 + config.grid**2, config.width)
+        )
         self.transformer = Transformer(
             config.width, config.layers, config.heads, quick_gelu=False, norm_eps=1e-6
         )
@@ -45,13 +48,21 @@ class ViTMaps(nn.Module):
         )
 
     def taps(self, pixels: Tensor) -> list[Tensor]:
-        """Return the tokens (B, 1 + h * w, W) after each tapped block; images (B, 3, R, R')."""
+        """Return the tokens (B, 1 + h * w, W) after each tapped block;
+        images (B, 3, R, R')."""
         patches = self.patch_embed(pixels)
-        positions = resize_grid_positions(self.positions, tuple(patches.shape[-2:]), mode="bilinear")
+        positions = resize_grid_positions(
+            self.positions, tuple(patches.shape[-2:]), mode="bilinear"
+        )
         class_token = self.class_token.expand(len(pixels), 1, -1)
-        x = torch.cat([class_token, rearrange(patches, "b c h w -> b (h w) c")], dim=1) + positions
+        x = (
+            torch.cat([class_token, rearrange(patches, "b c h w -> b (h w) c")], dim=1)
+            + positions
+        )
         tapped = []
-        for number, block in enumerate(self.transformer.resblocks[: self.hooks[-1] + 1]):
+        for number, block in enumerate(
+            self.transformer.resblocks[: self.hooks[-1] + 1]
+        ):
             x = block(x)
             if number in self.hooks:
                 tapped.append(x)
@@ -61,11 +72,15 @@ class ViTMaps(nn.Module):
         """Return the ``maps`` of images (B, 3, R, R') and the ``taps`` behind them."""
         grid = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
         taps = self.taps(pixels)
-        maps = [layer(tokens, grid) for layer, tokens in zip(self.reassemble, taps, strict=True)]
+        maps = [
+            layer(tokens, grid)
+            for layer, tokens in zip(self.reassemble, taps, strict=True)
+        ]
         return {"taps": taps, "maps": maps}
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Turn images (B, 3, R, R') into four maps (B, C_i, R / stride_i, R' / stride_i)."""
+        """Turn images (B, 3, R, R') into four maps
+        (B, C_i, R / stride_i, R' / stride_i)."""
         return self.stages(pixels)["maps"]
 
 
@@ -82,14 +97,18 @@ class ResNetMaps(nn.Module):
         for stage, count in enumerate(config.blocks):
             planes, stride = config.planes * 2**stage, 1 if stage == 0 else 2
             out = planes * Bottleneck.expansion
-            shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
+            shortcut = nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(out),
+            )
             blocks = [Bottleneck(channels, planes, stride, shortcut)]
             blocks += [Bottleneck(out, planes) for _ in range(count - 1)]
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
             channels = out
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Turn images (B, 3, R, R') into four maps (B, C_i, R / stride_i, R' / stride_i)."""
+        """Turn images (B, 3, R, R') into four maps
+        (B, C_i, R / stride_i, R' / stride_i)."""
         x = F.max_pool2d(F.relu_(self.bn1(self.conv1(pixels))), 3, stride=2, padding=1)
         maps = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -103,17 +122,21 @@ class ResNetMaps(nn.Module):
 
 
 class CLIPMaps(ModifiedResNet):
-    """The image tower of a CLIP ResNet up to its last map, without the attention pool."""
+    """The image tower of a CLIP ResNet up to its last map, without
+    the attention pool."""
 
     def __init__(self, config: CLIPBackbone) -> None:
         vision = config.vision
         size = vision.reduction  # only the pool, which is dropped, depends on it
-        super().__init__(vision.blocks, vision.width, vision.heads, 1, size, vision.strides)
+        super().__init__(
+            vision.blocks, vision.width, vision.heads, 1, size, vision.strides
+        )
         del self.attnpool
         self.stride = vision.reduction
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Turn images (B, 3, R, R') into the maps of the four stages, (B, C_i, R / stride_i, R' / stride_i)."""
+        """Turn images (B, 3, R, R') into the maps of the four stages,
+        (B, C_i, R / stride_i, R' / stride_i)."""
         return self.stages(pixels)["maps"]
 
     def stages(self, pixels: Tensor) -> dict[str, Any]:
@@ -129,4 +152,6 @@ def make_backbone(
     """Build the backbone that a configuration describes."""
     if isinstance(config, ViTBackbone):
         return ViTMaps(config)
-    return ResNetMaps(config) if isinstance(config, ResNetBackbone) else CLIPMaps(config)
+    return (
+        ResNetMaps(config) if isinstance(config, ResNetBackbone) else CLIPMaps(config)
+    )

@@ -9,7 +9,8 @@ from minilib.models.clip.config import ResNetConfig as CLIPResNetConfig
 
 @dataclass(frozen=True)
 class ViTBackbone:
-    """An ImageNet Vision Transformer, tapped at four blocks (section 4.1); as released: ViT-L/16."""
+    """An ImageNet Vision Transformer, tapped at four blocks (section 4.1); as
+    released: ViT-L/16."""
 
     patch: int = 16
     """Side of a patch in pixels: 4, 8, 16 or 32."""
@@ -20,7 +21,8 @@ class ViTBackbone:
     heads: int = 16
     """Attention heads of a block."""
     grid: int = 24
-    """Patches along a side of the images that the position embeddings are stored for."""
+    """Patches along a side of the images that the position
+    embeddings are stored for."""
     hooks: tuple[int, ...] = (5, 11, 17, 23)
     """The four blocks whose outputs are read, from 0."""
     channels: tuple[int, ...] = (256, 512, 1024, 1024)
@@ -30,23 +32,38 @@ class ViTBackbone:
 
     def __post_init__(self) -> None:
         if self.patch not in (4, 8, 16, 32):
-            raise ValueError(f"patch={self.patch}: expected 4, 8, 16 or 32, of which maps can be made")
-        if len(self.hooks) != 4 or sorted(set(self.hooks)) != list(self.hooks) or self.hooks[-1] >= self.layers:
-            raise ValueError(f"hooks={self.hooks}: expected four rising numbers below layers={self.layers}")
+            raise ValueError(
+                f"patch={self.patch}: expected 4, 8, 16 or 32, of which maps can be "
+                "made"
+            )
+        if (
+            len(self.hooks) != 4
+            or sorted(set(self.hooks)) != list(self.hooks)
+            or self.hooks[-1] >= self.layers
+        ):
+            raise ValueError(
+                f"hooks={self.hooks}: expected four rising numbers below "
+                f"layers={self.layers}"
+            )
         if len(self.channels) != 4:
-            raise ValueError(f"channels={self.channels}: expected one number for each of the four maps")
+            raise ValueError(
+                f"channels={self.channels}: expected one number for each of the four "
+                "maps"
+            )
 
 
 @dataclass(frozen=True)
 class ResNetBackbone:
-    """An ImageNet ResNet with bottlenecks (the zero-shot models of section 5.1); as released: ResNet-101."""
+    """An ImageNet ResNet with bottlenecks (the zero-shot models of section 5.1); as
+    released: ResNet-101."""
 
     blocks: tuple[int, ...] = (3, 4, 23, 3)
     """Bottlenecks in each of the four stages."""
     stem: int = 64
     """Channels after the first convolution."""
     planes: int = 64
-    """Inner channels of the first stage; its output has four times as many, and each stage doubles."""
+    """Inner channels of the first stage; its output has four times as many, and
+    each stage doubles."""
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -56,7 +73,8 @@ class ResNetBackbone:
 
 @dataclass(frozen=True)
 class CLIPBackbone:
-    """The image tower of a CLIP ResNet. Not in the paper; it lets a miniature start from the mini checkpoint."""
+    """The image tower of a CLIP ResNet. Not in the paper; it lets a miniature start
+    from the mini checkpoint."""
 
     vision: CLIPResNetConfig = field(default_factory=CLIPResNetConfig)
     """The tower's shape."""
@@ -71,7 +89,9 @@ class CLIPBackbone:
 class LSegConfig:
     """Everything that fixes the shape of an LSeg."""
 
-    backbone: ViTBackbone | ResNetBackbone | CLIPBackbone = field(default_factory=ViTBackbone)
+    backbone: ViTBackbone | ResNetBackbone | CLIPBackbone = field(
+        default_factory=ViTBackbone
+    )
     """What turns pixels into four maps."""
     features: int = 256
     """Channels of the decoder's paths."""
@@ -80,7 +100,8 @@ class LSegConfig:
     temperature: float = 0.07
     """t of equation 2; constant, never trained."""
     block: str = "none"
-    """Spatial regularisation after the correlation: "none", "bottleneck" or "depthwise" (section 4.1)."""
+    """Spatial regularisation after the correlation: "none", "bottleneck" or
+    "depthwise" (section 4.1)."""
     block_depth: int = 1
     """How often the block is applied; all applications share one set of weights."""
     activation: str = "lrelu"
@@ -98,8 +119,16 @@ class LSegConfig:
             ("activation", ("lrelu", "tanh", "relu")),
         ):
             if (value := getattr(self, name)) not in known:
-                raise ValueError(f"unknown {name} {value!r}: use one of {', '.join(map(repr, known))}")
+                raise ValueError(
+                    f"unknown {name} {value!r}: use one of "
+                    f"{', '.join(map(repr, known))}"
+                )
         if self.block_depth < 1:
-            raise ValueError(f"block_depth={self.block_depth}: expected 1 or more; for no block, block='none'")
+            raise ValueError(
+                f"block_depth={self.block_depth}: expected 1 or more; for no block, "
+                "block='none'"
+            )
         if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}: expected a positive number")
+            raise ValueError(
+                f"temperature={self.temperature}: expected a positive number"
+            )

@@ -1,8 +1,9 @@
 """LSeg: Language-driven Semantic Segmentation (arXiv 2201.03546).
 
-An ordinary supervised segmenter whose classifier is written in words: each pixel gets a vector in CLIP's joint
-space, each label a vector from CLIP's frozen text tower, and their dot products are the logits.
-Shapes: B images of H x W pixels, N labels, C joint dimension; embeddings have h x w = H / 2 x W / 2 places.
+An ordinary supervised segmenter whose classifier is written in words: each pixel gets a
+vector in CLIP's joint space, each label a vector from CLIP's frozen text tower, and
+their dot products are the logits. Shapes: B images of H x W pixels, N labels, C joint
+dimension; embeddings have h x w = H / 2 x W / 2 places.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ ACTIVATIONS = {"lrelu": F.leaky_relu, "tanh": torch.tanh, "relu": F.relu}
 
 
 class LabelBlock(nn.Module):
-    """Spatial regularisation that takes any number of labels in any order (section 4.1, "block").
+    """Spatial regularisation that takes any number of labels in any order
+    (section 4.1, "block").
 
-    One 3 x 3 convolution from one channel to one, d, is applied to the map of every label alike:
-    "depthwise" is act(d(F)), "bottleneck" is act(d(F) + max over the labels of F). Both commute with
-    permutations of the labels, but the maximum lets a new label change the scores of the others.
-    The block is applied ``depth`` times with the same weights, the last time without activation.
+    One 3 x 3 convolution from one channel to one, d, is applied to the map of every
+    label alike: "depthwise" is act(d(F)), "bottleneck" is act(d(F) + max over the
+    labels of F). Both commute with permutations of the labels, but the maximum lets a
+    new label change the scores of the others. The block is applied ``depth`` times with
+    the same weights, the last time without activation.
     """
 
     def __init__(self, kind: str, depth: int = 1, activation: str = "lrelu") -> None:
@@ -67,9 +70,11 @@ class LSegOutput(NamedTuple):
 
 
 class LSeg(nn.Module):
-    """The image side: pixels and label vectors in, scores of every label at every pixel out.
+    """The image side: pixels and label vectors in, scores of every label at
+    every pixel out.
 
-    The text tower is not part of it: it is frozen, so ``embed_labels`` calls it once per set of labels.
+    The text tower is not part of it: it is frozen, so ``embed_labels`` calls it once
+    per set of labels.
 
     >>> model, clip = LSeg(LSegConfig()), load_clip("ViT-B-32", pretrained="openai")
     >>> text = embed_labels(clip, ["dog", "grass", "other"])
@@ -83,7 +88,11 @@ class LSeg(nn.Module):
         self.decoder = DPTDecoder(config.backbone.channels, config.features)
         self.head = nn.Conv2d(config.features, config.embed_dim, 1)
         has_block = config.block != "none"
-        self.block = LabelBlock(config.block, config.block_depth, config.activation) if has_block else None
+        self.block = (
+            LabelBlock(config.block, config.block_depth, config.activation)
+            if has_block
+            else None
+        )
 
     @classmethod
     def from_official(
@@ -105,8 +114,10 @@ class LSeg(nn.Module):
                 ``minilib.models.lseg.official.text_tower``).
             heads: heads of a ViT, which cannot be inferred from shapes; by default one
                 per 64 channels.
-            hooks: the blocks of a ViT that are tapped; by default the last of each quarter, as released.
-            block: which kind of block the weights belong to, if they hold one: both kinds have the same.
+            hooks: the blocks of a ViT that are tapped; by default the last of each
+                quarter, as released.
+            block: which kind of block the weights belong to, if they hold one: both
+                kinds have the same.
             block_depth: number of its applications; their 0 means 1.
             activation: of that block.
             half_product: round as the released models do.
@@ -115,7 +126,8 @@ class LSeg(nn.Module):
             The model in evaluation mode.
 
         Raises:
-            ValueError: the weights are not those of an LSeg; names what is missing or left over.
+            ValueError: the weights are not those of an LSeg; names what is
+                missing or left over.
         """
         state = convert(state_dict)
         depth = max(1, block_depth)
@@ -129,36 +141,49 @@ class LSeg(nn.Module):
         return standardise(image, self.config.image_mean, self.config.image_std)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Return the embeddings I of images (B, 3, H, W), not yet of unit length: (B, C, h, w).
+        """Return the embeddings I of images (B, 3, H, W), not yet of unit
+        length: (B, C, h, w).
 
         Sides must be multiples of ``backbone.stride``; ``forward`` takes any.
         """
         return self.head(self.decoder(self.backbone(pixels)))
 
     def correlate(self, embeddings: Tensor, text: Tensor) -> Tensor:
-        """Return the word-pixel correlation F = <I, T> / t of unit vectors (section 4.1): (B, N, h, w).
+        """Return the word-pixel correlation F = <I, T> / t of unit vectors (section
+        4.1): (B, N, h, w).
 
         ``forward`` computes the same scores without the embeddings, by
         ``correlate_path``, unless it rounds them as the released models do.
 
         Args:
             embeddings: (B, C, h, w), of any length.
-            text: (N, C) the same labels for all images, or (B, N, C) labels of each image; of any length.
+            text: (N, C) the same labels for all images, or (B, N, C) labels of each
+                image; of any length.
         """
         words = F.normalize(text, dim=-1)
         pixels = rearrange(embeddings, "b c h w -> b c (h w)")
         if self.config.half_product:
             product = words.half() @ F.normalize(pixels, dim=1).half()
-        else:  # dividing the N products is the same and cheaper than dividing the C channels
-            product = (words @ pixels) / pixels.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        scores = rearrange(product / self.config.temperature, "b n (h w) -> b n h w", h=embeddings.shape[-2])
+        else:
+            # dividing the N products is the same and cheaper than dividing
+            # the C channels
+            product = (words @ pixels) / pixels.norm(dim=1, keepdim=True).clamp(
+                min=1e-12
+            )
+        scores = rearrange(
+            product / self.config.temperature,
+            "b n (h w) -> b n h w",
+            h=embeddings.shape[-2],
+        )
         return scores.to(embeddings.dtype)
 
     def correlate_path(self, path: Tensor, text: Tensor) -> Tensor:
-        """Return what ``correlate(head(path), text)`` gives, without ever making the C channels of the embeddings.
+        """Return what ``correlate(head(path), text)`` gives, without ever making the C
+        channels of the embeddings.
 
-        The head is linear, I = W x + b, so <T, I> = (T W) x + T b and |I|^2 = x'(W'W)x + 2 (W'b)'x + b'b: matrices of
-        the decoder's few channels do, and what is kept for the backward pass is smaller by their ratio to C.
+        The head is linear, I = W x + b, so <T, I> = (T W) x + T b and |I|^2 =
+        x'(W'W)x + 2 (W'b)'x + b'b: matrices of the decoder's few channels do, and what
+        is kept for the backward pass is smaller by their ratio to C.
 
         Args:
             path: the decoder's map (B, F, h, w).
@@ -167,13 +192,23 @@ class LSeg(nn.Module):
         # |I|^2 is a sum with differences in it: never in half precision.
         with torch.autocast(path.device.type, enabled=False):
             dtype = torch.promote_types(path.dtype, torch.float32)
-            words, x = F.normalize(text.to(dtype), dim=-1), rearrange(path.to(dtype), "b f h w -> b f (h w)")
-            weight, bias = self.head.weight[:, :, 0, 0].to(dtype), self.head.bias.to(dtype)
+            words, x = (
+                F.normalize(text.to(dtype), dim=-1),
+                rearrange(path.to(dtype), "b f h w -> b f (h w)"),
+            )
+            weight, bias = (
+                self.head.weight[:, :, 0, 0].to(dtype),
+                self.head.bias.to(dtype),
+            )
             product = (words @ weight) @ x + (words @ bias)[..., None]
-            squares = (x * (weight.T @ weight @ x + 2 * (bias @ weight)[:, None])).sum(dim=1, keepdim=True)
+            squares = (x * (weight.T @ weight @ x + 2 * (bias @ weight)[:, None])).sum(
+                dim=1, keepdim=True
+            )
             lengths = (squares + bias @ bias).clamp(min=1e-12).sqrt()
             scores = product / lengths / self.config.temperature
-        return rearrange(scores, "b n (h w) -> b n h w", h=path.shape[-2]).to(path.dtype)
+        return rearrange(scores, "b n (h w) -> b n h w", h=path.shape[-2]).to(
+            path.dtype
+        )
 
     def forward(self, pixels: Tensor, text: Tensor) -> LSegOutput:
         """Score labels at pixels.
@@ -186,7 +221,8 @@ class LSeg(nn.Module):
             text: from ``embed_labels``: (N, C) or (B, N, C).
 
         Raises:
-            ValueError: there is no label, or label vectors have another dimension than the pixels'.
+            ValueError: there is no label, or label vectors have another dimension
+                than the pixels'.
         """
         self._check(text)
         height, width = pixels.shape[-2:]
@@ -196,7 +232,9 @@ class LSeg(nn.Module):
         else:
             correlation = self.correlate_path(self.decoder(self.backbone(pixels)), text)
         coarse = correlation if self.block is None else self.block(correlation)
-        scores = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=True)
+        scores = F.interpolate(
+            coarse, scale_factor=2, mode="bilinear", align_corners=True
+        )
         return LSegOutput(scores[..., :height, :width], coarse)
 
     def stages(self, pixels: Tensor, text: Tensor) -> dict[str, Any]:
@@ -223,19 +261,26 @@ class LSeg(nn.Module):
 
     def _check(self, text: Tensor) -> None:
         if not text.shape[-2]:
-            raise ValueError("no labels: a pixel needs at least one word to be scored against")
+            raise ValueError(
+                "no labels: a pixel needs at least one word to be scored against"
+            )
         if text.shape[-1] != self.config.embed_dim:
             raise ValueError(
-                f"label vectors have {text.shape[-1]} dimensions and pixels {self.config.embed_dim}: "
-                "use the text tower that the model was trained with"
+                f"label vectors have {text.shape[-1]} dimensions and pixels "
+                f"{self.config.embed_dim}: use the text tower that the model was "
+                "trained with"
             )
 
 
 @torch.no_grad()
 def embed_labels(
-    clip: TextTransformer, labels: Sequence[str], template: str = "{}", allow_duplicates: bool = False
+    clip: TextTransformer,
+    labels: Sequence[str],
+    template: str = "{}",
+    allow_duplicates: bool = False,
 ) -> Tensor:
-    """Write the classifier: unit label vectors (N, C) from the frozen text tower, in the order of the labels.
+    """Write the classifier: unit label vectors (N, C) from the frozen text tower, in
+    the order of the labels.
 
     The paper feeds the bare words, without a sentence around them.
 
@@ -244,20 +289,31 @@ def embed_labels(
         labels: any words; "other" is one like any other, nothing else means "none of
             these".
         template: sentence with ``{}`` for the label.
-        allow_duplicates: of two equal labels the first wins every pixel, so they are refused unless that is
-            wanted (the authors' ADE20K words have "screen" twice).
+        allow_duplicates: of two equal labels the first wins every pixel, so they
+            are refused unless that is wanted (the authors' ADE20K words have
+            "screen" twice).
 
     Raises:
-        ValueError: no labels, a label is empty, repeated or longer than the tower's context, or the template
-            has no ``{}``.
+        ValueError: no labels, a label is empty, repeated or longer than the tower's
+            context, or the template has no ``{}``.
     """
     if isinstance(labels, str) or not len(labels):
         raise ValueError(f"labels={labels!r}: expected a list of at least one word")
-    if empty := [position for position, label in enumerate(labels) if not label.strip()]:
+    if empty := [
+        position for position, label in enumerate(labels) if not label.strip()
+    ]:
         raise ValueError(f"label {empty[0]} is empty: expected a word or a phrase")
-    if not allow_duplicates and (twice := sorted({label for label in labels if list(labels).count(label) > 1})):
-        raise ValueError(f"label {twice[0]!r} is given twice: its second channel could never win; say it once")
+    if not allow_duplicates and (
+        twice := sorted({label for label in labels if list(labels).count(label) > 1})
+    ):
+        raise ValueError(
+            f"label {twice[0]!r} is given twice: its second channel could never win; "
+            "say it once"
+        )
     if "{}" not in template:
-        raise ValueError(f"template {template!r} has no place for the label: write {{}} where it goes")
+        raise ValueError(
+            f"template {template!r} has no place for the label: write {{}} where it "
+            "goes"
+        )
     tokens = clip.tokenize([template.replace("{}", label) for label in labels])
     return clip.encode_text(tokens, normalize=True)

@@ -25,7 +25,10 @@ RENAMED = (
     (r"\.norm([12])\.", r".ln_\1."),
     (r"\.mlp\.fc1\.", ".mlp.c_fc."),
     (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-    (r"^pretrained\.act_postprocess(\d)\.0\.project\.0\.", r"backbone.reassemble.{\1}.readout.project."),
+    (
+        r"^pretrained\.act_postprocess(\d)\.0\.project\.0\.",
+        r"backbone.reassemble.{\1}.readout.project.",
+    ),
     (r"^pretrained\.act_postprocess(\d)\.3\.", r"backbone.reassemble.{\1}.project."),
     (r"^pretrained\.act_postprocess(\d)\.4\.", r"backbone.reassemble.{\1}.resample."),
     (r"^pretrained\.layer1\.0\.", "backbone.conv1."),
@@ -37,11 +40,13 @@ RENAMED = (
     (r"^scratch\.head1\.", "head."),
     (r"^scratch\.head_block\.depthwise\.depthwise\.", "block.depthwise."),
 )
-"""Patterns of their names and ours, applied in order; {k} becomes k - 1, for they count from one."""
+"""Patterns of their names and ours, applied in order; {k} becomes k - 1, for
+they count from one."""
 
 UNUSED = re.compile(
     r"^(clip_pretrained|auxlayer)\."  # the copy of CLIP, see text_tower
-    r"|^pretrained\.model\.(norm|fc_norm|head)\."  # computed or not, nothing reads their output
+    # computed or not, nothing reads their output
+    r"|^pretrained\.model\.(norm|fc_norm|head)\."
     r"|^scratch\.refinenet4\.resConfUnit1\."  # the deepest level has nothing to merge
 )
 
@@ -56,7 +61,9 @@ def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
             key = re.sub(pattern, ours, key)
         key = re.sub(r"\{(\d)\}", lambda match: str(int(match[1]) - 1), key)
         if key in ("backbone.class_token", "backbone.positions"):
-            value = value.reshape(value.shape[-1] if key.endswith("token") else value.shape[-2:])
+            value = value.reshape(
+                value.shape[-1] if key.endswith("token") else value.shape[-2:]
+            )
         state[key] = value
     return state
 
@@ -87,7 +94,10 @@ def infer_config(
     elif "backbone.conv1.weight" in state:
         backbone, mean, std = _resnet(state), IMAGENET_MEAN, IMAGENET_STD
     else:
-        raise ValueError("no backbone in the weights: expected pretrained.model.* (ViT) or pretrained.layer1.*")
+        raise ValueError(
+            "no backbone in the weights: expected pretrained.model.* (ViT) or "
+            "pretrained.layer1.*"
+        )
     embed_dim, features = state["head.weight"].shape[:2]
     has_block = "block.depthwise.weight" in state
     return LSegConfig(
@@ -106,20 +116,25 @@ def infer_config(
 def text_tower(content: Mapping[str, Any]) -> CLIP:
     """Return the copy of CLIP that a released checkpoint carries, to embed labels with.
 
-    Its ``logit_scale`` is CLIP's own and has no place in LSeg, whose temperature is a constant.
+    Its ``logit_scale`` is CLIP's own and has no place in LSeg, whose
+    temperature is a constant.
 
     Raises:
-        ValueError: the checkpoint has no CLIP in it; take the public one, it has the same weights.
+        ValueError: the checkpoint has no CLIP in it; take the public one, it has
+            the same weights.
     """
     clip = under(unwrapped(content, "net."), "clip_pretrained.")
     if not clip:
         raise ValueError(
-            'no CLIP among the weights: use load_clip("ViT-B-32", pretrained="openai"), the tower they used'
+            'no CLIP among the weights: use load_clip("ViT-B-32", '
+            'pretrained="openai"), the tower they used'
         )
     return CLIP.from_official(clip)
 
 
-def _vit(state: Mapping[str, Tensor], heads: int | None, hooks: Sequence[int] | None) -> ViTBackbone:
+def _vit(
+    state: Mapping[str, Tensor], heads: int | None, hooks: Sequence[int] | None
+) -> ViTBackbone:
     width, _, patch, _ = state["backbone.patch_embed.weight"].shape
     layers = numbered(state, r"backbone\.transformer\.resblocks\.(\d+)\.")
     return ViTBackbone(
@@ -129,14 +144,22 @@ def _vit(state: Mapping[str, Tensor], heads: int | None, hooks: Sequence[int] | 
         heads=heads or max(1, width // 64),
         grid=math.isqrt(len(state["backbone.positions"]) - 1),
         hooks=tuple(hooks or ((quarter + 1) * layers // 4 - 1 for quarter in range(4))),
-        channels=tuple(len(state[f"backbone.reassemble.{level}.project.weight"]) for level in range(4)),
-        readout="project" if "backbone.reassemble.0.readout.project.weight" in state else "ignore",
+        channels=tuple(
+            len(state[f"backbone.reassemble.{level}.project.weight"])
+            for level in range(4)
+        ),
+        readout="project"
+        if "backbone.reassemble.0.readout.project.weight" in state
+        else "ignore",
     )
 
 
 def _resnet(state: Mapping[str, Tensor]) -> ResNetBackbone:
     return ResNetBackbone(
-        blocks=tuple(numbered(state, rf"backbone\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)),
+        blocks=tuple(
+            numbered(state, rf"backbone\.layer{stage}\.(\d+)\.")
+            for stage in (1, 2, 3, 4)
+        ),
         stem=len(state["backbone.conv1.weight"]),
         planes=len(state["backbone.layer1.0.conv1.weight"]),
     )

@@ -14,13 +14,15 @@ ADE20K_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 def objectinfo_words(lines: Sequence[str], damaged: bool = False) -> list[str]:
     """Return ADE20K's label words from the lines of ``objectInfo150.txt``.
 
-    A line reads ``Idx,Ratio,Train,Val,Stuff,Name`` after a header; its names are separated by semicolons,
-    into which the file also turned the spaces of longer names: "chest;of;drawers;chest;bureau".
+    A line reads ``Idx,Ratio,Train,Val,Stuff,Name`` after a header; its names are
+    separated by semicolons, into which the file also turned the spaces of longer names:
+    "chest;of;drawers;chest;bureau".
 
     Args:
         lines: the file's lines, header included.
-        damaged: cut at the first semicolon, as the authors' code does ("chest"; "screen" twice): what the
-            published numbers were measured with. Otherwise semicolons become spaces again.
+        damaged: cut at the first semicolon, as the authors' code does ("chest";
+            "screen" twice): what the published numbers were measured with. Otherwise
+            semicolons become spaces again.
     """
     words = []
     for line in lines[1:]:
@@ -39,7 +41,8 @@ def multi_scale_scores(
     flip: bool = True,
     pad_value: float = -1.0,
 ) -> Tensor:
-    """Return scores summed over scales, without any softmax: (B, N, H, W); their argmax is the prediction.
+    """Return scores summed over scales, without any softmax: (B, N, H, W); their argmax
+    is the prediction.
 
     At each scale the long side becomes ``base_size * scale`` (rounded up). What fits
     into one crop is padded to it; larger images are covered by windows that overlap by
@@ -48,7 +51,8 @@ def multi_scale_scores(
     run here.
 
     Args:
-        network: pixels (B, 3, crop_size, crop_size) to scores (B, N, crop_size, crop_size).
+        network: pixels (B, 3, crop_size, crop_size) to scores
+            (B, N, crop_size, crop_size).
         image: (B, 3, H, W), normalised.
         base_size: long side at scale 1, in pixels.
         crop_size: side of the network's input, in pixels.
@@ -59,7 +63,9 @@ def multi_scale_scores(
 
     def scores_of(crop: Tensor) -> Tensor:
         rows, columns = crop.shape[-2:]
-        crop = F.pad(crop, (0, crop_size - columns, 0, crop_size - rows), value=pad_value)
+        crop = F.pad(
+            crop, (0, crop_size - columns, 0, crop_size - rows), value=pad_value
+        )
         scores = network(crop)
         if flip:
             scores = scores + network(crop.flip(-1)).flip(-1)
@@ -78,7 +84,8 @@ def multi_scale_scores(
 
 
 def _resize_long_side(image: Tensor, long_side: int) -> Tensor:
-    """Resize so that the longer side is ``long_side`` and the other one in proportion, rounded."""
+    """Resize so that the longer side is ``long_side`` and the other one in
+    proportion, rounded."""
     height, width = image.shape[-2:]
     if height > width:
         return _resize(image, (long_side, int(width * long_side / height + 0.5)))
@@ -89,10 +96,15 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image, size, mode="bilinear", align_corners=True)
 
 
-def _slide(scores_of: Callable[[Tensor], Tensor], image: Tensor, crop: int, pad_value: float) -> Tensor:
-    """Average the scores of windows of ``crop`` pixels, two thirds of it apart; the last ones may be cut."""
+def _slide(
+    scores_of: Callable[[Tensor], Tensor], image: Tensor, crop: int, pad_value: float
+) -> Tensor:
+    """Average the scores of windows of ``crop`` pixels, two thirds of it apart; the
+    last ones may be cut."""
     rows, columns = image.shape[-2:]
-    image = F.pad(image, (0, max(0, crop - columns), 0, max(0, crop - rows)), value=pad_value)
+    image = F.pad(
+        image, (0, max(0, crop - columns), 0, max(0, crop - rows)), value=pad_value
+    )
     height, width = image.shape[-2:]
     step = int(crop * 2 / 3)
     total: Tensor | None = None

@@ -9,7 +9,8 @@ from minilib.models.clip.config import CLIPConfig, ViTConfig
 
 @dataclass(frozen=True)
 class VLCounterConfig:
-    """Everything that fixes the shape of a VLCounter, and the switches of the paper's ablation."""
+    """Everything that fixes the shape of a VLCounter, and the switches of the
+    paper's ablation."""
 
     clip: CLIPConfig = field(default_factory=lambda: CLIPConfig(image_size=384))
     """The frozen towers; the image tower must be a ViT."""
@@ -31,7 +32,8 @@ class VLCounterConfig:
     enters first. By default the three that end the third quarter of the tower: of 12
     layers 6, 7 and 8, as released."""
     channels: int = 64
-    """Channels D of projections and decoder; a multiple of 8, the groups of its normalisation."""
+    """Channels D of projections and decoder; a multiple of 8, the groups of
+    its normalisation."""
     dropout: float = 0.1
     """Dropout of the projected prompts and of the projected text."""
 
@@ -42,19 +44,36 @@ class VLCounterConfig:
             ValueError: a value is unknown or out of range.
         """
         if not isinstance(self.clip.vision, ViTConfig):
-            raise ValueError("VLCounter prompts the tokens of a vision transformer: a ResNet tower has none")
-        for name, known in (("encoder", ("spt", "vpt", "frozen")), ("skip", ("gated", "plain", "none"))):
+            raise ValueError(
+                "VLCounter prompts the tokens of a vision transformer: a ResNet tower "
+                "has none"
+            )
+        for name, known in (
+            ("encoder", ("spt", "vpt", "frozen")),
+            ("skip", ("gated", "plain", "none")),
+        ):
             if (value := getattr(self, name)) not in known:
-                raise ValueError(f"unknown {name} {value!r}: use one of {', '.join(map(repr, known))}")
+                raise ValueError(
+                    f"unknown {name} {value!r}: use one of "
+                    f"{', '.join(map(repr, known))}"
+                )
         if self.channels % 8:
-            raise ValueError(f"channels={self.channels}: expected a multiple of 8, the groups of the decoder's norms")
+            raise ValueError(
+                f"channels={self.channels}: expected a multiple of 8, the groups of "
+                "the decoder's norms"
+            )
         layers, taps = self.clip.vision.layers, self.tapped_blocks
         if not 1 <= self.prompt_depth <= layers or self.prompts < 1:
             raise ValueError(
                 f"prompts={self.prompts} in {self.prompt_depth} layers of {layers}: "
                 f"expected 1 or more, in 1 to {layers} layers"
             )
-        if not taps or sorted(set(taps)) != list(taps) or taps[-1] >= layers or taps[0] < 0:
+        if (
+            not taps
+            or sorted(set(taps)) != list(taps)
+            or taps[-1] >= layers
+            or taps[0] < 0
+        ):
             raise ValueError(
                 f"taps={taps}: expected rising block numbers from 0 to {layers - 1}"
             )
@@ -62,7 +81,11 @@ class VLCounterConfig:
     @property
     def prompt_depth(self) -> int:
         """Number of prompted layers."""
-        return self.clip.vision.layers if self.prompted_layers is None else self.prompted_layers
+        return (
+            self.clip.vision.layers
+            if self.prompted_layers is None
+            else self.prompted_layers
+        )
 
     @property
     def tapped_blocks(self) -> tuple[int, ...]:
@@ -74,5 +97,6 @@ class VLCounterConfig:
 
     @property
     def doublings(self) -> int:
-        """How often the decoder doubles the map: once before the first skip and once after each."""
+        """How often the decoder doubles the map: once before the first skip and
+        once after each."""
         return 1 + len(self.tapped_blocks)

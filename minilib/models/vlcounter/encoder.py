@@ -20,14 +20,25 @@ from minilib.models.clip import VisionTransformer
 class SemanticPrompts(nn.Module):
     """Prompt tokens for every layer, shifted by the name of what is counted (SPT).
 
-    The paper adds the projected text to the prompts, P_l = [p_1 + T, ..., p_M + T]; the code first passes the prompts
-    through a projection of their own. Both projections are shared by all layers.
+    The paper adds the projected text to the prompts, P_l = [p_1 + T, ..., p_M + T]; the
+    code first passes the prompts through a projection of their own. Both projections
+    are shared by all layers.
     """
 
-    def __init__(self, width: int, embed_dim: int, tokens: int, layers: int, semantic: bool, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        embed_dim: int,
+        tokens: int,
+        layers: int,
+        semantic: bool,
+        dropout: float,
+    ) -> None:
         super().__init__()
         bound = (6 / (3 * 16 * 16 + width)) ** 0.5
-        self.embeddings = nn.Parameter(torch.empty(layers, tokens, width).uniform_(-bound, bound))
+        self.embeddings = nn.Parameter(
+            torch.empty(layers, tokens, width).uniform_(-bound, bound)
+        )
         self.prompt_proj = nn.Linear(width, width)
         nn.init.kaiming_normal_(self.prompt_proj.weight, a=0, mode="fan_out")
         self.text_proj = nn.Linear(embed_dim, width) if semantic else None
@@ -38,22 +49,32 @@ class SemanticPrompts(nn.Module):
 
     def forward(self, layer: int, text: Tensor) -> Tensor:
         """Return the prompts of ``layer`` for texts (B, E): (B, M, C)."""
-        tokens = self.dropout(repeat(self.prompt_proj(self.embeddings[layer]), "m c -> b m c", b=len(text)))
+        tokens = self.dropout(
+            repeat(
+                self.prompt_proj(self.embeddings[layer]), "m c -> b m c", b=len(text)
+            )
+        )
         if self.text_proj is None:
             return tokens
         return tokens + self.dropout(rearrange(self.text_proj(text), "b c -> b 1 c"))
 
 
 def value_path(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """Apply the altered last block to x (B, L, C): x + values(norm(x)), without mixing and without its MLP.
+    """Apply the altered last block to x (B, L, C): x + values(norm(x)), without mixing
+    and without its MLP.
 
-    MaskCLIP's idea: what a patch says of itself lies nearer to the words than what it gathered from everywhere.
+    MaskCLIP's idea: what a patch says of itself lies nearer to the words than what it
+    gathered from everywhere.
     """
     return x + block.attn.values(block.ln_1(x))
 
 
 def encode_image(
-    visual: VisionTransformer, prompts: SemanticPrompts | None, pixels: Tensor, text: Tensor, taps: Sequence[int]
+    visual: VisionTransformer,
+    prompts: SemanticPrompts | None,
+    pixels: Tensor,
+    text: Tensor,
+    taps: Sequence[int],
 ) -> tuple[list[Tensor], Tensor]:
     """Run the frozen image tower, with prompts where there are any (section on SPT).
 
@@ -65,14 +86,15 @@ def encode_image(
 
     Args:
         visual: CLIP's image tower.
-        prompts: of :class:`SemanticPrompts`; None leaves the tower as it is, but for its last block.
+        prompts: of :class:`SemanticPrompts`; None leaves the tower as it is, but
+            for its last block.
         pixels: (B, 3, H, W), normalised.
         text: (B, E) unit rows.
         taps: blocks whose outputs are wanted.
 
     Returns:
-        the outputs of the blocks ``taps``, (B, C, h, w) each, and the joint-space features (B, E, h, w); all of unit
-        length in every patch.
+        the outputs of the blocks ``taps``, (B, C, h, w) each, and the joint-space
+        features (B, E, h, w); all of unit length in every patch.
     """
     patches = visual.conv1(pixels)
     x, rows = visual.tokens(patches, "bilinear", prompts is not None), patches.shape[-2]
@@ -81,7 +103,9 @@ def encode_image(
     tapped = {}
 
     def as_map(x: Tensor) -> Tensor:
-        return F.normalize(rearrange(x[:, 1 + tokens :], "b (h w) c -> b c h w", h=rows), dim=1)
+        return F.normalize(
+            rearrange(x[:, 1 + tokens :], "b (h w) c -> b c h w", h=rows), dim=1
+        )
 
     for number, block in enumerate(visual.transformer.resblocks):
         if number < layers:

@@ -24,7 +24,8 @@ def count_loss(density: Tensor, target: Tensor) -> Tensor:
 
 
 def sampled_target(target: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return the target (B, 1, H, W) at the top-left pixel of every cell, scaled to [0, 1] over the whole batch.
+    """Return the target (B, 1, H, W) at the top-left pixel of every cell, scaled to
+    [0, 1] over the whole batch.
 
     A batch without any object gives NaN, of which every comparison is false.
     """
@@ -33,11 +34,15 @@ def sampled_target(target: Tensor, grid: tuple[int, int]) -> Tensor:
     return (sampled - sampled.min()) / (sampled.max() - sampled.min())
 
 
-def rank_loss(similarity: Tensor, target: Tensor, thresholds: Sequence[float] = THRESHOLDS) -> Tensor:
-    """L_rank as the authors' code has it: places of high density shall score higher than those of low density.
+def rank_loss(
+    similarity: Tensor, target: Tensor, thresholds: Sequence[float] = THRESHOLDS
+) -> Tensor:
+    """L_rank as the authors' code has it: places of high density shall score higher
+    than those of low density.
 
-    The paper: -sum_k log(sum_pos exp(S / tau) / sum_all exp(S / tau)). The code: no temperature, bands between
-    neighbouring thresholds, and places outside a set count as exp(0) = 1 in its sum.
+    The paper: -sum_k log(sum_pos exp(S / tau) / sum_all exp(S / tau)). The code: no
+    temperature, bands between neighbouring thresholds, and places outside a set count
+    as exp(0) = 1 in its sum.
 
     Args:
         similarity: (B, 1, h, w) after the affine map.
@@ -47,7 +52,9 @@ def rank_loss(similarity: Tensor, target: Tensor, thresholds: Sequence[float] = 
     level = sampled_target(target, tuple(similarity.shape[-2:]))
     loss = similarity.new_zeros(())
     for upper, lower in zip(thresholds, thresholds[1:], strict=False):
-        positive = (similarity * ((level > lower) & (level < upper))).exp().sum((1, 2, 3))
+        positive = (
+            (similarity * ((level > lower) & (level < upper))).exp().sum((1, 2, 3))
+        )
         negative = (similarity * (level < lower)).exp().sum((1, 2, 3))
         loss = loss - (positive / (positive + negative)).log().mean()
     return loss
@@ -58,14 +65,22 @@ def object_loss(similarity: Tensor, target: Tensor) -> Tensor:
 
     Checked by parity with the authors' code, not run here.
     """
-    positive = (similarity * (sampled_target(target, tuple(similarity.shape[-2:])) > 0)).exp().sum((1, 2, 3))
+    positive = (
+        (similarity * (sampled_target(target, tuple(similarity.shape[-2:])) > 0))
+        .exp()
+        .sum((1, 2, 3))
+    )
     return -(positive / (positive + similarity.exp().sum((1, 2, 3)))).log().mean()
 
 
 def nested_rank_loss(
-    similarity: Tensor, target: Tensor, thresholds: Sequence[float] = THRESHOLDS, temperature: float = 1.0
+    similarity: Tensor,
+    target: Tensor,
+    thresholds: Sequence[float] = THRESHOLDS,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """L_rank as the paper writes it, for comparison: nested sets, true InfoNCE, the largest density of each cell.
+    """L_rank as the paper writes it, for comparison: nested sets, true InfoNCE, the
+    largest density of each cell.
 
     Densities are scaled to [0, 1] in each image; an image without objects adds nothing.
     """
@@ -78,12 +93,17 @@ def nested_rank_loss(
         inside = level > lower
         positive = scores.masked_fill(~inside, -torch.inf).logsumexp(1)
         missing = scores.logsumexp(1) - positive
-        loss = loss + torch.where(inside.any(1), missing, torch.zeros_like(missing)).mean()
+        loss = (
+            loss + torch.where(inside.any(1), missing, torch.zeros_like(missing)).mean()
+        )
     return loss
 
 
 def total_loss(
-    density: Tensor, similarity: Tensor, target: Tensor, rank_weight: float = RANK_WEIGHT
+    density: Tensor,
+    similarity: Tensor,
+    target: Tensor,
+    rank_weight: float = RANK_WEIGHT,
 ) -> dict[str, Tensor]:
     """Return ``loss`` = L_count + rank_weight * L_rank and both parts.
 
@@ -94,4 +114,8 @@ def total_loss(
         rank_weight: the authors' by default.
     """
     count, rank = count_loss(density, target), rank_loss(similarity, target)
-    return {"loss": count + rank_weight * rank, "count": count.detach(), "rank": rank.detach()}
+    return {
+        "loss": count + rank_weight * rank,
+        "count": count.detach(),
+        "rank": rank.detach(),
+    }

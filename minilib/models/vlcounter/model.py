@@ -1,9 +1,11 @@
-"""VLCounter: Text-aware Visual Representation for Zero-Shot Object Counting (AAAI 2024, arXiv 2312.16580).
+"""VLCounter: Text-aware Visual Representation for Zero-Shot Object Counting
+(AAAI 2024, arXiv 2312.16580).
 
-A frozen CLIP, prompts in its image tower that know what to count (SPT), a similarity map with a learned affine map per
-place (LAT), and a decoder whose skip connections that map gates (SaSC). Where the authors' code and their formulas
-differ, this is the code. Shapes: B images of H x W pixels, h x w patches, width C of the tower, joint dimension E,
-D channels of the decoder, M prompts, T templates.
+A frozen CLIP, prompts in its image tower that know what to count (SPT), a similarity
+map with a learned affine map per place (LAT), and a decoder whose skip connections that
+map gates (SaSC). Where the authors' code and their formulas differ, this is the code.
+Shapes: B images of H x W pixels, h x w patches, width C of the tower, joint dimension
+E, D channels of the decoder, M prompts, T templates.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ DENSITY_SCALE = 60.0
 
 
 class AffineMap(nn.Module):
-    """Learnable affine transformation (LAT): S' = W * S + B, one pair of numbers for each place of the grid."""
+    """Learnable affine transformation (LAT): S' = W * S + B, one pair of numbers for
+    each place of the grid."""
 
     def __init__(self, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -37,21 +40,27 @@ class AffineMap(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, 1, *grid))
 
     def forward(self, similarity: Tensor) -> Tensor:
-        """Transform (B, 1, h, w); on another grid than the stored one, both are resized to it (bilinear)."""
+        """Transform (B, 1, h, w); on another grid than the stored one, both are resized
+        to it (bilinear)."""
         weight, bias = self.weight, self.bias
         if weight.shape[-2:] != similarity.shape[-2:]:
             size = tuple(similarity.shape[-2:])
-            weight, bias = (F.interpolate(p, size=size, mode="bilinear", align_corners=False) for p in (weight, bias))
+            weight, bias = (
+                F.interpolate(p, size=size, mode="bilinear", align_corners=False)
+                for p in (weight, bias)
+            )
         return weight * similarity + bias
 
 
 def enlarge(x: Tensor, factor: int) -> Tensor:
-    """Enlarge maps (B, D, h, w) by a whole factor, bilinearly, corner pixels on corner pixels."""
+    """Enlarge maps (B, D, h, w) by a whole factor, bilinearly, corner pixels
+    on corner pixels."""
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=True)
 
 
 class SkipConnection(nn.Module):
-    """Segment-aware skip connection (SaSC): features of the encoder, where the words say that they matter."""
+    """Segment-aware skip connection (SaSC): features of the encoder, where the words
+    say that they matter."""
 
     def __init__(self, width: int, channels: int, factor: int, gated: bool) -> None:
         super().__init__()
@@ -60,11 +69,14 @@ class SkipConnection(nn.Module):
         self.norm = nn.GroupNorm(8, channels)
 
     def forward(self, features: Tensor, similarity: Tensor) -> Tensor:
-        """Return what is added to the decoder's map: features (B, C, h, w) -> (B, D, factor * h, factor * w)."""
+        """Return what is added to the decoder's map: features (B, C, h, w) ->
+        (B, D, factor * h, factor * w)."""
         projected = enlarge(F.gelu(self.norm(self.conv(features))), self.factor)
         if not self.gated:
             return projected
-        return projected * F.interpolate(similarity, scale_factor=self.factor, mode="nearest")
+        return projected * F.interpolate(
+            similarity, scale_factor=self.factor, mode="nearest"
+        )
 
 
 class DecoderStage(nn.Module):
@@ -76,7 +88,8 @@ class DecoderStage(nn.Module):
         self.norm = nn.GroupNorm(8, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform (B, D', h, w) -> (B, D, h, w); the doubling is left to the caller."""
+        """Transform (B, D', h, w) -> (B, D, h, w); the doubling is
+        left to the caller."""
         return F.gelu(self.norm(self.conv(x)))
 
 
@@ -102,7 +115,11 @@ class CounterHead(nn.Module):
 
     def __init__(self, config: VLCounterConfig) -> None:
         super().__init__()
-        embed_dim, width, channels = config.clip.embed_dim, config.clip.vision.width, config.channels
+        embed_dim, width, channels = (
+            config.clip.embed_dim,
+            config.clip.vision.width,
+            config.channels,
+        )
         self.t_proj = nn.Linear(embed_dim, channels)
         self.v_proj = nn.Linear(embed_dim, channels)
         self.affine = AffineMap(config.grid) if config.affine else None
@@ -112,7 +129,8 @@ class CounterHead(nn.Module):
             for factor in (factors if config.skip != "none" else ())
         )
         self.stages = nn.ModuleList(
-            DecoderStage(channels + 1 if i == 0 else channels, channels) for i in range(config.doublings)
+            DecoderStage(channels + 1 if i == 0 else channels, channels)
+            for i in range(config.doublings)
         )
         self.density = nn.Conv2d(channels, 1, 1)
         self._initialise()
@@ -126,7 +144,9 @@ class CounterHead(nn.Module):
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tapped: Sequence[Tensor], patches: Tensor, text: Tensor) -> VLCounterOutput:
+    def forward(
+        self, tapped: Sequence[Tensor], patches: Tensor, text: Tensor
+    ) -> VLCounterOutput:
         """Count in features.
 
         Args:
@@ -137,24 +157,29 @@ class CounterHead(nn.Module):
         Returns:
             density and maps; n doublings make the density (B, 1, 2^n h, 2^n w).
         """
-        visual = rearrange(self.v_proj(rearrange(patches, "b e h w -> b h w e")), "b h w d -> b d h w")
+        visual = rearrange(
+            self.v_proj(rearrange(patches, "b e h w -> b h w e")), "b h w d -> b d h w"
+        )
         raw = einsum(visual, self.t_proj(text), "b d h w, b d -> b h w")[:, None]
         similarity = raw if self.affine is None else self.affine(raw)
         x = self.stages[0](torch.cat([visual, similarity], dim=1))
         added = []
         for number, stage in enumerate(self.stages[1:]):
             x = enlarge(x, 2)
-            if self.skips:  # the deepest features enter first, where the map is smallest
+            # the deepest features enter first, where the map is smallest
+            if self.skips:
                 added.append(self.skips[number](tapped[-1 - number], similarity))
                 x = x + added[-1]
             x = stage(x)
-        # A 1 x 1 convolution and a bilinear enlargement can change places: one channel is cheaper to enlarge than D.
+        # A 1 x 1 convolution and a bilinear enlargement can change places: one channel
+        # is cheaper to enlarge than D.
         density = enlarge(self.density(x), 2)
         return VLCounterOutput(density, similarity, raw, added, tapped, patches)
 
 
 class VLCounter(nn.Module):
-    """Counts whatever is named. Only prompts, projections and decoder are trained: CLIP stays frozen."""
+    """Counts whatever is named. Only prompts, projections and decoder are trained:
+    CLIP stays frozen."""
 
     def __init__(self, config: VLCounterConfig) -> None:
         super().__init__()
@@ -163,8 +188,9 @@ class VLCounter(nn.Module):
         self.prompts = None
         if config.encoder != "frozen":
             self.prompts = SemanticPrompts(
-                config.clip.vision.width, config.clip.embed_dim, config.prompts, config.prompt_depth,
-                semantic=config.encoder == "spt", dropout=config.dropout,
+                config.clip.vision.width, config.clip.embed_dim, config.prompts,
+                config.prompt_depth, semantic=config.encoder == "spt",
+                dropout=config.dropout,
             )  # fmt: skip
         self.head = CounterHead(config)
         self.train(self.training)
@@ -206,7 +232,8 @@ class VLCounter(nn.Module):
         return load_strictly(cls(config), state, "a VLCounter").eval()
 
     def train(self, mode: bool = True) -> VLCounter:
-        """Switch dropout on or off; the frozen CLIP, with its running statistics, always stays in evaluation mode."""
+        """Switch dropout on or off; the frozen CLIP, with its running statistics,
+        always stays in evaluation mode."""
         super().train(mode)
         self.clip.eval()
         return self
@@ -222,21 +249,32 @@ class VLCounter(nn.Module):
         patch = self.config.clip.vision.reduction
         if image.shape[-2] % patch or image.shape[-1] % patch or 0 in image.shape[-2:]:
             raise ValueError(
-                f"an image of {image.shape[-2]} x {image.shape[-1]} pixels is not a whole number of {patch}-pixel "
-                "patches: resize it, or count with density(), which does"
+                f"an image of {image.shape[-2]} x {image.shape[-1]} pixels is not a "
+                f"whole number of {patch}-pixel patches: resize it, or count with "
+                "density(), which does"
             )
         return self.clip.standardise(image)
 
     @torch.no_grad()
-    def encode_names(self, names: Sequence[str], templates: Sequence[str] = PLURAL_TEMPLATES) -> Tensor:
-        """Return one unit row per name, (B, E): the mean over templates, normalised before and after.
+    def encode_names(
+        self, names: Sequence[str], templates: Sequence[str] = PLURAL_TEMPLATES
+    ) -> Tensor:
+        """Return one unit row per name, (B, E): the mean over templates, normalised
+        before and after.
 
-        Equal names are encoded once. Raises ValueError for no names, an empty name, or a template without ``{}``.
+        Equal names are encoded once. Raises ValueError for no names, an empty name, or
+        a template without ``{}``.
         """
         different = list(dict.fromkeys(names))
-        tokens = self.clip.tokenize([text for name in different for text in prompts_for(name, templates)])
-        embeddings = torch.cat([self.clip.encode_text(chunk) for chunk in tokens.split(512)])
-        rows = prompt_ensemble(rearrange(embeddings, "(k t) e -> k t e", k=len(different))).T
+        tokens = self.clip.tokenize(
+            [text for name in different for text in prompts_for(name, templates)]
+        )
+        embeddings = torch.cat(
+            [self.clip.encode_text(chunk) for chunk in tokens.split(512)]
+        )
+        rows = prompt_ensemble(
+            rearrange(embeddings, "(k t) e -> k t e", k=len(different))
+        ).T
         return rows[[different.index(name) for name in names]]
 
     def forward(self, pixels: Tensor, text: Tensor) -> VLCounterOutput:
@@ -251,9 +289,17 @@ class VLCounter(nn.Module):
         )
         return self.head(tapped, patches, text)
 
-    def predict(self, image: Tensor, names: Sequence[str], templates: Sequence[str] = PLURAL_TEMPLATES) -> Tensor:
-        """Return the density of ``names[i]`` in image i (B, 3, H, W) in [0, 1]: (B, H, W), which sums to the count."""
-        output: VLCounterOutput = self(self.preprocess(image), self.encode_names(names, templates))
+    def predict(
+        self,
+        image: Tensor,
+        names: Sequence[str],
+        templates: Sequence[str] = PLURAL_TEMPLATES,
+    ) -> Tensor:
+        """Return the density of ``names[i]`` in image i (B, 3, H, W) in [0, 1]:
+        (B, H, W), which sums to the count."""
+        output: VLCounterOutput = self(
+            self.preprocess(image), self.encode_names(names, templates)
+        )
         return output.density[:, 0] / DENSITY_SCALE
 
     @torch.no_grad()
@@ -265,16 +311,20 @@ class VLCounter(nn.Module):
         merge: str = "recursive",
         templates: Sequence[str] = PLURAL_TEMPLATES,
     ) -> Tensor:
-        """Return the density (H', W') of one image of any size and shape (authors' test protocol).
+        """Return the density (H', W') of one image of any size and shape
+        (authors' test protocol).
 
-        The shorter side is resized to the window, then square windows step along the longer one, and their maps are
-        merged. ``density(...).sum()`` is the count; it is neither rounded nor kept from falling below zero.
+        The shorter side is resized to the window, then square windows step along the
+        longer one, and their maps are merged. ``density(...).sum()`` is the count; it
+        is neither rounded nor kept from falling below zero.
 
         Args:
             image: (3, H, W) in [0, 1].
             name: what to count.
-            stride: pixels between windows; a third of the window by default, 128 of 384.
-            merge: "recursive" as the authors', or "uniform" (see ``minilib.layers.windows``).
+            stride: pixels between windows; a third of the window by
+                default, 128 of 384.
+            merge: "recursive" as the authors', or "uniform" (see
+                ``minilib.layers.windows``).
             templates: sentences around the name.
 
         Raises:
@@ -287,4 +337,6 @@ class VLCounter(nn.Module):
         def crops_to_maps(crops: Tensor) -> Tensor:
             return self.predict(crops, [name] * len(crops), templates)
 
-        return over_windows(crops_to_maps, fitted, window, stride or max(1, window // 3), merge)
+        return over_windows(
+            crops_to_maps, fitted, window, stride or max(1, window // 3), merge
+        )

@@ -31,9 +31,18 @@ def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
         ValueError: an entry that every VLCounter has is missing.
     """
     weights = unwrapped(content)
-    needed = ("v_enc.conv1.weight", "t_enc.token_embedding.weight", "t_proj.weight", "attn_weight")
+    needed = (
+        "v_enc.conv1.weight",
+        "t_enc.token_embedding.weight",
+        "t_proj.weight",
+        "attn_weight",
+    )
     require(weights, needed, "a VLCounter")
-    head = {key: value for key, value in weights.items() if not key.startswith(("v_enc.", "t_enc."))}
+    head = {
+        key: value
+        for key, value in weights.items()
+        if not key.startswith(("v_enc.", "t_enc."))
+    }
     visual, prompts = convert_tower(under(weights, "v_enc."))
     parts = {
         "clip.": under(weights, "t_enc."),
@@ -41,7 +50,11 @@ def convert(content: Mapping[str, Any]) -> dict[str, Tensor]:
         "prompts.": prompts,
         "head.": convert_head(head),
     }
-    state = {prefix + key: value for prefix, part in parts.items() for key, value in part.items()}
+    state = {
+        prefix + key: value
+        for prefix, part in parts.items()
+        for key, value in part.items()
+    }
     # The counter has no use for CLIP's multiplier, and the file does not hold it.
     return state | {"clip.logit_scale": torch.tensor(CLIPConfig().init_logit_scale)}
 
@@ -75,10 +88,14 @@ def infer_config(
     )
 
 
-def convert_tower(tower: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split the weights of an image encoder into those of CLIP's tower and those of its prompts (may be none).
+def convert_tower(
+    tower: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split the weights of an image encoder into those of CLIP's tower and those of its
+    prompts (may be none).
 
-    The last block's attention is stored under other names than that of the blocks before it.
+    The last block's attention is stored under other names than that of the
+    blocks before it.
     """
     visual: dict[str, Tensor] = {}
     prompts: dict[str, Tensor] = {}
@@ -98,14 +115,19 @@ def convert_tower(tower: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
 
 
 def block_name(key: str) -> str:
-    """Return the usual name of a block's weight: ``attn.qkv.weight`` is ``attn.in_proj_weight`` in all others."""
+    """Return the usual name of a block's weight: ``attn.qkv.weight`` is
+    ``attn.in_proj_weight`` in all others."""
     key = re.sub(r"\battn\.qkv\.(weight|bias)$", r"attn.in_proj_\1", key)
     return re.sub(r"\battn\.proj\.(weight|bias)$", r"attn.out_proj.\1", key)
 
 
 def convert_head(head: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of projections, affine map, skip connections and decoder under this package's names."""
-    last = max((int(m[1]) for key in head if (m := re.match(r"decoder\.(\d+)\.", key))), default=0)
+    """Return the weights of projections, affine map, skip connections and decoder under
+    this package's names."""
+    last = max(
+        (int(m[1]) for key in head if (m := re.match(r"decoder\.(\d+)\.", key))),
+        default=0,
+    )
     renamed = {}
     for key, value in head.items():
         if key.startswith(f"decoder.{last}.gn."):  # stored, but never applied

@@ -1,12 +1,19 @@
-"""What VLCounter asks CLIP: its plural templates, the singular ones of its ablation, and plurals of class names."""
+"""What VLCounter asks CLIP: its plural templates, the singular ones of its ablation,
+and plurals of class names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 PLURAL_TEMPLATES = (
-    *(f"a photo of a number of {size}{{}}." for size in ("", "small ", "medium ", "large ")),
-    *(f"there are a photo of a number of {size}{{}}." for size in ("", "small ", "medium ", "large ")),
+    *(
+        f"a photo of a number of {size}{{}}."
+        for size in ("", "small ", "medium ", "large ")
+    ),
+    *(
+        f"there are a photo of a number of {size}{{}}."
+        for size in ("", "small ", "medium ", "large ")
+    ),
     "a number of {} in the scene.",
     "a photo of a number of {} in the scene.",
     "there are a number of {} in the scene.",
@@ -15,7 +22,10 @@ PLURAL_TEMPLATES = (
 
 SINGULAR_TEMPLATES = (
     *(f"A photo of a {size}{{}}." for size in ("", "small ", "medium ", "large ")),
-    *(f"This is a photo of a {size}{{}}." for size in ("", "small ", "medium ", "large ")),
+    *(
+        f"This is a photo of a {size}{{}}."
+        for size in ("", "small ", "medium ", "large ")
+    ),
     "A {} in the scene.",
     "A photo of a {} in the scene.",
     "There is a {} in the scene.",
@@ -45,7 +55,8 @@ _PLURALS = {
 
 
 def plural(name: str) -> str:
-    """Return a class name of FSC-147 in the plural: 133 of its 147 names are plural already."""
+    """Return a class name of FSC-147 in the plural: 133 of its 147 names
+    are plural already."""
     return _PLURALS.get(name, name)
 
 
@@ -56,9 +67,16 @@ def prompts_for(name: str, templates: Sequence[str]) -> list[str]:
         ValueError: an empty name, no templates, or a template without ``{}``.
     """
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"{name!r} says nothing to count: expected a name such as 'red apples'")
+        raise ValueError(
+            f"{name!r} says nothing to count: expected a name such as 'red apples'"
+        )
     if isinstance(templates, str) or not templates:
-        raise ValueError(f"templates={templates!r}: expected a list of sentences such as 'a number of {{}}.'")
+        raise ValueError(
+            f"templates={templates!r}: expected a list of sentences such as 'a number "
+            f"of {{}}.'"
+        )
     if wrong := [text for text in templates if "{}" not in text]:
-        raise ValueError(f"template {wrong[0]!r} has no place for the name: write {{}} where it goes")
+        raise ValueError(
+            f"template {wrong[0]!r} has no place for the name: write {{}} where it goes"
+        )
     return [text.replace("{}", name.strip()) for text in templates]

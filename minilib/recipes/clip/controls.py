@@ -42,7 +42,8 @@ class LookupTable(CLIP):
 
 
 def caption_hash(tokens: Tensor, end: Tensor) -> Tensor:
-    """Return one integer per row of tokens (B, L) that depends on the ids up to ``end`` (B,) alone."""
+    """Return one integer per row of tokens (B, L) that depends on the ids up to
+    ``end`` (B,) alone."""
     value = torch.zeros_like(end)
     for position, ids in enumerate(tokens.unbind(1)):
         mixed = (value * 1_000_003 + ids + 1) % (2**31 - 1)

@@ -1,7 +1,8 @@
-"""The experiments behind chapter 1's claims: small trainings at equal cost, and questions put to a trained CLIP.
+"""The experiments behind chapter 1's claims: small trainings at equal cost, and
+questions put to a trained CLIP.
 
-Every experiment returns plain numbers; the chapter draws and records them. Which claim an experiment tests, and the
-rule that judges it, are in ``minilib/ledger/clip.yaml``.
+Every experiment returns plain numbers; the chapter draws and records them. Which claim
+an experiment tests, and the rule that judges it, are in ``minilib/ledger/clip.yaml``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ NUMBERS_ASKED = 6
 
 @dataclass(frozen=True)
 class Lab:
-    """A small, fast set-up for comparing ways of training: one tower, one budget, one test."""
+    """A small, fast set-up for comparing ways of training: one tower, one
+    budget, one test."""
 
     image_size: int = 32
     """Side of the images in pixels."""
@@ -98,7 +100,9 @@ class Lab:
             pairs: number of distinct pairs, None = never the same twice.
         """
         text = text_config(self.width, 2, self.width // 32)
-        vision = ViTConfig(patch=8, width=self.width, layers=3, heads=self.width // 32, stem="conv")
+        vision = ViTConfig(
+            patch=8, width=self.width, layers=3, heads=self.width // 32, stem="conv"
+        )
         train = TrainConfig(
             steps=self.steps,
             lr=self.lr,
@@ -106,7 +110,9 @@ class Lab:
             evaluate_every=max(1, self.steps // self.evaluations),
             log_every=10,
         )
-        single = SceneConfig(size=self.image_size, objects=(1, 1), classes=self.names, tint=0.25)
+        single = SceneConfig(
+            size=self.image_size, objects=(1, 1), classes=self.names, tint=0.25
+        )
         return Pretraining(
             model=clip_config(vision, self.image_size, 96, text),
             train=train,
@@ -117,9 +123,13 @@ class Lab:
 
     def test(self, style: str = "noto", seed: int = 0) -> Batch:
         """Return the lab's test scenes; labels count within ``names``."""
-        batch = single_objects(self.test_images, style, self.image_size, "test", self.names, seed)
+        batch = single_objects(
+            self.test_images, style, self.image_size, "test", self.names, seed
+        )
         place = {find(name).index: i for i, name in enumerate(self.names)}
-        return replace(batch, label=torch.tensor([place[i] for i in batch.label.tolist()]))
+        return replace(
+            batch, label=torch.tensor([place[i] for i in batch.label.tolist()])
+        )
 
 
 def train_clip(
@@ -141,7 +151,10 @@ def train_clip(
 
     def wrong_pairs(step: int) -> Batch:
         batch = pairs(step)
-        return replace(batch, caption=random.Random(f"{seed} {step}").sample(batch.caption, len(batch)))
+        return replace(
+            batch,
+            caption=random.Random(f"{seed} {step}").sample(batch.caption, len(batch)),
+        )
 
     batches = wrong_pairs if shuffled else pairs
     history = fit(
@@ -151,12 +164,17 @@ def train_clip(
     return model, history
 
 
-def live_training(lab: Lab, seed: int, device: torch.device | str = "cpu") -> tuple[CLIP, History]:
-    """Pre-train the lab's CLIP with a progress bar; zero-shot ``top1`` is logged along the way."""
+def live_training(
+    lab: Lab, seed: int, device: torch.device | str = "cpu"
+) -> tuple[CLIP, History]:
+    """Pre-train the lab's CLIP with a progress bar; zero-shot ``top1`` is
+    logged along the way."""
     test = lab.test(seed=seed).to(device)
 
     def watch(model: CLIP) -> dict[str, float]:
-        return {"top1": accuracy(class_scores(model, lab.names, test.image), test.label)}
+        return {
+            "top1": accuracy(class_scores(model, lab.names, test.image), test.label)
+        }
 
     return train_clip(lab.pretraining(), seed, device, watch, progress="live CLIP")
 
@@ -181,7 +199,8 @@ def train_classifier(
     device: torch.device | str = "cpu",
     evaluate: Callable[[ImageClassifier], dict[str, float]] | None = None,
 ) -> tuple[ImageClassifier, History]:
-    """Train the same image tower on the same images with class ids instead of captions."""
+    """Train the same image tower on the same images with class ids
+    instead of captions."""
     scenes = EmojiScenes(recipe.scenes, recipe.captions, device)
     size = recipe.batch_size
 
@@ -190,10 +209,16 @@ def train_classifier(
         return scenes.batch("detect", size, "train", seed, start)
 
     def loss(model: ImageClassifier, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": F.cross_entropy(model(batch.image), labels(batch).to(batch.image.device))}
+        return {
+            "loss": F.cross_entropy(
+                model(batch.image), labels(batch).to(batch.image.device)
+            )
+        }
 
     model = _image_classifier(recipe, outputs, seed, device)
-    return model, fit(model, loss, batches, recipe.training(seed), evaluate=evaluate, progress=None)
+    return model, fit(
+        model, loss, batches, recipe.training(seed), evaluate=evaluate, progress=None
+    )
 
 
 def class_scores(model: CLIP, class_list: Sequence[str], image: Tensor) -> Tensor:
@@ -203,7 +228,8 @@ def class_scores(model: CLIP, class_list: Sequence[str], image: Tensor) -> Tenso
 
 @torch.no_grad()
 def nearest_words(model: CLIP, batch: Batch) -> tuple[list[list[str]], list[Tensor]]:
-    """Return per scene of a batch its words, objects and background, and the nearest word of every patch.
+    """Return per scene of a batch its words, objects and background, and the nearest
+    word of every patch.
 
     Returns:
         the words of each scene, and maps (h, w) of positions among them.
@@ -220,7 +246,7 @@ def nearest_words(model: CLIP, batch: Batch) -> tuple[list[list[str]], list[Tens
     return words, maps
 
 
-# --- C1: contrast against prediction ---------------------------------------------------------------------------------
+# --- C1: contrast against prediction --------------------------------------------------
 
 
 def contrast_or_predict(
@@ -230,33 +256,43 @@ def contrast_or_predict(
     control: bool = True,
     contrast: History | None = None,
 ) -> dict[str, History]:
-    """Train the same image tower on the same pairs by four objectives; ``top1`` is logged along the way (Figure 2).
+    """Train the same image tower on the same pairs by four objectives; ``top1`` is
+    logged along the way (Figure 2).
 
-    ``contrast`` is the history of ``train_clip(lab.pretraining(), seed)`` with ``top1`` logged, if that has been run.
+    ``contrast`` is the history of ``train_clip(lab.pretraining(), seed)`` with ``top1``
+    logged, if that has been run.
 
     Returns:
-        histories of "contrast, transformer", "contrast, bag of words", "predict the words" and, where ``control``,
-        "contrast, shuffled captions".
+        histories of "contrast, transformer", "contrast, bag of words", "predict the
+        words" and, where ``control``, "contrast, shuffled captions".
     """
     test = lab.test(seed=seed).to(device)
 
     def zero_shot(model: CLIP) -> dict[str, float]:
-        return {"top1": accuracy(class_scores(model, lab.names, test.image), test.label)}
+        return {
+            "top1": accuracy(class_scores(model, lab.names, test.image), test.label)
+        }
 
     runs = {
-        "contrast, transformer": contrast or train_clip(lab.pretraining(), seed, device, zero_shot)[1],
+        "contrast, transformer": contrast
+        or train_clip(lab.pretraining(), seed, device, zero_shot)[1],
         "contrast, bag of words": train_clip(
             lab.pretraining(), seed, device, zero_shot, kind=BagOfWords
         )[1],
         "predict the words": _predict_words(lab, seed, device, test),
     }
     if control:
-        runs["contrast, shuffled captions"] = train_clip(lab.pretraining(), seed, device, zero_shot, shuffled=True)[1]
+        runs["contrast, shuffled captions"] = train_clip(
+            lab.pretraining(), seed, device, zero_shot, shuffled=True
+        )[1]
     return runs
 
 
-def _predict_words(lab: Lab, seed: int, device: torch.device | str, test: Batch) -> History:
-    """Train the image tower to predict which BPE tokens the caption contains; classes are ranked by their words."""
+def _predict_words(
+    lab: Lab, seed: int, device: torch.device | str, test: Batch
+) -> History:
+    """Train the image tower to predict which BPE tokens the caption contains; classes
+    are ranked by their words."""
     recipe = lab.pretraining()
     reader = build(recipe.model, seed, BagOfWords)
     vocab_size = recipe.model.text.vocab_size
@@ -265,44 +301,64 @@ def _predict_words(lab: Lab, seed: int, device: torch.device | str, test: Batch)
         tokens = reader.tokenize(list(texts))
         bag = torch.zeros(len(texts), vocab_size)
         bag.scatter_(1, tokens, 1.0)
-        bag[:, [0, vocab_size - 2, vocab_size - 1]] = 0  # padding, start and end are not words
+        # padding, start and end are not words
+        bag[:, [0, vocab_size - 2, vocab_size - 1]] = 0
         return bag.to(device)
 
     def loss(model: ImageClassifier, batch: Batch) -> dict[str, Tensor]:
-        bce = F.binary_cross_entropy_with_logits(model(batch.image), words(batch.caption), reduction="none")
+        bce = F.binary_cross_entropy_with_logits(
+            model(batch.image), words(batch.caption), reduction="none"
+        )
         return {"loss": bce.sum(dim=1).mean()}
 
     name_words = words(lab.names)
 
     def zero_shot(model: ImageClassifier) -> dict[str, float]:
-        # The mean over a name's words, not their sum: long names would otherwise never win.
+        # The mean over a name's words, not their sum: long names would
+        # otherwise never win.
         scores = F.logsigmoid(model(test.image)) @ name_words.T / name_words.sum(dim=1)
         return {"top1": accuracy(scores, test.label)}
 
     # Its towers are those of the bag of words: both start from the same image tower.
     model = _image_classifier(recipe, vocab_size, seed, device, BagOfWords)
-    return fit(model, loss, scene_pairs(recipe, seed, device), recipe.training(seed), evaluate=zero_shot, progress=None)
+    return fit(
+        model,
+        loss,
+        scene_pairs(recipe, seed, device),
+        recipe.training(seed),
+        evaluate=zero_shot,
+        progress=None,
+    )
 
 
-# --- C2: combinations nobody labelled --------------------------------------------------------------------------------
+# --- C2: combinations nobody labelled -------------------------------------------------
 
 
 def combinations(
     lab: Lab, seed: int, device: torch.device | str = "cpu", classes: int = 24
 ) -> dict[str, dict[str, float]]:
-    """Hold out one colour of every object while training; then ask for exactly those combinations.
+    """Hold out one colour of every object while training; then ask for exactly
+    those combinations.
 
-    Captions are bare ("a red dog"), so that the lookup-table text encoder, which has one free vector per caption,
-    lacks nothing but composition.
+    Captions are bare ("a red dog"), so that the lookup-table text encoder, which has
+    one free vector per caption, lacks nothing but composition.
 
     Returns:
-        for "transformer", "lookup table" and "supervised": top-1 among all classes x colours on ``seen`` and ``unseen``
-        combinations.
+        for "transformer", "lookup table" and "supervised": top-1 among all classes x
+        colours on ``seen`` and ``unseen`` combinations.
     """
     chosen = replace(lab, classes=classes).names
     indices = [find(name).index for name in chosen]
-    plain = CaptionConfig(opening=0, background=0, tint=1, full_stop=0, kind=0, disambiguate=1, relation=0)
-    scenes = SceneConfig(size=lab.image_size, objects=(1, 1), classes=chosen, tint=1.0, combinations="seen")
+    plain = CaptionConfig(
+        opening=0, background=0, tint=1, full_stop=0, kind=0, disambiguate=1, relation=0
+    )
+    scenes = SceneConfig(
+        size=lab.image_size,
+        objects=(1, 1),
+        classes=chosen,
+        tint=1.0,
+        combinations="seen",
+    )
     phrases = [noun_phrase(i, tint) for i in indices for tint in range(len(TINTS))]
 
     def labels(batch: Batch) -> Tensor:
@@ -317,15 +373,28 @@ def combinations(
     }
 
     def judge(score: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        return {kind: accuracy(score(batch.image), labels(batch)) for kind, batch in tests.items()}
+        return {
+            kind: accuracy(score(batch.image), labels(batch))
+            for kind, batch in tests.items()
+        }
 
     report = {}
     for name, kind in (("transformer", CLIP), ("lookup table", LookupTable)):
         pretraining = lab.pretraining(scenes=scenes, captions=plain)
         model, _ = train_clip(pretraining, seed, device, kind=kind)
         weights = embed_texts(model, phrases).T
-        report[name] = judge(lambda image, model=model, weights=weights: embed_images(model, image) @ weights)
-    supervised, _ = train_classifier(lab.pretraining(scenes=scenes, captions=plain), labels, len(phrases), seed, device)
+        report[name] = judge(
+            lambda image, model=model, weights=weights: (
+                embed_images(model, image) @ weights
+            )
+        )
+    supervised, _ = train_classifier(
+        lab.pretraining(scenes=scenes, captions=plain),
+        labels,
+        len(phrases),
+        seed,
+        device,
+    )
     with torch.no_grad():
         report["supervised"] = judge(supervised)
     return report
@@ -337,51 +406,84 @@ def held_out_phrases(count: int = 6) -> list[str]:
     return [noun_phrase(i, int(held_out_tint(i))) for i in list(every)[:count]]
 
 
-# --- C3 and C4: prompts, and zero-shot against a probe ---------------------------------------------------------------
+# --- C3 and C4: prompts, and zero-shot against a probe --------------------------------
 
 
 def prompt_ladder(
-    model: CLIP, test: Batch, class_list: Sequence[str], templates: Sequence[str] = TEMPLATES
+    model: CLIP,
+    test: Batch,
+    class_list: Sequence[str],
+    templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, float]:
-    """Return top-1 of the bare word, each single template (its text is the key), and ensembles of 2, 3, ... of them.
+    """Return top-1 of the bare word, each single template (its text is the key), and
+    ensembles of 2, 3, ... of them.
 
     "probabilities" averages softmax probabilities over templates instead of embeddings.
     """
     image = embed_images(model, test.image.to(model.device))
     label = test.label
-    report = {"bare word": accuracy(image @ classifier(model, class_list, ["{}"]), label)}
-    single = [image @ classifier(model, class_list, [template]) for template in templates]
-    report |= {template: accuracy(scores, label) for template, scores in zip(templates, single, strict=True)}
+    report = {
+        "bare word": accuracy(image @ classifier(model, class_list, ["{}"]), label)
+    }
+    single = [
+        image @ classifier(model, class_list, [template]) for template in templates
+    ]
+    report |= {
+        template: accuracy(scores, label)
+        for template, scores in zip(templates, single, strict=True)
+    }
     for count in range(2, len(templates) + 1):
-        report[f"ensemble of {count}"] = accuracy(image @ classifier(model, class_list, templates[:count]), label)
+        report[f"ensemble of {count}"] = accuracy(
+            image @ classifier(model, class_list, templates[:count]), label
+        )
     scale = model.logit_scale.detach().exp()
-    report["probabilities"] = accuracy(torch.stack([(scale * s).softmax(1) for s in single]).mean(0), label)
+    report["probabilities"] = accuracy(
+        torch.stack([(scale * s).softmax(1) for s in single]).mean(0), label
+    )
     return report
 
 
 def unseen_endings(
-    model: CLIP, test: Batch, class_list: Sequence[str], template: str, endings: Sequence[str] = ("", ".", "!", " ???")
+    model: CLIP,
+    test: Batch,
+    class_list: Sequence[str],
+    template: str,
+    endings: Sequence[str] = ("", ".", "!", " ???"),
 ) -> dict[str, float]:
-    """Return top-1 of one template with several endings; captions end without anything or with a full stop."""
+    """Return top-1 of one template with several endings; captions end without anything
+    or with a full stop."""
     image = embed_images(model, test.image.to(model.device))
     bare = template.rstrip(".")
-    return {end: accuracy(image @ classifier(model, class_list, [bare + end]), test.label) for end in endings}
+    return {
+        end: accuracy(image @ classifier(model, class_list, [bare + end]), test.label)
+        for end in endings
+    }
 
 
-def ensemble_gain(model: CLIP, test: Batch, class_list: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
-    """Return, per test image, 1 where only the ensemble is right, -1 where only the bare word is, else 0 (N,)."""
+def ensemble_gain(
+    model: CLIP,
+    test: Batch,
+    class_list: Sequence[str],
+    templates: Sequence[str] = TEMPLATES,
+) -> Tensor:
+    """Return, per test image, 1 where only the ensemble is right, -1 where only the
+    bare word is, else 0 (N,)."""
     image = embed_images(model, test.image.to(model.device))
     right = [
-        (image @ classifier(model, class_list, list(texts))).argmax(1) == test.label for texts in (templates, ["{}"])
+        (image @ classifier(model, class_list, list(texts))).argmax(1) == test.label
+        for texts in (templates, ["{}"])
     ]
     return right[0].double() - right[1].double()
 
 
 @torch.no_grad()
 def probe_features(model: CLIP, image: Tensor, batch_size: int = 256) -> Tensor:
-    """Return features before the projection (N, W), what the paper's probe reads (appendix A.3)."""
+    """Return features before the projection (N, W), what the paper's probe
+    reads (appendix A.3)."""
     chunks = image.to(model.device).split(batch_size)
-    return torch.cat([model.image_backbone(model.preprocess(chunk)) for chunk in chunks])
+    return torch.cat(
+        [model.image_backbone(model.preprocess(chunk)) for chunk in chunks]
+    )
 
 
 def few_shot(
@@ -400,16 +502,21 @@ def few_shot(
     ``train`` must hold at least ``max(shots)`` images of every class.
 
     Returns:
-        "shots"; per k the mean over draws of "probe"; and one-element lists "zero-shot" and "random names".
+        "shots"; per k the mean over draws of "probe"; and one-element lists "zero-shot"
+        and "random names".
     """
     text = classifier(model, class_list, templates)
     image = embed_images(model, test.image.to(model.device))
     gibberish = random.Random(seed)
-    nonsense = ["".join(gibberish.choices(string.ascii_lowercase, k=7)) for _ in class_list]
+    nonsense = [
+        "".join(gibberish.choices(string.ascii_lowercase, k=7)) for _ in class_list
+    ]
     report: dict[str, list[float]] = {
         "shots": list(shots),
         "zero-shot": [accuracy(image @ text, test.label)],
-        "random names": [accuracy(image @ classifier(model, nonsense, templates), test.label)],
+        "random names": [
+            accuracy(image @ classifier(model, nonsense, templates), test.label)
+        ],
         "probe": [],
     }
     x, y = probe_features(model, train.image), train.label
@@ -421,7 +528,11 @@ def few_shot(
         hits = []
         for _ in range(draws):
             rows = draw_shots(y, k, generator)
-            hits.append(LinearProbe.fit(x[rows], y[rows], C, tolerance=1e-5).accuracy(x_test, test.label))
+            hits.append(
+                LinearProbe.fit(x[rows], y[rows], C, tolerance=1e-5).accuracy(
+                    x_test, test.label
+                )
+            )
         report["probe"].append(sum(hits) / len(hits))
     return report
 
@@ -436,13 +547,19 @@ def draw_shots(label: Tensor, k: int, generator: torch.Generator) -> Tensor:
     for c in label.unique().tolist():
         own = (label == c).nonzero()[:, 0]
         if len(own) < k:
-            raise ValueError(f"class {c} has {len(own)} examples, fewer than k={k}: give more training images")
+            raise ValueError(
+                f"class {c} has {len(own)} examples, fewer than k={k}: give more "
+                "training images"
+            )
         rows.append(own[torch.randperm(len(own), generator=generator)[:k]])
     return torch.cat(rows)
 
 
-def crossing(shots: Sequence[int], probe: Sequence[float], zero_shot: float) -> float | None:
-    """Return how many labelled images per class the probe needs to equal zero-shot, interpolated in log k.
+def crossing(
+    shots: Sequence[int], probe: Sequence[float], zero_shot: float
+) -> float | None:
+    """Return how many labelled images per class the probe needs to equal zero-shot,
+    interpolated in log k.
 
     None where the probe never gets there; the first k where it is above from the start.
     """
@@ -457,16 +574,27 @@ def crossing(shots: Sequence[int], probe: Sequence[float], zero_shot: float) -> 
 
 
 @lru_cache(maxsize=64)
-def shot_pool(per_class: int, size: int, classes: tuple[str, ...], seed: int = 0, split: str = "val") -> Batch:
-    """Return ``per_class`` labelled scenes of every class, labels within ``classes``."""
+def shot_pool(
+    per_class: int,
+    size: int,
+    classes: tuple[str, ...],
+    seed: int = 0,
+    split: str = "val",
+) -> Batch:
+    """Return ``per_class`` labelled scenes of every class, labels
+    within ``classes``."""
     images = []
     for name in classes:
         config = SceneConfig(size=size, classes=(name,), tint=0.0)
-        images.append(EmojiScenes(config).batch("classify", per_class, split, seed).image)
-    return Batch(torch.cat(images), label=torch.arange(len(classes)).repeat_interleave(per_class))
+        images.append(
+            EmojiScenes(config).batch("classify", per_class, split, seed).image
+        )
+    return Batch(
+        torch.cat(images), label=torch.arange(len(classes)).repeat_interleave(per_class)
+    )
 
 
-# --- C7: robustness to a change of style -----------------------------------------------------------------------------
+# --- C7: robustness to a change of style ----------------------------------------------
 
 
 def logit(p: float) -> float:
@@ -475,18 +603,24 @@ def logit(p: float) -> float:
     return float(torch.logit(torch.tensor(p, dtype=torch.float64)))
 
 
-def effective_robustness(baseline: Sequence[tuple[float, float]], model: tuple[float, float]) -> float:
-    """Return accuracy under shift beyond what the baseline's line predicts (Taori et al. 2020).
+def effective_robustness(
+    baseline: Sequence[tuple[float, float]], model: tuple[float, float]
+) -> float:
+    """Return accuracy under shift beyond what the baseline's line predicts
+    (Taori et al. 2020).
 
     Args:
-        baseline: (reference accuracy, shifted accuracy) of supervised models; a line is fitted in logit axes.
+        baseline: (reference accuracy, shifted accuracy) of supervised models; a line is
+            fitted in logit axes.
         model: the same pair for the model in question.
 
     Raises:
         ValueError: fewer than two baseline models.
     """
     if len(baseline) < 2:
-        raise ValueError(f"a line needs at least two supervised models, not {len(baseline)}")
+        raise ValueError(
+            f"a line needs at least two supervised models, not {len(baseline)}"
+        )
     x = torch.tensor([[logit(a), 1.0] for a, _ in baseline], dtype=torch.float64)
     y = torch.tensor([[logit(b)] for _, b in baseline], dtype=torch.float64)
     slope, offset = torch.linalg.lstsq(x, y).solution.flatten().tolist()
@@ -495,17 +629,23 @@ def effective_robustness(baseline: Sequence[tuple[float, float]], model: tuple[f
 
 
 def style_shift(
-    lab: Lab, seed: int, device: torch.device | str = "cpu", one_style: CLIP | None = None
+    lab: Lab,
+    seed: int,
+    device: torch.device | str = "cpu",
+    one_style: CLIP | None = None,
 ) -> dict[str, list[tuple[float, float]]]:
-    """Compare zero-shot, probe and supervised learning when the drawing style changes from Noto to Twemoji (Figure 13).
+    """Compare zero-shot, probe and supervised learning when the drawing style changes
+    from Noto to Twemoji (Figure 13).
 
-    CLIP's web data hold many styles, ImageNet one. So one CLIP sees Noto and OpenMoji, another Noto alone (the control
-    that separates the diversity of the data from the objective); nobody sees Twemoji. ``one_style`` is the model of
+    CLIP's web data hold many styles, ImageNet one. So one CLIP sees Noto and OpenMoji,
+    another Noto alone (the control that separates the diversity of the data from the
+    objective); nobody sees Twemoji. ``one_style`` is the model of
     ``train_clip(lab.pretraining(), seed)``, if that has been run.
 
     Returns:
-        (Noto accuracy, Twemoji accuracy): "supervised" along a training on Noto, and one pair each for "zero-shot, two
-        styles", "zero-shot, one style" and "probe, two styles" (the probe is fitted to Noto images).
+        (Noto accuracy, Twemoji accuracy): "supervised" along a training on Noto, and
+        one pair each for "zero-shot, two styles", "zero-shot, one style" and "probe,
+        two styles" (the probe is fitted to Noto images).
     """
     tests = [lab.test("noto", seed).to(device), lab.test("twemoji", seed).to(device)]
     place = {find(name).index: i for i, name in enumerate(lab.names)}
@@ -523,44 +663,63 @@ def style_shift(
 
     noto = lab.pretraining()
     _, history = train_classifier(noto, labels, len(lab.names), seed, device, along)
-    report = {"supervised": list(zip(history.column("noto")[1], history.column("twemoji")[1], strict=True))}
+    report = {
+        "supervised": list(
+            zip(history.column("noto")[1], history.column("twemoji")[1], strict=True)
+        )
+    }
     mixed = replace(noto, scenes=replace(noto.scenes, styles=("noto", "openmoji")))
     models = {"two styles": train_clip(mixed, seed, device)[0]}
     models["one style"] = one_style or train_clip(noto, seed, device)[0]
     for name, model in models.items():
-        report[f"zero-shot, {name}"] = [both(lambda image, model=model: class_scores(model, lab.names, image))]
+        report[f"zero-shot, {name}"] = [
+            both(lambda image, model=model: class_scores(model, lab.names, image))
+        ]
     pool = shot_pool(16, lab.image_size, lab.names, seed)
     features = probe_features(models["two styles"], pool.image)
     mean, std = features.mean(0), features.std(0) + 1e-6
     probe = LinearProbe.fit((features - mean) / std, pool.label, 1.0, tolerance=1e-5)
     report["probe, two styles"] = [
-        both(lambda image: probe.logits((probe_features(models["two styles"], image) - mean) / std))
+        both(
+            lambda image: probe.logits(
+                (probe_features(models["two styles"], image) - mean) / std
+            )
+        )
     ]
     return report
 
 
-# --- What CLIP cannot do ---------------------------------------------------------------------------------------------
+# --- What CLIP cannot do --------------------------------------------------------------
 
 
 def counting(model: CLIP, n: int = 600, seed: int = 0) -> dict[str, object]:
-    """Ask for the number of one to six like objects, by text and by a probe on the same features.
+    """Ask for the number of one to six like objects, by text and by a probe on
+    the same features.
 
     Returns:
-        "zero-shot", "probe" and "chance" accuracies, "error" the mean absolute error of zero-shot, and "confusion"
-        (asked, answered) as nested lists of shares.
+        "zero-shot", "probe" and "chance" accuracies, "error" the mean absolute error of
+        zero-shot, and "confusion" (asked, answered) as nested lists of shares.
     """
 
     def scenes(split: str) -> tuple[Batch, Tensor]:
         parts = []
         for number in range(1, NUMBERS_ASKED + 1):
             config = SceneConfig(
-                size=model.config.image_size, count=(number, number), distractors=(0, 0), tint=0.0, scale=(0.7, 1.0)
+                size=model.config.image_size,
+                count=(number, number),
+                distractors=(0, 0),
+                tint=0.0,
+                scale=(0.7, 1.0),
             )
             parts.append(
-                EmojiScenes(config, device=model.device).batch("count", n // NUMBERS_ASKED, split, seed + number)
+                EmojiScenes(config, device=model.device).batch(
+                    "count", n // NUMBERS_ASKED, split, seed + number
+                )
             )
         label = torch.arange(NUMBERS_ASKED).repeat_interleave(n // NUMBERS_ASKED)
-        return Batch(torch.cat([p.image for p in parts])), torch.cat([p.label for p in parts]).cpu() * 10 + label
+        return Batch(torch.cat([p.image for p in parts])), torch.cat(
+            [p.label for p in parts]
+        ).cpu() * 10 + label
 
     test, code = scenes("test")
     concept, number = code // 10, code % 10
@@ -578,7 +737,10 @@ def counting(model: CLIP, n: int = 600, seed: int = 0) -> dict[str, object]:
     confusion.index_put_((number, answer), torch.ones(len(answer)), accumulate=True)
     return {
         "zero-shot": (answer == number).double().mean().item(),
-        "probe": (probe.predict((x_test - mean) / std).cpu() == number).double().mean().item(),
+        "probe": (probe.predict((x_test - mean) / std).cpu() == number)
+        .double()
+        .mean()
+        .item(),
         "chance": 1 / NUMBERS_ASKED,
         "error": (answer - number).abs().double().mean().item(),
         "confusion": (confusion / confusion.sum(1, keepdim=True)).tolist(),
@@ -589,59 +751,94 @@ def relations(model: CLIP, n: int = 600, seed: int = 0) -> dict[str, float]:
     """Score two-object scenes against true captions and wrong ones of two kinds.
 
     Returns:
-        the share of scenes whose true caption scores higher than the "swapped" one ("a dog above a cat" for "a cat
-        above a dog") and than one with an object "replaced".
+        the share of scenes whose true caption scores higher than the "swapped"
+        one ("a dog above a cat" for "a cat above a dog") and than one with an
+        object "replaced".
     """
-    config = SceneConfig(size=model.config.image_size, objects=(2, 2), repeat=0.0, tint=0.0)
-    always = CaptionConfig(opening=0, background=0, relation=1, full_stop=0, kind=0, disambiguate=1)
+    config = SceneConfig(
+        size=model.config.image_size, objects=(2, 2), repeat=0.0, tint=0.0
+    )
+    always = CaptionConfig(
+        opening=0, background=0, relation=1, full_stop=0, kind=0, disambiguate=1
+    )
     batch = EmojiScenes(config, always, model.device).batch("pairs", n, "test", seed)
     keep = [i for i, phrases in enumerate(batch.phrases) if len(phrases) == 2]
     true, swapped, replaced = [], [], []
     others = random.Random(seed)
     for i in keep:
         caption, (a, b) = batch.caption[i], batch.phrases[i]
-        first, second, joint = caption[a.start : a.end], caption[b.start : b.end], caption[a.end : b.start]
-        stranger = others.choice([c for c in range(len(names())) if c not in (a.concept, b.concept)])
+        first, second, joint = (
+            caption[a.start : a.end],
+            caption[b.start : b.end],
+            caption[a.end : b.start],
+        )
+        stranger = others.choice(
+            [c for c in range(len(names())) if c not in (a.concept, b.concept)]
+        )
         true.append(caption)
         swapped.append(f"{second}{joint}{first}")
         replaced.append(f"{first}{joint}{noun_phrase(stranger)}")
     image = embed_images(model, batch.image[keep])
-    score = {kind: (image * embed_texts(model, texts)).sum(1) for kind, texts in
-             (("true", true), ("swapped", swapped), ("replaced", replaced))}  # fmt: skip
-    return {kind: (score["true"] > score[kind]).double().mean().item() for kind in ("swapped", "replaced")}
+    score = {
+        kind: (image * embed_texts(model, texts)).sum(1)
+        for kind, texts in (
+            ("true", true),
+            ("swapped", swapped),
+            ("replaced", replaced),
+        )
+    }
+    return {
+        kind: (score["true"] > score[kind]).double().mean().item()
+        for kind in ("swapped", "replaced")
+    }
 
 
-def polysemy(model: CLIP, per_concept: int = 20, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Classify scenes among the concepts that share a word, by the word and by their edited names.
+def polysemy(
+    model: CLIP, per_concept: int = 20, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Classify scenes among the concepts that share a word, by the word and by
+    their edited names.
 
     Returns:
-        per word "bare" and "edited" accuracies, a tie counting as a guess; and their means under "mean".
+        per word "bare" and "edited" accuracies, a tie counting as a guess; and their
+        means under "mean".
     """
     report: dict[str, dict[str, float]] = {}
     for word, concepts in polysemous_words().items():
-        pool = shot_pool(per_concept, model.config.image_size, tuple(c.name for c in concepts), seed, "test")
+        pool = shot_pool(
+            per_concept,
+            model.config.image_size,
+            tuple(c.name for c in concepts),
+            seed,
+            "test",
+        )
         image = embed_images(model, pool.image.to(model.device))
         texts = {"bare": [word] * len(concepts), "edited": [c.name for c in concepts]}
         report[word] = {
             kind: tie_accuracy(image @ classifier(model, labels, TEMPLATES), pool.label)
             for kind, labels in texts.items()
         }
-    report["mean"] = {kind: sum(row[kind] for row in report.values()) / len(report) for kind in ("bare", "edited")}
+    report["mean"] = {
+        kind: sum(row[kind] for row in report.values()) / len(report)
+        for kind in ("bare", "edited")
+    }
     return report
 
 
 def tie_accuracy(scores: Tensor, label: Tensor, tolerance: float = 1e-5) -> float:
-    """Return top-1 accuracy where an answer tied among m classes, the right one included, counts 1 / m."""
+    """Return top-1 accuracy where an answer tied among m classes, the right one
+    included, counts 1 / m."""
     best = scores >= scores.max(dim=1, keepdim=True).values - tolerance
     right = best[torch.arange(len(label)), label.to(scores.device)]
     return (right / best.sum(dim=1)).double().mean().item()
 
 
-# --- Data efficiency -------------------------------------------------------------------------------------------------
+# --- Data efficiency ------------------------------------------------------------------
 
 
 def distinct_pairs(lab: Lab, many: bool) -> tuple[int | None, ...]:
-    """Return the numbers of distinct pairs to compare, in whole batches; None stands for ever new ones.
+    """Return the numbers of distinct pairs to compare, in whole batches; None stands
+    for ever new ones.
 
     ``many`` adds a sixty-fourth of all pairs to an eighth of them.
     """
@@ -659,25 +856,38 @@ def data_efficiency(
     supervised: bool = True,
     all_pairs: CLIP | None = None,
 ) -> dict[str, list[float]]:
-    """Train on few distinct pairs, seen again and again, and on ever new ones, with the same number of steps.
+    """Train on few distinct pairs, seen again and again, and on ever new ones, with the
+    same number of steps.
 
-    ``all_pairs`` is the model of ``train_clip(lab.pretraining(), seed)``, if that has been run.
+    ``all_pairs`` is the model of ``train_clip(lab.pretraining(), seed)``, if
+    that has been run.
 
     Returns:
-        "pairs" (the number of distinct pairs; None in the argument stands for all) and, for each, zero-shot top-1
-        "CLIP" and, where asked for, top-1 "supervised" of the same tower trained with class ids on the same images.
+        "pairs" (the number of distinct pairs; None in the argument stands for all) and,
+        for each, zero-shot top-1 "CLIP" and, where asked for, top-1 "supervised" of the
+        same tower trained with class ids on the same images.
     """
     test = lab.test(seed=seed).to(device)
     place = {find(name).index: i for i, name in enumerate(lab.names)}
     report: dict[str, list[float]] = {"pairs": [], "CLIP": [], "supervised": []}
     for count in pairs:
         recipe = lab.pretraining(pairs=count)
-        model = all_pairs if count is None and all_pairs else train_clip(recipe, seed, device)[0]
+        model = (
+            all_pairs
+            if count is None and all_pairs
+            else train_clip(recipe, seed, device)[0]
+        )
         report["pairs"].append(count or lab.steps * recipe.batch_size)
-        report["CLIP"].append(accuracy(class_scores(model, lab.names, test.image), test.label))
+        report["CLIP"].append(
+            accuracy(class_scores(model, lab.names, test.image), test.label)
+        )
         if supervised:
             taught, _ = train_classifier(
-                recipe, lambda b: torch.tensor([place[int(c[0])] for c in b.classes]), len(lab.names), seed, device
+                recipe,
+                lambda b: torch.tensor([place[int(c[0])] for c in b.classes]),
+                len(lab.names),
+                seed,
+                device,
             )
             with torch.no_grad():
                 report["supervised"].append(accuracy(taught(test.image), test.label))

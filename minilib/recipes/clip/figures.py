@@ -1,4 +1,5 @@
-"""Chapter 1's own drawings; each takes what an experiment returned and returns a figure."""
+"""Chapter 1's own drawings; each takes what an experiment returned and
+returns a figure."""
 
 from __future__ import annotations
 
@@ -33,8 +34,11 @@ __all__ = [
 ]
 
 
-def labelled_patches(images: Tensor, labels: Sequence[Tensor], words: Sequence[Sequence[str]]) -> Figure:
-    """Draw images (N, 3, H, W) over maps (h, w) that say which of an image's words is nearest to each patch."""
+def labelled_patches(
+    images: Tensor, labels: Sequence[Tensor], words: Sequence[Sequence[str]]
+) -> Figure:
+    """Draw images (N, 3, H, W) over maps (h, w) that say which of an image's words is
+    nearest to each patch."""
     fig, axes = plotting.panels(len(images), rows=2, height=5.4)
     for above, below, image, label, names in zip(
         axes, axes[len(images) :], images, labels, words, strict=False
@@ -51,22 +55,31 @@ def labelled_patches(images: Tensor, labels: Sequence[Tensor], words: Sequence[S
 def softmax_at_scales(row: Tensor, scales: Sequence[float]) -> Figure:
     """Draw the softmax of one image's similarities (N,) at several multipliers."""
     fig = Figure(figsize=(plotting.WIDTH, 2.2))
-    for ax, scale in zip(fig.subplots(1, len(scales), sharey=True), scales, strict=True):
-        ax.bar(range(len(row)), torch.softmax(scale * row, 0), color=plotting.PALETTE[0])
+    for ax, scale in zip(
+        fig.subplots(1, len(scales), sharey=True), scales, strict=True
+    ):
+        ax.bar(
+            range(len(row)), torch.softmax(scale * row, 0), color=plotting.PALETTE[0]
+        )
         ax.set_title(f"s = {scale}")
         ax.set_xlabel("caption")
     return fig
 
 
 def climb(history: History, batch_size: int, classes: int) -> Figure:
-    """Draw the loss and the zero-shot accuracy of a training beside what knowing nothing gives."""
+    """Draw the loss and the zero-shot accuracy of a training beside what
+    knowing nothing gives."""
     fig, (left, right) = plotting.panels(2, height=2.8, ticks=True)
     steps, loss = history.column("loss")
     plotting.curve_with_band(steps, [loss], "InfoNCE", ax=left, marker=False)
-    left.axhline(math.log(batch_size), color="0.4", linestyle=":", label=f"ln {batch_size}")
+    left.axhline(
+        math.log(batch_size), color="0.4", linestyle=":", label=f"ln {batch_size}"
+    )
     left.set(xlabel="step", ylabel="loss")
     at, top1 = history.column("top1")
-    plotting.curve_with_band([0, *at], [[1 / classes, *top1]], "zero-shot top-1", ax=right)
+    plotting.curve_with_band(
+        [0, *at], [[1 / classes, *top1]], "zero-shot top-1", ax=right
+    )
     right.axhline(1 / classes, color="0.4", linestyle=":", label="chance")
     right.set(xlabel="step", ylabel="top-1", ylim=(0, 1))
     for ax in (left, right):
@@ -74,17 +87,28 @@ def climb(history: History, batch_size: int, classes: int) -> Figure:
     return fig
 
 
-def answers(images: Tensor, scores: Tensor, label: Tensor, names: Sequence[str]) -> Figure:
+def answers(
+    images: Tensor, scores: Tensor, label: Tensor, names: Sequence[str]
+) -> Figure:
     """Draw twelve test images with their answers, up to six mistakes among them."""
     answer = scores.argmax(1)
-    wrong, right = (answer != label).nonzero()[:, 0][:6].tolist(), (answer == label).nonzero()[:, 0].tolist()
+    wrong, right = (
+        (answer != label).nonzero()[:, 0][:6].tolist(),
+        (answer == label).nonzero()[:, 0].tolist(),
+    )
     chosen = right[: 12 - len(wrong)] + wrong
-    titles = [names[answer[i]] + (f" (is: {names[label[i]]})" if i in wrong else "") for i in chosen]
+    titles = [
+        names[answer[i]] + (f" (is: {names[label[i]]})" if i in wrong else "")
+        for i in chosen
+    ]
     return plotting.image_grid(images[chosen].cpu(), titles, columns=6)
 
 
-def modality_gap(image: Tensor, text: Tensor, matched: Tensor, unmatched: Tensor) -> Figure:
-    """Draw unit features of images and texts (N, E) on two principal axes, and the cosines of pairs."""
+def modality_gap(
+    image: Tensor, text: Tensor, matched: Tensor, unmatched: Tensor
+) -> Figure:
+    """Draw unit features of images and texts (N, E) on two principal axes, and the
+    cosines of pairs."""
     both = torch.cat([image, text]).cpu()
     flat = (both - both.mean(0)) @ torch.pca_lowrank(both, q=2)[2]
     fig, (left, right) = plotting.panels(2, height=2.7, ticks=True)
@@ -92,9 +116,14 @@ def modality_gap(image: Tensor, text: Tensor, matched: Tensor, unmatched: Tensor
     left.scatter(*flat[: len(image)].T, s=10, marker="o", color=blue, label="images")
     left.scatter(*flat[len(image) :].T, s=14, marker="^", color=red, label="texts")
     left.set(title="first two principal axes", xticks=[], yticks=[])
-    bins, common = torch.linspace(-0.6, 1, 41).tolist(), {"density": True, "alpha": 0.6, "hatch": "//"}
+    bins, common = (
+        torch.linspace(-0.6, 1, 41).tolist(),
+        {"density": True, "alpha": 0.6, "hatch": "//"},
+    )
     right.hist(unmatched.cpu(), bins, color=red, label="unmatched", **common)
-    right.hist(matched.cpu(), bins, color=blue, label="matched", **common | {"hatch": ""})
+    right.hist(
+        matched.cpu(), bins, color=blue, label="matched", **common | {"hatch": ""}
+    )
     right.set(xlabel="cosine", yticks=[])
     for ax in (left, right):
         ax.legend()
@@ -106,34 +135,59 @@ def race(histories: Mapping[str, History], batch_size: int) -> Axes:
     ax = plotting.new_axes(height=3.0)
     for name, history in histories.items():
         at, top1 = history.column("top1")
-        plotting.curve_with_band([step * batch_size for step in at], [top1], name, ax=ax)
+        plotting.curve_with_band(
+            [step * batch_size for step in at], [top1], name, ax=ax
+        )
     ax.set(xlabel="images seen", ylabel="zero-shot top-1", xscale="log")
     return ax
 
 
 def prompt_ladder(ladder: Mapping[str, float], templates: Sequence[str]) -> Axes:
-    """Draw what ``experiments.prompt_ladder`` measured: the bare word, single templates, growing ensembles."""
+    """Draw what ``experiments.prompt_ladder`` measured: the bare word, single
+    templates, growing ensembles."""
     counts = range(2, len(templates) + 1)
     single = [ladder[template] for template in templates]
     ax = plotting.new_axes(height=3.0)
     blue, red, green = plotting.PALETTE[:3]
-    ax.axhline(ladder["bare word"], color=plotting.PALETTE[6], linestyle=":", label="bare word")
-    ax.plot([1] * len(single), single, "o", color=red, label="single templates", linestyle="none")
+    ax.axhline(
+        ladder["bare word"], color=plotting.PALETTE[6], linestyle=":", label="bare word"
+    )
+    ax.plot(
+        [1] * len(single),
+        single,
+        "o",
+        color=red,
+        label="single templates",
+        linestyle="none",
+    )
     ensembles = [ladder[f"ensemble of {count}"] for count in counts]
     ax.plot(counts, ensembles, "s-", color=blue, label="ensemble, embeddings")
-    ax.plot(len(templates), ladder["probabilities"], "D", color=green, label="ensemble, probabilities")
+    ax.plot(
+        len(templates),
+        ladder["probabilities"],
+        "D",
+        color=green,
+        label="ensemble, probabilities",
+    )
     ax.set(xlabel="templates", ylabel="zero-shot top-1")
     ax.legend()
     return ax
 
 
 def polysemy(words: Mapping[str, Mapping[str, float]], most: int = 9) -> Axes:
-    """Draw the accuracy within concepts that share a word, by the bare word and by edited names."""
+    """Draw the accuracy within concepts that share a word, by the bare word and
+    by edited names."""
     some = list(words)[:most]
     ax = plotting.new_axes(height=2.8)
     for offset, kind, hatch in ((-0.2, "bare", "//"), (0.2, "edited", None)):
         heights = [words[word][kind] for word in some]
-        ax.bar([i + offset for i in range(len(some))], heights, 0.38, label=f"{kind} name", hatch=hatch)
+        ax.bar(
+            [i + offset for i in range(len(some))],
+            heights,
+            0.38,
+            label=f"{kind} name",
+            hatch=hatch,
+        )
     ax.axhline(0.5, color="0.3", linestyle=":")
     ax.set_xticks(range(len(some)), some)
     ax.set(ylabel="top-1 within the pair", ylim=(0, 1.02))
@@ -142,11 +196,22 @@ def polysemy(words: Mapping[str, Mapping[str, float]], most: int = 9) -> Axes:
 
 
 def few_shot(shots: Mapping[str, Sequence[float]]) -> Axes:
-    """Draw linear probes against the number of labelled images per class, and zero-shot."""
+    """Draw linear probes against the number of labelled images per
+    class, and zero-shot."""
     ax = plotting.new_axes(height=3.0)
     plotting.curve_with_band(shots["shots"], [shots["probe"]], "linear probe", ax=ax)
-    ax.axhline(shots["zero-shot"][0], color=plotting.PALETTE[1], linestyle="--", label="zero-shot")
-    ax.axhline(shots["random names"][0], color="0.4", linestyle=":", label="zero-shot, random names")
+    ax.axhline(
+        shots["zero-shot"][0],
+        color=plotting.PALETTE[1],
+        linestyle="--",
+        label="zero-shot",
+    )
+    ax.axhline(
+        shots["random names"][0],
+        color="0.4",
+        linestyle=":",
+        label="zero-shot, random names",
+    )
     ax.set_xscale("log", base=2)
     ax.set(xlabel="labelled images per class", ylabel="top-1")
     ax.legend()
@@ -154,21 +219,25 @@ def few_shot(shots: Mapping[str, Sequence[float]]) -> Axes:
 
 
 def robustness(points: Mapping[str, Sequence[tuple[float, float]]]) -> Axes:
-    """Draw accuracy under a change of style against accuracy without, both in logit axes."""
+    """Draw accuracy under a change of style against accuracy without,
+    both in logit axes."""
     ax = plotting.new_axes(height=3.4)
     for (name, pairs), mark in zip(points.items(), "os^D", strict=True):
         x, y = zip(*pairs, strict=True)
         ax.plot([*map(logit, x)], [*map(logit, y)], mark, linestyle="none", label=name)
     ticks = [0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.97]
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_ticks([logit(tick) for tick in ticks], [f"{tick:.0%}" for tick in ticks])
+        axis.set_ticks(
+            [logit(tick) for tick in ticks], [f"{tick:.0%}" for tick in ticks]
+        )
     ax.set(xlabel="top-1 on Noto (reference)", ylabel="top-1 on Twemoji (shift)")
     ax.legend()
     return ax
 
 
 def limits(counted: Mapping[str, Any], related: Mapping[str, float]) -> Figure:
-    """Draw the confusion of counts, and the accuracies of counting and of telling captions apart."""
+    """Draw the confusion of counts, and the accuracies of counting and of
+    telling captions apart."""
     fig = Figure(figsize=(plotting.WIDTH, 3.0))
     left, right = fig.subplots(1, 2, width_ratios=(1, 1.1))
     left.imshow(counted["confusion"], vmin=0, vmax=1, cmap="cividis")
@@ -185,7 +254,9 @@ def limits(counted: Mapping[str, Any], related: Mapping[str, float]) -> Figure:
     }
     for place, (height, chance) in enumerate(bars.values()):
         right.bar(place, height, color=plotting.PALETTE[place % 2])
-        right.plot([place - 0.4, place + 0.4], [chance, chance], color="0.1", linestyle=":")
+        right.plot(
+            [place - 0.4, place + 0.4], [chance, chance], color="0.1", linestyle=":"
+        )
     right.set_xticks(range(len(bars)), bars, fontsize=8)
     right.set(ylim=(0, 1), ylabel="accuracy (dotted: chance)")
     return fig
@@ -204,7 +275,8 @@ def full_results(
     hunger: Sequence[Mapping[str, Sequence[float]]],
     robust: Sequence[Mapping[str, Any]],
 ) -> Figure:
-    """Draw what the committed records of profile full hold, a curve or bar over seeds each.
+    """Draw what the committed records of profile full hold, a curve or bar
+    over seeds each.
 
     Args:
         curves: per seed the accuracies along the trainings of claim C1, by name.
@@ -217,20 +289,36 @@ def full_results(
     for name in curves[0]:
         ys = [curve[name] for curve in curves]
         plotting.curve_with_band(seen, ys, name.replace("contrast, ", ""), ax=one)
-    one.set(title="C1: ways of training", xlabel="images seen", ylabel="zero-shot top-1")
+    one.set(
+        title="C1: ways of training", xlabel="images seen", ylabel="zero-shot top-1"
+    )
     one.legend(fontsize=7.5)
     shots = probes[0]["shots"]
-    plotting.curve_with_band(shots, [probe["probe"] for probe in probes], "probe", ax=two)
+    plotting.curve_with_band(
+        shots, [probe["probe"] for probe in probes], "probe", ax=two
+    )
     flat = [[probe["zero-shot"][0]] * len(shots) for probe in probes]
     plotting.curve_with_band(shots, flat, "zero-shot", ax=two, marker=False)
     two.set_xscale("log", base=2)
-    two.set(title="C4: zero-shot and few-shot", xlabel="labelled images per class", ylabel="top-1")
+    two.set(
+        title="C4: zero-shot and few-shot",
+        xlabel="labelled images per class",
+        ylabel="top-1",
+    )
     for kind in ("CLIP", "supervised"):
-        plotting.curve_with_band(hunger[0]["pairs"], [h[kind] for h in hunger], kind, ax=three)
+        plotting.curve_with_band(
+            hunger[0]["pairs"], [h[kind] for h in hunger], kind, ax=three
+        )
     three.set_xscale("log", base=2)
     three.set(title="hunger for data", xlabel="distinct pairs", ylabel="top-1")
-    rows = {name: [r["effective"][name] for r in robust] for name in robust[0]["effective"]}
-    plotting.bars({name.replace(", ", ",\n"): row for name, row in rows.items()}, "effective robustness", ax=four)
+    rows = {
+        name: [r["effective"][name] for r in robust] for name in robust[0]["effective"]
+    }
+    plotting.bars(
+        {name.replace(", ", ",\n"): row for name, row in rows.items()},
+        "effective robustness",
+        ax=four,
+    )
     four.set(title="C7: beyond the supervised line")
     four.tick_params(axis="x", labelsize=7)
     return fig

@@ -1,7 +1,8 @@
 """CLIP's pre-training on EmojiScenes, and how its models are judged.
 
-Three sizes of the same thing: ``mini-vit`` and ``mini-rn``, the checkpoints that ship; ``live``, what chapter 1 trains
-before the reader's eyes; and ``lab``, a small one to compare ways of training at equal cost.
+Three sizes of the same thing: ``mini-vit`` and ``mini-rn``, the checkpoints that ship;
+``live``, what chapter 1 trains before the reader's eyes; and ``lab``, a small one to
+compare ways of training at equal cost.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ TEMPLATES = (
 )
 """Prompt templates; ``{a}`` stands for the class name with its article."""
 EXTRA_WORDS = """
-a an the some and of with in on , to the left of, to the right of, above, below, type kind kinds types . thing pet
-animal food white black brown grey orange many several no none not photos blurry bright dark small large good
+a an the some and of with in on , to the left of, to the right of, above, below, type
+kind kinds types . thing pet animal food white black brown grey orange many several no
+none not photos blurry bright dark small large good
 """
 """Words of captions' grammar, and some that readers will try."""
 CONTEXT = 48
@@ -65,14 +67,30 @@ STD = (0.25, 0.25, 0.25)
 
 def prompts(template: str, class_list: Sequence[str]) -> list[str]:
     """Fill one of TEMPLATES (or a bare "{}") for every class name."""
-    return [template.replace("{a}", f"{article(name)} {name}").replace("{}", name) for name in class_list]
+    return [
+        template.replace("{a}", f"{article(name)} {name}").replace("{}", name)
+        for name in class_list
+    ]
 
 
 @lru_cache(maxsize=1)
 def lexicon() -> tuple[int, ...]:
-    """Return the BPE ids that captions and prompts of EmojiScenes use; all other text still encodes, as bytes."""
-    words = [word for c in VOCABULARY for word in (c.name, c.plural, c.word, pluralise(c.word), c.category, c.group)]
-    words += [*BACKGROUNDS, *BACKGROUNDS.values(), *TINTS, *NUMBERS, *OPENINGS, *IRRELEVANT, *TEMPLATES]
+    """Return the BPE ids that captions and prompts of EmojiScenes use; all other text
+    still encodes, as bytes."""
+    words = [
+        word
+        for c in VOCABULARY
+        for word in (c.name, c.plural, c.word, pluralise(c.word), c.category, c.group)
+    ]
+    words += [
+        *BACKGROUNDS,
+        *BACKGROUNDS.values(),
+        *TINTS,
+        *NUMBERS,
+        *OPENINGS,
+        *IRRELEVANT,
+        *TEMPLATES,
+    ]
     return vocabulary_of([*words, EXTRA_WORDS])
 
 
@@ -82,9 +100,20 @@ def text_config(width: int, layers: int, heads: int) -> TextConfig:
     return TextConfig(CONTEXT, vocab_size, width, layers, heads)
 
 
-def clip_config(vision: ViTConfig | ResNetConfig, image_size: int, embed_dim: int, text: TextConfig) -> CLIPConfig:
-    """Return a CLIP for scenes: restricted vocabulary, image statistics around one half."""
-    return CLIPConfig(embed_dim, image_size, vision, text, image_mean=MEAN, image_std=STD, vocabulary=lexicon())
+def clip_config(
+    vision: ViTConfig | ResNetConfig, image_size: int, embed_dim: int, text: TextConfig
+) -> CLIPConfig:
+    """Return a CLIP for scenes: restricted vocabulary, image statistics
+    around one half."""
+    return CLIPConfig(
+        embed_dim,
+        image_size,
+        vision,
+        text,
+        image_mean=MEAN,
+        image_std=STD,
+        vocabulary=lexicon(),
+    )
 
 
 @dataclass(frozen=True)
@@ -104,11 +133,16 @@ class Pretraining:
     simple_first: float = 0.0
     """Share of the steps at the start that show scenes of one or two objects only."""
     pairs: int | None = None
-    """Number of distinct pairs, shown again and again; None = never the same pair twice."""
+    """Number of distinct pairs, shown again and again; None = never the
+    same pair twice."""
 
     def with_steps(self, steps: int | None) -> Pretraining:
         """Return the same training with another number of steps (None = unchanged)."""
-        return self if steps is None else replace(self, train=replace(self.train, steps=steps))
+        return (
+            self
+            if steps is None
+            else replace(self, train=replace(self.train, steps=steps))
+        )
 
     def training(self, seed: int) -> TrainConfig:
         """Return the optimisation with its seed."""
@@ -118,7 +152,14 @@ class Pretraining:
 def _mini(vision: ViTConfig | ResNetConfig, steps: int, lr: float) -> Pretraining:
     return Pretraining(
         model=clip_config(vision, 64, 128, text_config(width=128, layers=2, heads=4)),
-        train=TrainConfig(steps=steps, lr=lr, warmup=100, weight_decay=0.1, checkpoint_every=100, evaluate_every=250),
+        train=TrainConfig(
+            steps=steps,
+            lr=lr,
+            warmup=100,
+            weight_decay=0.1,
+            checkpoint_every=100,
+            evaluate_every=250,
+        ),
         scenes=SceneConfig(size=64, objects=(1, 4)),
         captions=CaptionConfig(missing=0.1, irrelevant=0.05),
         batch_size=128,
@@ -128,9 +169,15 @@ def _mini(vision: ViTConfig | ResNetConfig, steps: int, lr: float) -> Pretrainin
 
 MINI = {
     "mini-vit": _mini(
-        ViTConfig(patch=8, width=128, layers=3, heads=4, stem="conv", pool="mean"), steps=3500, lr=1.5e-3
+        ViTConfig(patch=8, width=128, layers=3, heads=4, stem="conv", pool="mean"),
+        steps=3500,
+        lr=1.5e-3,
     ),
-    "mini-rn": _mini(ResNetConfig(blocks=(1, 1, 1, 1), width=16, heads=8, strides=(1, 2, 2, 1)), steps=3200, lr=1.5e-3),
+    "mini-rn": _mini(
+        ResNetConfig(blocks=(1, 1, 1, 1), width=16, heads=8, strides=(1, 2, 2, 1)),
+        steps=3200,
+        lr=1.5e-3,
+    ),
 }
 """The checkpoints that ship; see ``data_scripts/train_mini_clip.py``."""
 
@@ -143,9 +190,12 @@ def build(config: CLIPConfig, seed: int, kind: type[CLIP] = CLIP) -> CLIP:
 
 
 class ScenePairs:
-    """``step -> Batch``, a pure function of the step: image-caption pairs of the training split."""
+    """``step -> Batch``, a pure function of the step: image-caption pairs of
+    the training split."""
 
-    def __init__(self, recipe: Pretraining, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, recipe: Pretraining, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
         self.recipe, self.seed = recipe, seed
         self.everything = EmojiScenes(recipe.scenes, recipe.captions, device)
         few = replace(recipe.scenes, objects=(1, min(2, recipe.scenes.objects[1])))
@@ -156,23 +206,35 @@ class ScenePairs:
         return self.part(step, 0, 1)
 
     def part(self, step: int, index: int, parts: int) -> Batch:
-        """Return the ``index``-th of ``parts`` equal shares of the batch; only its scenes are drawn."""
+        """Return the ``index``-th of ``parts`` equal shares of the batch; only its
+        scenes are drawn."""
         size, start = self.recipe.batch_size, step * self.recipe.batch_size
         if size % parts:
-            raise ValueError(f"a batch of {size} pairs cannot be cut into {parts} equal parts")
+            raise ValueError(
+                f"a batch of {size} pairs cannot be cut into {parts} equal parts"
+            )
         if self.recipe.pairs is not None:
             start %= self.recipe.pairs
-        scenes = self.few if step < self.recipe.simple_first * self.recipe.train.steps else self.everything
-        return scenes.batch("pairs", size // parts, "train", self.seed, start + index * (size // parts))
+        scenes = (
+            self.few
+            if step < self.recipe.simple_first * self.recipe.train.steps
+            else self.everything
+        )
+        return scenes.batch(
+            "pairs", size // parts, "train", self.seed, start + index * (size // parts)
+        )
 
 
-def scene_pairs(recipe: Pretraining, seed: int, device: torch.device | str = "cpu") -> ScenePairs:
+def scene_pairs(
+    recipe: Pretraining, seed: int, device: torch.device | str = "cpu"
+) -> ScenePairs:
     """Return the training pairs of a recipe by step."""
     return ScenePairs(recipe, seed, device)
 
 
 def contrastive_loss(model: CLIP, batch: Batch) -> dict[str, Tensor]:
-    """Symmetric InfoNCE of a batch of pairs (paper Figure 3), and the multiplier it used."""
+    """Symmetric InfoNCE of a batch of pairs (paper Figure 3), and the
+    multiplier it used."""
     output = model(model.preprocess(batch.image), model.tokenize(batch.caption))
     return {"loss": clip_loss(*output), "logit_scale": output.logit_scale.detach()}
 
@@ -185,7 +247,10 @@ def clamp_logit_scale(model: CLIP) -> None:
 @torch.no_grad()
 def embed_images(model: CLIP, images: Tensor, batch_size: int = 256) -> Tensor:
     """Return unit image features (N, E) of images (N, 3, H, W) in [0, 1]."""
-    chunks = (model.encode_image(model.preprocess(chunk), normalize=True) for chunk in images.split(batch_size))
+    chunks = (
+        model.encode_image(model.preprocess(chunk), normalize=True)
+        for chunk in images.split(batch_size)
+    )
     return torch.cat(list(chunks))
 
 
@@ -193,12 +258,20 @@ def embed_images(model: CLIP, images: Tensor, batch_size: int = 256) -> Tensor:
 def embed_texts(model: CLIP, texts: Sequence[str], batch_size: int = 512) -> Tensor:
     """Return unit text features (N, E)."""
     tokens = model.tokenize(list(texts))
-    return torch.cat([model.encode_text(chunk, normalize=True) for chunk in tokens.split(batch_size)])
+    return torch.cat(
+        [model.encode_text(chunk, normalize=True) for chunk in tokens.split(batch_size)]
+    )
 
 
-def classifier(model: CLIP, class_list: Sequence[str], templates: Sequence[str] = TEMPLATES[:1]) -> Tensor:
-    """Return the zero-shot classifier (E, K) of class names, averaged over templates."""
-    functions = [lambda name, template=template: prompts(template, [name])[0] for template in templates]
+def classifier(
+    model: CLIP, class_list: Sequence[str], templates: Sequence[str] = TEMPLATES[:1]
+) -> Tensor:
+    """Return the zero-shot classifier (E, K) of class names,
+    averaged over templates."""
+    functions = [
+        lambda name, template=template: prompts(template, [name])[0]
+        for template in templates
+    ]
     return zero_shot_weights(model, class_list, functions)
 
 
@@ -211,7 +284,8 @@ def single_objects(
     classes: tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> Batch:
-    """Return ``n`` single-object scenes with labels (vocabulary indices), the zero-shot test set."""
+    """Return ``n`` single-object scenes with labels (vocabulary indices), the
+    zero-shot test set."""
     config = SceneConfig(size=size, styles=(style,), classes=classes, tint=0.0)
     return EmojiScenes(config).batch("classify", n, split, seed)
 
@@ -219,37 +293,56 @@ def single_objects(
 def zero_shot_report(
     model: CLIP, n: int = 2400, split: str = "test", style: str = "noto", seed: int = 0
 ) -> dict[str, float]:
-    """Return zero-shot top-1 over all names of the vocabulary on single-object scenes of one drawing style."""
-    batch = single_objects(n, style, model.config.image_size, split, seed=seed).to(model.device)
+    """Return zero-shot top-1 over all names of the vocabulary on single-object scenes
+    of one drawing style."""
+    batch = single_objects(n, style, model.config.image_size, split, seed=seed).to(
+        model.device
+    )
     scores = embed_images(model, batch.image) @ classifier(model, names())
     return {f"top1_{style}": round(accuracy(scores, batch.label), 4)}
 
 
 def retrieval_report(model: CLIP, n: int = 1000, seed: int = 0) -> dict[str, float]:
-    """Return recall@1 and @5 in both directions on multi-object scenes; equal captions count as one."""
+    """Return recall@1 and @5 in both directions on multi-object scenes; equal
+    captions count as one."""
     config = SceneConfig(size=model.config.image_size, objects=(2, 4))
     batch = EmojiScenes(config, device=model.device).batch("pairs", n, "test", seed)
     similarity = embed_images(model, batch.image) @ embed_texts(model, batch.caption).T
     report = {}
-    for direction, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
+    for direction, scores in (
+        ("image_to_text", similarity),
+        ("text_to_image", similarity.T),
+    ):
         recall = recall_at_k(scores, (1, 5), groups=batch.caption)
         report |= {f"{direction}_r{k}": round(value, 4) for k, value in recall.items()}
     return report
 
 
 @torch.no_grad()
-def patch_report(model: CLIP, n: int = 300, size: int = 64, seed: int = 0, mode: str = "value") -> dict[str, float]:
-    """Return the mean IoU of labelling every patch with its nearest name, among the names present in each image.
+def patch_report(
+    model: CLIP, n: int = 300, size: int = 64, seed: int = 0, mode: str = "value"
+) -> dict[str, float]:
+    """Return the mean IoU of labelling every patch with its nearest name, among the
+    names present in each image.
 
-    The patch map is upsampled to the pixels; candidates are the objects and the background of the image, so that this
-    measures where the names are, not whether they occur. ``patch_miou_one_label`` is the control that labels all pixels
-    with the image's best single name.
+    The patch map is upsampled to the pixels; candidates are the objects and the
+    background of the image, so that this measures where the names are, not whether they
+    occur. ``patch_miou_one_label`` is the control that labels all pixels with the
+    image's best single name.
     """
-    scenes = EmojiScenes(SceneConfig(size=size, objects=(1, 3), tint=0.0, cooccurrence=0.0), device=model.device)
+    scenes = EmojiScenes(
+        SceneConfig(size=size, objects=(1, 3), tint=0.0, cooccurrence=0.0),
+        device=model.device,
+    )
     batch = scenes.batch("segment", n, "test", seed)
     stuff = embed_texts(model, list(BACKGROUNDS.values())).T
     weights = torch.cat([classifier(model, names()), stuff], dim=1)
-    present = torch.stack([torch.bincount(mask.flatten(), minlength=len(class_names())) > 0 for mask in batch.mask])
+    present = torch.stack(
+        [
+            torch.bincount(mask.flatten(), minlength=len(class_names())) > 0
+            for mask in batch.mask
+        ]
+    )
 
     def labelled(rows: slice) -> dict[str, Tensor]:
         pixels = model.standardise(batch.image[rows])
@@ -268,17 +361,20 @@ def patch_report(model: CLIP, n: int = 300, size: int = 64, seed: int = 0, mode:
         return scores.argmax(1).expand_as(batch.mask[rows])
 
     found = score_masks(labelled, batch.mask, len(class_names()), batch_size=100)
-    return {name: round(score.mean_iou(score.occurring), 4) for name, score in found.items()}
-
-
+    return {
+        name: round(score.mean_iou(score.occurring), 4) for name, score in found.items()
+    }
 
 
 def full_report(model: CLIP) -> dict[str, float]:
-    """Return all that a checkpoint's card states; the patch maps also at twice the size that it was trained at."""
+    """Return all that a checkpoint's card states; the patch maps also at twice the size
+    that it was trained at."""
     model.eval()
     report: dict[str, float] = {}
     for style in ("noto", "openmoji", "twemoji"):
         report |= zero_shot_report(model, style=style)
-    report |= retrieval_report(model) | patch_report(model, size=model.config.image_size)
+    report |= retrieval_report(model) | patch_report(
+        model, size=model.config.image_size
+    )
     larger = patch_report(model, size=2 * model.config.image_size)
     return report | {f"{name}_at_double_size": value for name, value in larger.items()}

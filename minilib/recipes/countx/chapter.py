@@ -42,9 +42,12 @@ class Values:
     """What differs between profiles; everything else is the same code."""
 
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=300, lr=4e-3))
-    """The training of the model that is examined; its controls differ from it in one switch each."""
+    """The training of the model that is examined; its controls differ from it in
+    one switch each."""
     scenes: CountingScenes = field(
-        default_factory=lambda: CountingScenes(size=64, count=(1, 24), distractors=(0, 5), sigma=4.0)
+        default_factory=lambda: CountingScenes(
+            size=64, count=(1, 24), distractors=(0, 5), sigma=4.0
+        )
     )
     """Size and numbers of the scenes; ``size`` is also the window."""
     train_images: int = 600
@@ -56,7 +59,8 @@ class Values:
     controls: tuple[str, ...] = ()
     """Switches of the schedule, each set in one more training: "frozen", "blind"."""
     continued: int = 0
-    """Further steps of the shipped mini-countx, asked for everything, and asked as FSC-147 asks; 0 = none."""
+    """Further steps of the shipped mini-countx, asked for everything, and asked as
+    FSC-147 asks; 0 = none."""
 
 
 PROFILES = {
@@ -73,9 +77,11 @@ PROFILES = {
         scenes=CountingScenes(size=72, sigma=4.0),
     ),
 }
-PROFILES["paper"] = PROFILES["quick"]  # the scenes as at quick, and the released weights on FSC-147
+# the scenes as at quick, and the released weights on FSC-147
+PROFILES["paper"] = PROFILES["quick"]
 MICROGRAPH = (72, 96)
-"""Micrographs are read at this height and width: the window is as high, so a few windows cover one."""
+"""Micrographs are read at this height and width: the window is as high, so a few
+windows cover one."""
 
 
 @dataclass
@@ -87,7 +93,8 @@ class Study:
     train: Questions
     """Training questions, for the baselines."""
     test: Questions
-    """Test questions; on scenes, about classes never counted, one a scene: for what fills it."""
+    """Test questions; on scenes, about classes never counted, one a scene:
+    for what fills it."""
     seen: Questions | None = None
     """Test questions about classes counted in training (scenes only)."""
     scenes: DescribedScenes | None = None
@@ -96,18 +103,27 @@ class Study:
 
     def counter(self, model: CounTX, blind: bool = False) -> Counter:
         """Return the model as a counter of this study's images."""
-        return window_counter(model.density) if self.photos else counter_of(model, BLIND_TEXT if blind else None)
+        return (
+            window_counter(model.density)
+            if self.photos
+            else counter_of(model, BLIND_TEXT if blind else None)
+        )
 
 
-def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu") -> Study:
-    """Return scenes as a study. Test classes are neither asked for nor shown in training."""
+def scenes_study(
+    values: Values, seed: int, device: torch.device | str = "cpu"
+) -> Study:
+    """Return scenes as a study. Test classes are neither asked for nor
+    shown in training."""
     shown = scenes_of(values.scenes, values.train_images, "train", "train", seed)
     unseen = scenes_of(values.scenes, values.test_images, "test", "test", seed)
     return Study(
         batches=lambda schedule: scene_batches(shown, schedule, seed, device),
         train=shown.leading(),
         test=unseen.leading(),
-        seen=scenes_of(values.scenes, values.test_images, "train", "test", seed).leading(),
+        seen=scenes_of(
+            values.scenes, values.test_images, "train", "test", seed
+        ).leading(),
         scenes=unseen,
     )
 
@@ -124,7 +140,9 @@ def photos_study(
     shown, test = (bccd(data, split, MICROGRAPH) for split in ("train", "test"))
     sigma = values.scenes.sigma
     return Study(
-        batches=lambda schedule: bccd_crops(shown, schedule.images, sigma, seed, device),
+        batches=lambda schedule: bccd_crops(
+            shown, schedule.images, sigma, seed, device
+        ),
         train=bccd_questions(shown, sigma),
         test=bccd_questions(test, sigma),
         photos=True,
@@ -142,29 +160,59 @@ def trained(
     frozen: bool = False,
     blind: bool = False,
 ) -> tuple[CounTX, History]:
-    """Train CounTX on a study; ``frozen`` and ``blind`` of Schedule make the controls."""
+    """Train CounTX on a study; ``frozen`` and ``blind`` of Schedule
+    make the controls."""
     schedule = replace(values.schedule, frozen=frozen, blind=blind)
-    model = build(clip, values.scenes.size, values.decoder_width, seed, study.train.image[:200], study.train.names)
-    history = train(model, study.batches(schedule), schedule, seed, progress=progress, out=out)
+    model = build(
+        clip,
+        values.scenes.size,
+        values.decoder_width,
+        seed,
+        study.train.image[:200],
+        study.train.names,
+    )
+    history = train(
+        model, study.batches(schedule), schedule, seed, progress=progress, out=out
+    )
     return model.eval(), history
 
 
-def continued(reader: CounTX, values: Values, seed: int, everything: bool, out: Path | None = None) -> CounTX:
-    """Train a copy of the shipped ``reader`` further on new scenes of its kind, four questions a picture.
+def continued(
+    reader: CounTX, values: Values, seed: int, everything: bool, out: Path | None = None
+) -> CounTX:
+    """Train a copy of the shipped ``reader`` further on new scenes of its kind, four
+    questions a picture.
 
     ``everything``: questions of all kinds; else only for what fills the picture.
     """
-    shown = scenes_of(SCENES, 50 * values.schedule.images, "train", "train", 1000 + seed)
+    shown = scenes_of(
+        SCENES, 50 * values.schedule.images, "train", "train", 1000 + seed
+    )
     schedule = Schedule(
-        steps=values.continued, images=values.schedule.images, each=4, everything=everything, lr=1e-3, tower_lr=0.1
+        steps=values.continued,
+        images=values.schedule.images,
+        each=4,
+        everything=everything,
+        lr=1e-3,
+        tower_lr=0.1,
     )
     model = deepcopy(reader)
-    train(model, scene_batches(shown, schedule, seed, model.device), schedule, seed, progress="continued", out=out)
+    train(
+        model,
+        scene_batches(shown, schedule, seed, model.device),
+        schedule,
+        seed,
+        progress="continued",
+        out=out,
+    )
     return model.eval()
 
 
-def baselines(study: Study, clip: CLIP, device: torch.device | str = "cpu") -> dict[str, Counter]:
-    """Return counters that learn nothing but a number or three: the training mean and the similarity threshold."""
+def baselines(
+    study: Study, clip: CLIP, device: torch.device | str = "cpu"
+) -> dict[str, Counter]:
+    """Return counters that learn nothing but a number or three: the training mean and
+    the similarity threshold."""
     return {
         "training mean": training_mean(study.train, by_name=study.photos),
         "similarity threshold": similarity_threshold(clip, study.train, device)[0],
@@ -182,7 +230,8 @@ def record(
     interval: tuple[float, float] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Record a measurement where the ledger has a test of the claim at the run's profile; elsewhere do nothing.
+    """Record a measurement where the ledger has a test of the claim at the run's
+    profile; elsewhere do nothing.
 
     Arguments as in ``claims.record``.
     """

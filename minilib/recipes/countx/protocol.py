@@ -1,4 +1,5 @@
-"""The paper's protocol: the released CounTX on FSC-147, sentence by sentence, through sliding windows."""
+"""The paper's protocol: the released CounTX on FSC-147, sentence by sentence, through
+sliding windows."""
 
 from __future__ import annotations
 
@@ -19,15 +20,17 @@ PUBLISHED = {
     ("val", "description"): {"mae": 17.10, "rmse": 65.61},
     ("test", "description"): {"mae": 15.88, "rmse": 106.29},
 }
-"""As later papers quote the paper's table; we could not compare with the paper itself."""
+"""As later papers quote the paper's table; we could not compare with
+the paper itself."""
 WINDOW_STRIDE = 128
 
 
 def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
-    """Return the weights in the authors' file (``paper-model.pth``), or in a safetensors file.
+    """Return the weights in the authors' file (``paper-model.pth``), or in a
+    safetensors file.
 
-    Their file holds optimiser and command line too. Nothing in it is run: beside tensors, only the type of the command
-    line, ``argparse.Namespace``, is let in.
+    Their file holds optimiser and command line too. Nothing in it is run: beside
+    tensors, only the type of the command line, ``argparse.Namespace``, is let in.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -35,7 +38,10 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: download paper-model.pth (1.3 GB), see CounTX's README")
+        raise FileNotFoundError(
+            f"no weights at {path}: download paper-model.pth (1.3 GB), see CounTX's "
+            "README"
+        )
     return load_checkpoint(path)
 
 
@@ -48,16 +54,23 @@ def check(data: str | Path, weights: str | Path) -> None:
     """
     if not str(data).strip() or not str(weights).strip():
         raise ValueError(
-            "profile='paper' needs data='FOLDER' with FSC-147 (images_384_VarV2, annotation_FSC147_384.json, "
-            "Train_Test_Val_FSC_147.json, ImageClasses_FSC147.txt, FSC-147-D.json) and weights='paper-model.pth'"
+            "profile='paper' needs data='FOLDER' with FSC-147 (images_384_VarV2, "
+            "annotation_FSC147_384.json, Train_Test_Val_FSC_147.json, "
+            "ImageClasses_FSC147.txt, FSC-147-D.json) and weights='paper-model.pth'"
         )
     load_fsc147(data, "test")
     if not Path(weights).expanduser().is_file():
-        raise FileNotFoundError(f"no weights at {weights}: download paper-model.pth (1.3 GB), see CounTX's README")
+        raise FileNotFoundError(
+            f"no weights at {weights}: download paper-model.pth (1.3 GB), see "
+            "CounTX's README"
+        )
 
 
-def count_all(model: CounTX, split: FSC147, out: Path | None = None, merge: str = "recursive") -> torch.Tensor:
-    """Return the predicted counts (N,) of a split, in evaluation mode and single precision.
+def count_all(
+    model: CounTX, split: FSC147, out: Path | None = None, merge: str = "recursive"
+) -> torch.Tensor:
+    """Return the predicted counts (N,) of a split, in evaluation mode and
+    single precision.
 
     With ``out`` every count is kept as it is made, and an interrupted run resumes.
     """
@@ -68,7 +81,9 @@ def count_all(model: CounTX, split: FSC147, out: Path | None = None, merge: str 
         name = split.files[index]
         if name not in known:
             image = split.image(index).float() / 255
-            known[name] = model.count(image, split.texts[index], stride=WINDOW_STRIDE, merge=merge)
+            known[name] = model.count(
+                image, split.texts[index], stride=WINDOW_STRIDE, merge=merge
+            )
             if out is not None and index % 50 == 0:
                 write_atomically(out, to_json(known))
     if out is not None:
@@ -77,9 +92,13 @@ def count_all(model: CounTX, split: FSC147, out: Path | None = None, merge: str 
 
 
 def evaluate_released(
-    data: str | Path, weights: str | Path, device: torch.device | str = "cpu", out: Path | None = None
+    data: str | Path,
+    weights: str | Path,
+    device: torch.device | str = "cpu",
+    out: Path | None = None,
 ) -> dict[tuple[str, str], CountErrors]:
-    """Evaluate the released weights on val and test, by description and by bare class name (claim C2).
+    """Evaluate the released weights on val and test, by description and by bare class
+    name (claim C2).
 
     Returns:
         errors by (split, text).
@@ -98,6 +117,9 @@ def evaluate_released(
 def as_data(table: dict[tuple[str, str], CountErrors]) -> dict[str, Any]:
     """Return the table for a record, with the published numbers beside."""
     return {
-        f"{split} by {text}": {**errors.as_dict(), "published": PUBLISHED.get((split, text))}
+        f"{split} by {text}": {
+            **errors.as_dict(),
+            "published": PUBLISHED.get((split, text)),
+        }
         for (split, text), errors in table.items()
     }

@@ -37,9 +37,11 @@ class Schedule:
     images: int = 12
     """Images in a step."""
     each: int = 1
-    """Questions about each image; the image tower sees it once, since the text enters behind it."""
+    """Questions about each image; the image tower sees it once, since the text
+    enters behind it."""
     everything: bool = False
-    """Ask for everything in a picture and for things that are not in it, instead of only for what fills it."""
+    """Ask for everything in a picture and for things that are not in it, instead of
+    only for what fills it."""
     lr: float = 3e-3
     """Peak learning rate."""
     tower_lr: float = 0.2
@@ -50,7 +52,8 @@ class Schedule:
     """Give the network the same text whatever is asked (control)."""
 
     def config(self, seed: int) -> TrainConfig:
-        """Return the optimisation; momentum constants and weight decay are the authors'."""
+        """Return the optimisation; momentum constants and weight decay
+        are the authors'."""
         return TrainConfig(
             steps=self.steps,
             lr=self.lr,
@@ -58,7 +61,8 @@ class Schedule:
             warmup=max(1, self.steps // 10),
             weight_decay=0.05,
             betas=(0.9, 0.95),
-            eps=1e-8,  # the loss is a mean over mostly empty pixels: its gradients are small
+            # the loss is a mean over mostly empty pixels: its gradients are small
+            eps=1e-8,
             log_every=max(1, self.steps // 40),
             checkpoint_every=self.steps,
             seed=seed,
@@ -77,17 +81,20 @@ def build(
     images: Tensor | None = None,
     names: Sequence[str] = (),
 ) -> CounTX:
-    """Put CounTX on the towers of ``clip`` for crops of ``size`` pixels, which the image tower sees at full size.
+    """Put CounTX on the towers of ``clip`` for crops of ``size`` pixels, which the
+    image tower sees at full size.
 
-    The image tower's position embeddings are interpolated to the larger grid and trained on. The density map is as
-    large as the crop: patches of 8 pixels are doubled three times.
+    The image tower's position embeddings are interpolated to the larger grid and
+    trained on. The density map is as large as the crop: patches of 8 pixels are
+    doubled three times.
 
     Args:
         clip: the towers.
         size: side of a crop in pixels.
         decoder_width: channels of the density decoder.
         seed: seeds the fresh weights.
-        images: (M, 3, size, W) uint8, some training pictures; with ``names``, see :func:`start_centred`.
+        images: (M, 3, size, W) uint8, some training pictures; with ``names``, see
+            :func:`start_centred`.
         names: what training counts.
     """
     vision = clip.config.vision
@@ -103,7 +110,9 @@ def build(
         model = CounTX(config)
     state = clip.state_dict()
     positions = "visual.positional_embedding"
-    state[positions] = resize_grid_positions(state[positions], (config.grid, config.grid))
+    state[positions] = resize_grid_positions(
+        state[positions], (config.grid, config.grid)
+    )
     model.clip_model.load_state_dict(state)
     model.to(clip.device)
     return model if images is None else start_centred(model, images, names)
@@ -111,22 +120,29 @@ def build(
 
 @torch.no_grad()
 def start_centred(model: CounTX, images: Tensor, names: Sequence[str]) -> CounTX:
-    """Let a fresh model start with patches and texts of mean zero and unit deviation; in place.
+    """Let a fresh model start with patches and texts of mean zero and unit
+    deviation; in place.
 
-    CLIP learned directions, not lengths or means, and CounTX normalises neither patches nor text. Those of ``mini-vit``
-    are long beside what a fresh block adds, and share a mean longer than what tells them apart. The authors' training
-    of 457,000 steps finds its way from anywhere; one of a few hundred does not. So the projection of the image tower is
-    shortened, the first text bias starts by taking the mean patch off, and ``wv`` by taking the mean text off. Neither
-    shapes nor the method change.
+    CLIP learned directions, not lengths or means, and CounTX normalises neither patches
+    nor text. Those of ``mini-vit`` are long beside what a fresh block adds, and share a
+    mean longer than what tells them apart. The authors' training of 457,000 steps finds
+    its way from anywhere; one of a few hundred does not. So the projection of the image
+    tower is shortened, the first text bias starts by taking the mean patch off, and
+    ``wv`` by taking the mean text off. Neither shapes nor the method change.
 
     Args:
         model: fresh.
-        images: (M, 3, size, W) uint8, some training pictures; their left squares are looked at.
+        images: (M, 3, size, W) uint8, some training pictures; their left
+            squares are looked at.
         names: what training counts, "dogs".
     """
-    pixels = model.preprocess(images[..., : model.config.window].to(model.device).float() / 255)
+    pixels = model.preprocess(
+        images[..., : model.config.window].to(model.device).float() / 255
+    )
     patches = torch.cat([model.encode_image(part) for part in pixels.split(100)])
-    texts = model.encode_text(model.tokenize([f"the {name.removeprefix('the ')}" for name in names]))[:, 0]
+    texts = model.encode_text(
+        model.tokenize([f"the {name.removeprefix('the ')}" for name in names])
+    )[:, 0]
     length, mean, spread = patches.std(), texts.mean(0), (texts - texts.mean(0)).std()
     model.clip_model.visual.proj /= length
     for block in model.fim_blocks:
@@ -137,18 +153,25 @@ def start_centred(model: CounTX, images: Tensor, names: Sequence[str]) -> CounTX
 
 
 def scene_batches(
-    scenes: DescribedScenes, schedule: Schedule, seed: int, device: torch.device | str = "cpu"
+    scenes: DescribedScenes,
+    schedule: Schedule,
+    seed: int,
+    device: torch.device | str = "cpu",
 ) -> Callable[[int], Batch]:
-    """Return ``step -> Batch``, a pure function of the step: images, and ``each`` questions about every one.
+    """Return ``step -> Batch``, a pure function of the step: images, and ``each``
+    questions about every one.
 
-    Questions 0 ... each - 1 are about the first image and so on. Half of the images are mirrored, half of the questions
-    lack the article: FSC-147-D's "the dogs" and the bare "dogs" are both learned.
+    Questions 0 ... each - 1 are about the first image and so on. Half of the images are
+    mirrored, half of the questions lack the article: FSC-147-D's "the dogs" and the
+    bare "dogs" are both learned.
     """
     images = scenes.image.to(device)
 
     def batch(step: int) -> Batch:
         drawn = seeded(seed, step, 3)
-        rows = drawn.choice(len(scenes), schedule.images, replace=len(scenes) < schedule.images)
+        rows = drawn.choice(
+            len(scenes), schedule.images, replace=len(scenes) < schedule.images
+        )
         image = images[torch.as_tensor(rows, device=device)].float() / 255
         mirrored = drawn.random(len(rows)) < 0.5
         image[torch.as_tensor(mirrored)] = image[torch.as_tensor(mirrored)].flip(-1)
@@ -157,33 +180,57 @@ def scene_batches(
             for question in _pick(scenes.asked[row], schedule, drawn):
                 texts.append(("the " if drawn.random() < 0.5 else "") + question.text)
                 there = scenes.center[row][list(question.objects)]
-                points.append(torch.stack([image.shape[-1] - there[:, 0], there[:, 1]], dim=1) if turned else there)
+                points.append(
+                    torch.stack([image.shape[-1] - there[:, 0], there[:, 1]], dim=1)
+                    if turned
+                    else there
+                )
         points = [there.to(device) for there in points]
-        return Batch(image, texts, points=points, density=density_map(points, image.shape[-2:], scenes.sigma))
+        return Batch(
+            image,
+            texts,
+            points=points,
+            density=density_map(points, image.shape[-2:], scenes.sigma),
+        )
 
     return batch
 
 
-def _pick(asked: Sequence[Asked], schedule: Schedule, drawn: np.random.Generator) -> list[Asked]:
-    """Draw the questions of a scene, the kinds alike; where there are fewer than asked for, some twice.
+def _pick(
+    asked: Sequence[Asked], schedule: Schedule, drawn: np.random.Generator
+) -> list[Asked]:
+    """Draw the questions of a scene, the kinds alike; where there are fewer than asked
+    for, some twice.
 
-    Unless ``schedule.everything``, only for what fills the picture, as FSC-147 does: by its name or by name and colour.
+    Unless ``schedule.everything``, only for what fills the picture, as FSC-147 does: by
+    its name or by name and colour.
     """
     options = [a for a in asked if schedule.everything or a.plain == asked[0].plain]
-    weights = np.array([1.0 / sum(other.kind == a.kind for other in options) for a in options])
+    weights = np.array(
+        [1.0 / sum(other.kind == a.kind for other in options) for a in options]
+    )
     number = min(schedule.each, len(options))
-    chosen = drawn.choice(len(options), number, replace=False, p=weights / weights.sum())
+    chosen = drawn.choice(
+        len(options), number, replace=False, p=weights / weights.sum()
+    )
     return [options[chosen[i % number]] for i in range(schedule.each)]
 
 
 def counting_loss(model: CounTX, batch: Batch) -> dict[str, Tensor]:
-    """Return the density loss of a batch whose questions come in equal numbers per image; ``mask`` 255 is left out."""
+    """Return the density loss of a batch whose questions come in equal numbers per
+    image; ``mask`` 255 is left out."""
     patches = model.encode_image(model.preprocess(batch.image))
     patches = patches.repeat_interleave(len(batch.caption) // len(batch.image), dim=0)
-    output = model.decode(model.interact(patches, model.encode_text(model.tokenize(batch.caption))))
+    output = model.decode(
+        model.interact(patches, model.encode_text(model.tokenize(batch.caption)))
+    )
     kept = None if batch.mask is None else (batch.mask[0] != 255).float()
     loss = density_loss(output, DENSITY_SCALE * batch.density[:, 0], kept)
-    error = (output.detach().sum((1, 2)) / DENSITY_SCALE - batch.density.sum((1, 2, 3))).abs().mean()
+    error = (
+        (output.detach().sum((1, 2)) / DENSITY_SCALE - batch.density.sum((1, 2, 3)))
+        .abs()
+        .mean()
+    )
     return {"loss": loss, "count_error": error}
 
 
@@ -196,21 +243,37 @@ def train(
     progress: str | None = None,
     out: Path | None = None,
 ) -> History:
-    """Train in place. As in the authors' loss, a random fifth of the pixels is left out in every step."""
+    """Train in place. As in the authors' loss, a random fifth of the pixels is left
+    out in every step."""
     model.freeze(image_tower=schedule.frozen)
 
     def masked(step: int) -> Batch:
         batch = batches(step)
         generator = torch.Generator().manual_seed(1_000_003 * seed + step)
-        kept = random_pixel_mask(tuple(batch.image.shape[-2:]), generator).to(batch.image.device)
+        kept = random_pixel_mask(tuple(batch.image.shape[-2:]), generator).to(
+            batch.image.device
+        )
         batch.mask = torch.where(kept[None] > 0, 0, 255)
-        return replace(batch, caption=[BLIND_TEXT] * len(batch.caption)) if schedule.blind else batch
+        return (
+            replace(batch, caption=[BLIND_TEXT] * len(batch.caption))
+            if schedule.blind
+            else batch
+        )
 
-    return fit(model, counting_loss, masked, schedule.config(seed), evaluate=evaluate, progress=progress, out=out)
+    return fit(
+        model,
+        counting_loss,
+        masked,
+        schedule.config(seed),
+        evaluate=evaluate,
+        progress=progress,
+        out=out,
+    )
 
 
 def counter_of(model: CounTX, text: str | None = None) -> Counter:
-    """Return the model as a counter of square images; ``text`` replaces whatever is asked."""
+    """Return the model as a counter of square images; ``text`` replaces
+    whatever is asked."""
 
     @torch.no_grad()
     def count(batch: Batch) -> Tensor:
@@ -221,9 +284,16 @@ def counter_of(model: CounTX, text: str | None = None) -> Counter:
 
 
 def paper_learning_rate(
-    epoch: float, lr: float = 6.25e-6, warmup: float = 10, epochs: float = 1000, least: float = 0.0
+    epoch: float,
+    lr: float = 6.25e-6,
+    warmup: float = 10,
+    epochs: float = 1000,
+    least: float = 0.0,
 ) -> float:
-    """Return the authors' learning rate at a fractional ``epoch``: linear from 0, then half a cosine to ``least``."""
+    """Return the authors' learning rate at a fractional ``epoch``: linear from 0, then
+    half a cosine to ``least``."""
     if epoch < warmup:
         return lr * epoch / warmup
-    return least + (lr - least) * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))
+    return least + (lr - least) * 0.5 * (
+        1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))
+    )

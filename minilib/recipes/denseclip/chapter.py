@@ -1,4 +1,5 @@
-"""Chapter 6's values per profile, its data, and the steps that its cells call by name."""
+"""Chapter 6's values per profile, its data, and the steps that its
+cells call by name."""
 
 from __future__ import annotations
 
@@ -62,7 +63,9 @@ class Study:
     """The classes that are objects, first in ``names`` (scenes)."""
 
 
-def scenes_study(values: Values, seed: int, device: torch.device | str = "cpu") -> Study:
+def scenes_study(
+    values: Values, seed: int, device: torch.device | str = "cpu"
+) -> Study:
     """Return EmojiScenes as a study."""
     lab, source = values.lab, recipe.scenes(values.lab, device)
     things = source.config.classes
@@ -120,9 +123,15 @@ class Trained:
 
 
 def train_variant(
-    name: str, study: Study, clip: CLIP, values: Values, seed: int, out: Path | None = None
+    name: str,
+    study: Study,
+    clip: CLIP,
+    values: Values,
+    seed: int,
+    out: Path | None = None,
 ) -> Trained:
-    """Train the variant ``name`` and judge it; an interrupted training in ``out`` resumes."""
+    """Train the variant ``name`` and judge it; an interrupted training in
+    ``out`` resumes."""
     prepared = recipe.training(name, study.names, study.batches, clip, values.lab, seed)
     folder = None if out is None else out / name.replace(",", "").replace(" ", "-")
     history = prepared.fit(folder, progress=name)
@@ -142,16 +151,27 @@ def train_variants(
 
 
 def main_training(
-    profile: str, seed: int, device: torch.device | str = "cpu", *, data: str = "", weights: str = "mini-rn"
+    profile: str,
+    seed: int,
+    device: torch.device | str = "cpu",
+    *,
+    data: str = "",
+    weights: str = "mini-rn",
 ) -> Training:
-    """Return the chapter's main training, post-model prompting: for ``python -m minilib.train denseclip``.
+    """Return the chapter's main training, post-model prompting: for
+    ``python -m minilib.train denseclip``.
 
     Raises:
         ValueError: profile "paper", which has no values here.
     """
     if profile not in PROFILES:
-        raise ValueError(f"profile={profile!r} is not trained here: expected one of {', '.join(PROFILES)}")
+        raise ValueError(
+            f"profile={profile!r} is not trained here: expected one of "
+            f"{', '.join(PROFILES)}"
+        )
     values = PROFILES[profile]
     study = study_of(values, seed, device, data, profile=profile)
     clip = recipe.source_clip(weights, device)
-    return recipe.training("post-model", study.names, study.batches, clip, values.lab, seed)
+    return recipe.training(
+        "post-model", study.names, study.batches, clip, values.lab, seed
+    )

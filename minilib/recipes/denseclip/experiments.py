@@ -1,4 +1,5 @@
-"""What chapter 6 shows beside its variants: a detector, another backbone, the cost of prompting, maps of prompts."""
+"""What chapter 6 shows beside its variants: a detector, another backbone, the cost of
+prompting, maps of prompts."""
 
 from __future__ import annotations
 
@@ -40,18 +41,28 @@ def detection_loss(model: DenseCLIPDetector, batch: Batch) -> dict[str, Tensor]:
     return model.losses(batch.image, batch.boxes, batch.classes)
 
 
-def train_detector(name: str, clip: CLIP, values: Values, seed: int, out: Path | None = None) -> Detection:
-    """Train the variant ``name`` as a RetinaNet on the chapter's scenes, and judge it."""
+def train_detector(
+    name: str, clip: CLIP, values: Values, seed: int, out: Path | None = None
+) -> Detection:
+    """Train the variant ``name`` as a RetinaNet on the chapter's
+    scenes, and judge it."""
     lab, variant = values.lab, recipe.VARIANTS[name]
     source = recipe.scenes(lab, clip.device)
     things = source.config.classes
     config = replace(recipe.model_config(variant, clip, lab), dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pyramid = GuidedPyramid(config, recipe.shuffled(things, seed) if variant.shuffled else things, first=0)
+        pyramid = GuidedPyramid(
+            config,
+            recipe.shuffled(things, seed) if variant.shuffled else things,
+            first=0,
+        )
         pyramid.load_clip(clip)
-        model = DenseCLIPDetector(pyramid, SCENE_ANCHORS, 0.01, detections=20, candidates=100).to(clip.device)
-    size = lab.batch_size // 2  # twice the steps for the same time: a detector's heads start from nothing
+        model = DenseCLIPDetector(
+            pyramid, SCENE_ANCHORS, 0.01, detections=20, candidates=100
+        ).to(clip.device)
+    # twice the steps for the same time: a detector's heads start from nothing
+    size = lab.batch_size // 2
     history = fit(
         model,
         detection_loss,
@@ -65,23 +76,47 @@ def train_detector(name: str, clip: CLIP, values: Values, seed: int, out: Path |
 
 
 def other_backbone(clip: CLIP, lab: Lab, name: str = "resnet10t") -> AnyBackbone:
-    """Return a small ResNet of timm, untrained, with an attention pool into the text space on its last map."""
+    """Return a small ResNet of timm, untrained, with an attention pool into the text
+    space on its last map."""
     import timm  # here: it takes longer to import than torch
 
-    features = timm.create_model(name, features_only=True, out_indices=(1, 2, 3), pretrained=False)
+    features = timm.create_model(
+        name, features_only=True, out_indices=(1, 2, 3), pretrained=False
+    )
     info = features.feature_info
-    return AnyBackbone(features, info.channels(), info.reduction(), clip.config.embed_dim, max(lab.size))
+    return AnyBackbone(
+        features,
+        info.channels(),
+        info.reduction(),
+        clip.config.embed_dim,
+        max(lab.size),
+    )
 
 
-def train_other(guidance: str, study: Study, clip: CLIP, values: Values, seed: int, out: Path | None = None) -> Trained:
-    """Train timm's backbone with CLIP's text ("post", section 3.4) or without ("none"), all of it at one rate."""
+def train_other(
+    guidance: str,
+    study: Study,
+    clip: CLIP,
+    values: Values,
+    seed: int,
+    out: Path | None = None,
+) -> Trained:
+    """Train timm's backbone with CLIP's text ("post", section 3.4) or without ("none"),
+    all of it at one rate."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = other_backbone(clip, values.lab)
-    model = recipe.build(Variant(guidance), clip, study.names, values.lab, seed, backbone)
+    model = recipe.build(
+        Variant(guidance), clip, study.names, values.lab, seed, backbone
+    )
     config = replace(values.lab.training(seed, values.other_steps), lr_factors=())
     history = fit(
-        model, recipe.loss, study.batches, config, out=out and out / f"other-{guidance}", progress=f"timm, {guidance}"
+        model,
+        recipe.loss,
+        study.batches,
+        config,
+        out=out and out / f"other-{guidance}",
+        progress=f"timm, {guidance}",
     )
     return Trained(model, history, recipe.evaluate(model, study.test))
 
@@ -93,27 +128,39 @@ def prompting_cost(
     """Return what one image costs at inference, by the number of classes.
 
     Returns:
-        For "no text", "post-model" (its text stored) and "pre-model": ``gflop``, billions of floating-point operations
-        as counted by PyTorch, and ``seconds``, the median of five single-image passes.
+        For "no text", "post-model" (its text stored) and "pre-model": ``gflop``,
+        billions of floating-point operations as counted by PyTorch, and ``seconds``,
+        the median of five single-image passes.
     """
     image = torch.zeros(1, 3, *lab.size, device=clip.device)
     costs: dict[str, dict[str, list[float]]] = {}
-    for name, guidance in (("no text", "none"), ("post-model", "post"), ("pre-model", "pre")):
+    for name, guidance in (
+        ("no text", "none"),
+        ("post-model", "post"),
+        ("pre-model", "pre"),
+    ):
         costs[name] = {"gflop": [], "seconds": []}
         for count in class_counts:
-            model = recipe.build(Variant(guidance), clip, names()[:count], lab, seed=0).eval().requires_grad_(False)
+            model = (
+                recipe.build(Variant(guidance), clip, names()[:count], lab, seed=0)
+                .eval()
+                .requires_grad_(False)
+            )
             if guidance == "post":
                 model.store_text()
             with FlopCounterMode(display=False) as counter:
                 model(image)
             costs[name]["gflop"].append(counter.get_total_flops() / 1e9)
             if seconds:
-                costs[name]["seconds"].append(median_seconds(lambda model=model: model(image)))
+                costs[name]["seconds"].append(
+                    median_seconds(lambda model=model: model(image))
+                )
     return costs
 
 
 def median_seconds(call: Callable[[], object], repeats: int = 5) -> float:
-    """Return the median duration of ``call`` in seconds, after one call that does not count."""
+    """Return the median duration of ``call`` in seconds, after one call
+    that does not count."""
     durations = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
@@ -126,16 +173,23 @@ def median_seconds(call: Callable[[], object], repeats: int = 5) -> float:
 
 @torch.no_grad()
 def prompt_maps(
-    clip: CLIP, image: Tensor, prompts: Sequence[str], tower: DenseResNet | None = None, values: bool = False
+    clip: CLIP,
+    image: Tensor,
+    prompts: Sequence[str],
+    tower: DenseResNet | None = None,
+    values: bool = False,
 ) -> Tensor:
-    """Return the cosine of every pixel of one image (3, R, R') with each prompt, (P, R, R').
+    """Return the cosine of every pixel of one image (3, R, R') with each
+    prompt, (P, R, R').
 
     Args:
         clip: reads the prompts.
         image: in [0, 1].
         prompts: P texts.
-        tower: another state of the image tower, for example a fine-tuned one; by default the CLIP's own.
-        values: do not let the places ask each other: every cell answers with its own value (MaskCLIP).
+        tower: another state of the image tower, for example a fine-tuned one; by
+            default the CLIP's own.
+        values: do not let the places ask each other: every cell answers with its own
+            value (MaskCLIP).
     """
     if tower is None:
         tower = DenseResNet(clip.config).to(clip.device).eval()
@@ -143,12 +197,15 @@ def prompt_maps(
     pixels = clip.standardise(image[None])
     dense = tower.patches(pixels, "value") if values else tower.encode(pixels).dense
     scores = score_map(dense, clip.encode_text(clip.tokenize(list(prompts)))[None])
-    return F.interpolate(scores, image.shape[-2:], mode="bilinear", align_corners=False)[0]
+    return F.interpolate(
+        scores, image.shape[-2:], mode="bilinear", align_corners=False
+    )[0]
 
 
 @torch.no_grad()
 def spread(dense: Tensor) -> float:
-    """Return how much the cells (B, E, h, w) of an image differ: 1 - their mean cosine with the image's mean cell."""
+    """Return how much the cells (B, E, h, w) of an image differ: 1 - their mean cosine
+    with the image's mean cell."""
     cells = F.normalize(dense, dim=1)
     middle = F.normalize(cells.mean(dim=(2, 3), keepdim=True), dim=1)
     return 1 - (cells * middle).sum(dim=1).mean().item()
@@ -156,7 +213,8 @@ def spread(dense: Tensor) -> float:
 
 @torch.no_grad()
 def moved_text(model: DenseCLIP, image: Tensor) -> dict[str, Tensor]:
-    """Return how far each image (B, 3, R, R') moves each class's text: ``angle`` (B, K) in degrees.
+    """Return how far each image (B, 3, R, R') moves each class's text: ``angle``
+    (B, K) in degrees.
 
     Also ``gamma`` (E,), the learned weight of the prompt in each dimension.
     """

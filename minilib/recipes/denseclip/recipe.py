@@ -1,7 +1,8 @@
 """DenseCLIP in miniature: its variants, trained and judged alike.
 
-Everything that is compared shares data, steps, image tower, pyramid and head; what differs is where the K channels of
-the score map come from, and what the image tower has seen before.
+Everything that is compared shares data, steps, image tower, pyramid and head; what
+differs is where the K channels of the score map come from, and what the image tower
+has seen before.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Variant:
     guidance: str
     """One of ``GUIDANCE``: where the score map comes from."""
     start: str = "clip"
-    """What the image tower was before: "clip" (captions, long), "captions", "classifier" or "random"."""
+    """What the image tower was before: "clip" (captions, long), "captions",
+    "classifier" or "random"."""
     shuffled: bool = False
     """Give every class another class's name, as a control."""
     auxiliary: bool = True
@@ -53,8 +55,9 @@ VARIANTS = {
     "shuffled names": Variant("post", shuffled=True),
     "free prototypes": Variant("prototypes"),
 }
-"""The paper's Table 2 and the two controls that it lacks. "classifier" and "captions" are trained here from scratch on
-equally many images; "CLIP, no text" and all below start from the same CLIP."""
+"""The paper's Table 2 and the two controls that it lacks. "classifier" and "captions"
+are trained here from scratch on equally many images; "CLIP, no text" and all below
+start from the same CLIP."""
 
 
 @dataclass(frozen=True)
@@ -74,26 +77,34 @@ class Lab:
     lr: float = 3e-3
     """Peak learning rate of everything new."""
     tower_lr: float = 0.3
-    """Multiplier of ``lr`` for the image tower; a tenth in the paper, which trains far longer."""
+    """Multiplier of ``lr`` for the image tower; a tenth in the paper, which
+    trains far longer."""
     channels: int = 64
     """Channels of the feature pyramid."""
     test_images: int = 160
     """Test images (scenes)."""
     pretraining_steps: int = 200
-    """Steps of the two short pre-trainings, "classifier" and "captions", of 32 images each."""
+    """Steps of the two short pre-trainings, "classifier" and "captions",
+    of 32 images each."""
 
     def training(self, seed: int, steps: int | None = None) -> TrainConfig:
-        """Return the optimisation: AdamW, a smaller learning rate for the image tower (section 4.1)."""
+        """Return the optimisation: AdamW, a smaller learning rate for the image
+        tower (section 4.1)."""
         steps = self.steps if steps is None else steps
-        factors = (("backbone.", self.tower_lr), ("detector.backbone.backbone.", self.tower_lr))
+        factors = (
+            ("backbone.", self.tower_lr),
+            ("detector.backbone.backbone.", self.tower_lr),
+        )
         return TrainConfig(
-            steps, lr=self.lr, lr_factors=factors, warmup=max(1, steps // 10), weight_decay=1e-4, betas=(0.9, 0.999),
-            eps=1e-8, seed=seed, log_every=5, checkpoint_every=50,
+            steps, lr=self.lr, lr_factors=factors, warmup=max(1, steps // 10),
+            weight_decay=1e-4, betas=(0.9, 0.999), eps=1e-8, seed=seed, log_every=5,
+            checkpoint_every=50,
         )  # fmt: skip
 
 
 def scenes(lab: Lab, device: torch.device | str = "cpu") -> EmojiScenes:
-    """Return the lab's scenes: one to four objects of its classes on its backgrounds."""
+    """Return the lab's scenes: one to four objects of its classes on
+    its backgrounds."""
     config = SceneConfig(
         size=lab.size,
         classes=evenly_spaced(names(), lab.objects),
@@ -105,7 +116,9 @@ def scenes(lab: Lab, device: torch.device | str = "cpu") -> EmojiScenes:
 
 def shuffled(class_list: Sequence[str], seed: int) -> tuple[str, ...]:
     """Return a derangement of the names: no class keeps its own."""
-    order = torch.randperm(len(class_list), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(
+        len(class_list), generator=torch.Generator().manual_seed(seed)
+    ).tolist()
     # Along a random circle of all classes, each takes its neighbour's name.
     permuted = list(class_list)
     for here, there in zip(order, order[1:] + order[:1], strict=True):
@@ -121,7 +134,8 @@ def build(
     seed: int,
     backbone: AnyBackbone | None = None,
 ) -> DenseCLIP:
-    """Make a variant from a CLIP, whose weights it copies; for "random" only its shape."""
+    """Make a variant from a CLIP, whose weights it copies; for
+    "random" only its shape."""
     given = shuffled(class_list, seed) if variant.shuffled else tuple(class_list)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -132,15 +146,22 @@ def build(
 
 
 def model_config(variant: Variant, clip: CLIP, lab: Lab) -> DenseCLIPConfig:
-    """Return the lab's configuration: the released one with a smaller decoder and pyramid."""
+    """Return the lab's configuration: the released one with a smaller
+    decoder and pyramid."""
     return DenseCLIPConfig(
-        clip.config, variant.guidance, template="a photo of {}", decoder_width=64, channels=lab.channels
+        clip.config,
+        variant.guidance,
+        template="a photo of {}",
+        decoder_width=64,
+        channels=lab.channels,
     )
 
 
 def loss(model: DenseCLIP, batch: Batch) -> dict[str, Tensor]:
     """Head and score map against the mask; for ``fit``."""
-    return denseclip_loss(model(model.preprocess(batch.image)), batch.mask, model.config.tau)
+    return denseclip_loss(
+        model(model.preprocess(batch.image)), batch.mask, model.config.tau
+    )
 
 
 def head_loss(model: DenseCLIP, batch: Batch) -> dict[str, Tensor]:
@@ -168,11 +189,16 @@ def training(
     """
     variant = VARIANTS[name]
     model = build(variant, clip, class_list, lab, seed)
-    return Training(model, loss if variant.auxiliary else head_loss, batches, lab.training(seed))
+    return Training(
+        model, loss if variant.auxiliary else head_loss, batches, lab.training(seed)
+    )
 
 
-def evaluate(model: DenseCLIP, test: Batch, batch_size: int = 40) -> dict[str, SegmentationScore]:
-    """Return the score of the segmentation, ``head``, and of the raw score map's best class, ``scores``."""
+def evaluate(
+    model: DenseCLIP, test: Batch, batch_size: int = 40
+) -> dict[str, SegmentationScore]:
+    """Return the score of the segmentation, ``head``, and of the raw score map's best
+    class, ``scores``."""
     model.eval()
 
     def predict(rows: slice) -> dict[str, Tensor]:
@@ -188,10 +214,12 @@ def evaluate(model: DenseCLIP, test: Batch, batch_size: int = 40) -> dict[str, S
 def starting_points(
     lab: Lab, variants: Sequence[str], clip: CLIP, seed: int, out: Path | None = None
 ) -> dict[str, CLIP]:
-    """Return what the variants start from: ``clip`` itself, and, where asked for, the two short pre-trainings.
+    """Return what the variants start from: ``clip`` itself, and, where asked for, the
+    two short pre-trainings.
 
-    "classifier" learns to name the single object of an image among all 240 names, as on ImageNet; "captions" is a CLIP.
-    Both see ``32 * pretraining_steps`` images of 32 pixels, from the same random weights.
+    "classifier" learns to name the single object of an image among all 240 names, as on
+    ImageNet; "captions" is a CLIP. Both see ``32 * pretraining_steps`` images of 32
+    pixels, from the same random weights.
     """
     points = {"clip": clip, "random": clip}
     wanted = {VARIANTS[name].start for name in variants}
@@ -201,7 +229,8 @@ def starting_points(
         model = clip_recipe.build(clip.config, seed).to(clip.device)
         pairs = clip_recipe.scene_pairs(mini, seed, clip.device)
         fit(
-            model, captions_loss, pairs, mini.training(seed), out=out and out / "pretraining-captions",
+            model, captions_loss, pairs, mini.training(seed),
+            out=out and out / "pretraining-captions",
             after_step=clip_recipe.clamp_logit_scale, progress="captions",
         )  # fmt: skip
         points["captions"] = model
@@ -209,9 +238,12 @@ def starting_points(
         model = clip_recipe.build(clip.config, seed).to(clip.device)
         classifier = ImageClassifier(model, len(names()))
         source = EmojiScenes(SceneConfig(size=32), device=clip.device)
-        config = clip_recipe.MINI["mini-rn"].with_steps(lab.pretraining_steps).training(seed)
+        config = (
+            clip_recipe.MINI["mini-rn"].with_steps(lab.pretraining_steps).training(seed)
+        )
         fit(
-            classifier, classifier_loss, lambda step: source.batch("classify", 32, "train", seed, 32 * step), config,
+            classifier, classifier_loss,
+            lambda step: source.batch("classify", 32, "train", seed, 32 * step), config,
             out=out and out / "pretraining-classifier", progress="classifier",
         )  # fmt: skip
         points["classifier"] = model
@@ -231,6 +263,7 @@ def classifier_loss(model: ImageClassifier, batch: Batch) -> dict[str, Tensor]:
 
 
 def source_clip(weights: str, device: torch.device | str = "cpu") -> CLIP:
-    """Load the CLIP to start from: "mini-rn", or open_clip's "name/tag" such as "RN50-quickgelu/openai"."""
+    """Load the CLIP to start from: "mini-rn", or open_clip's "name/tag" such as
+    "RN50-quickgelu/openai"."""
     name, _, tag = weights.partition("/")
     return load_clip(name, tag or None, device)

@@ -1,4 +1,5 @@
-"""Chapter 2's values per profile, CamVid as a study, and the trainings that its claims compare."""
+"""Chapter 2's values per profile, CamVid as a study, and the trainings that
+its claims compare."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class Values:
     lab: Lab = field(default_factory=Lab)
     """The size of everything."""
     fewer: tuple[int, ...] = (9,)
-    """Numbers of seen words to compare with all of them; the first one is the control of C3."""
+    """Numbers of seen words to compare with all of them; the first one is
+    the control of C3."""
     blocks: tuple[tuple[str, int], ...] = ()
     """Blocks after the correlation to compare with none: (kind, depth)."""
     centred: bool = False
@@ -65,7 +67,8 @@ def scenes_study(
     device: torch.device | str = "cpu",
     seen_classes: int | None = None,
 ) -> Study:
-    """Return EmojiScenes with the words of one fold unseen; see ``recipe.scenes_study``."""
+    """Return EmojiScenes with the words of one fold unseen; see
+    ``recipe.scenes_study``."""
     return recipe.scenes_study(values.lab, seed, device, fold(seed), seen_classes)
 
 
@@ -94,13 +97,16 @@ def photos_study(
     data: str | Path = "",
     held_out: tuple[str, ...] | None = None,
 ) -> Study:
-    """Return CamVid with the classes of one fold unseen; ``held_out=()`` trains on all eleven.
+    """Return CamVid with the classes of one fold unseen; ``held_out=()``
+    trains on all eleven.
 
-    Pixels of unseen classes are in the training frames, without a label. There is no "other".
+    Pixels of unseen classes are in the training frames, without a label.
+    There is no "other".
 
     Raises:
         ValueError: no folder given.
-        FileNotFoundError: the folder is not CamVid as ``data_scripts/get_camvid.py`` lays it out.
+        FileNotFoundError: the folder is not CamVid as
+            ``data_scripts/get_camvid.py`` lays it out.
     """
     train, test = (camvid(data, split, values.frame) for split in ("train", "test"))
     held_out = HELD_OUT[fold(seed)] if held_out is None else held_out
@@ -114,20 +120,28 @@ def photos_study(
     )
 
 
-def main_training(profile: str, seed: int, device: torch.device | str = "cpu", *, data: str = "") -> Training:
-    """Return the chapter's main training for ``minilib.train``: the words of the text tower, one fold unseen.
+def main_training(
+    profile: str, seed: int, device: torch.device | str = "cpu", *, data: str = ""
+) -> Training:
+    """Return the chapter's main training for ``minilib.train``: the words of the text
+    tower, one fold unseen.
 
     Raises:
         ValueError: the profile trains nothing here, or ``photos`` without ``data``.
     """
     if profile not in PROFILES:
-        raise ValueError(f"profile={profile!r} trains nothing here: expected one of {', '.join(PROFILES)}")
+        raise ValueError(
+            f"profile={profile!r} trains nothing here: expected one of "
+            f"{', '.join(PROFILES)}"
+        )
     values = PROFILES[profile]
     study = study_of(values, seed, device, data, profile=profile)
     return study_training(values, study, seed, device)
 
 
-def study_training(values: Values, study: Study, seed: int, device: torch.device | str = "cpu") -> Training:
+def study_training(
+    values: Values, study: Study, seed: int, device: torch.device | str = "cpu"
+) -> Training:
     """Return the training that is watched: seen and unseen mIoU along the way."""
     model = recipe.build(values.lab, study, "words", seed, device)
     return recipe.make_training(model, study, values.lab, seed, values.lab.evaluations)
@@ -152,7 +166,8 @@ def control(
     block: str = "none",
     block_depth: int = 1,
 ) -> Segmenter:
-    """Train the same network with other label vectors or another head, at the same cost."""
+    """Train the same network with other label vectors or another head,
+    at the same cost."""
     head = [] if block == "none" else [block, str(block_depth)]
     name = "-".join([kind, *head, str(len(study.labels.seen))])
     model, _ = recipe.train(
@@ -170,26 +185,34 @@ def control(
 
 
 def by_class(model: Segmenter, study: Study) -> dict[str, float]:
-    """Return the IoU of every word of CamVid, all words being asked for, seen or not."""
+    """Return the IoU of every word of CamVid, all words being asked
+    for, seen or not."""
     names = study.labels.names
     result = recipe.score(model, study, "seen", labels=tuple(range(len(names))))
     return dict(zip(names, result.iou().tolist(), strict=True))
 
 
-def fewer_words(values: Values, seed: int, device: torch.device | str, count: int) -> Study:
-    """Return the fold of ``seed`` with ``count`` seen words; what is tested does not change."""
+def fewer_words(
+    values: Values, seed: int, device: torch.device | str, count: int
+) -> Study:
+    """Return the fold of ``seed`` with ``count`` seen words; what is tested
+    does not change."""
     return scenes_study(values, seed, device, count)
 
 
 def fewer_masks(values: Values, study: Study, share: float) -> Study:
-    """Return the study with only the first ``share`` of its training batches, again and again.
+    """Return the study with only the first ``share`` of its training batches,
+    again and again.
 
     Raises:
         ValueError: a share that leaves no batch, or more than all.
     """
     batches = int(share * values.lab.steps)
     if not 1 <= batches <= values.lab.steps:
-        raise ValueError(f"share={share}: expected at least one of {values.lab.steps} batches and at most all of them")
+        raise ValueError(
+            f"share={share}: expected at least one of {values.lab.steps} batches and "
+            "at most all of them"
+        )
     return replace(study, batches=lambda step: study.batches(step % batches))
 
 

@@ -1,9 +1,10 @@
-"""The authors' released models on FSS-1000, by the paper's protocol (Table 3). Needs their weights and the data.
+"""The authors' released models on FSS-1000, by the paper's protocol (Table 3). Needs
+their weights and the data.
 
-checkpoint = load_checkpoint("fss_l16.ckpt")
-model, clip = LSeg.from_official(checkpoint), text_tower(checkpoint)
-score = evaluate_fss(model, clip, "FSS-1000", read_classes("fss/test.txt"), device="cuda")
-print(100 * score.mean_iou())          # the paper: 87.8
+checkpoint = load_checkpoint("fss_l16.ckpt") model, clip =
+LSeg.from_official(checkpoint), text_tower(checkpoint) score = evaluate_fss(model,
+clip, "FSS-1000", read_classes("fss/test.txt"), device="cuda") print(100 *
+score.mean_iou()) # the paper: 87.8
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ OTHERS = "others"
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read the weights of a released Lightning checkpoint, without running any code that it may carry.
+    """Read the weights of a released Lightning checkpoint, without running any code
+    that it may carry.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -40,23 +42,36 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
-            f"no checkpoint at {path}: the authors link theirs from github.com/isl-org/lang-seg (Google Drive)"
+            f"no checkpoint at {path}: the authors link theirs from "
+            "github.com/isl-org/lang-seg (Google Drive)"
         )
     return weights.load_checkpoint(path)
 
 
 def read_classes(path: str | Path) -> list[str]:
-    """Return the class names of a split file, one a line (the published ones end lines with CR LF), sorted."""
-    return sorted(line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip())
+    """Return the class names of a split file, one a line (the published ones end lines
+    with CR LF), sorted."""
+    return sorted(
+        line.strip()
+        for line in Path(path).read_text("utf-8").splitlines()
+        if line.strip()
+    )
 
 
 def read_pair(folder: Path, number: int) -> tuple[Tensor, Tensor]:
-    """Return image (3, SIDE, SIDE) in [0, 1] and mask (SIDE, SIDE) 0 / 1 of one example of a class.
+    """Return image (3, SIDE, SIDE) in [0, 1] and mask (SIDE, SIDE) 0 / 1 of one
+    example of a class.
 
-    The image is resized bilinearly and the mask by the nearest pixel; grey of 128 and above is the object.
+    The image is resized bilinearly and the mask by the nearest pixel; grey of 128 and
+    above is the object.
     """
-    with Image.open(folder / f"{number}.jpg") as image, Image.open(folder / f"{number}.png") as mask:
-        pixels = torch.from_numpy(np.array(to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)))
+    with (
+        Image.open(folder / f"{number}.jpg") as image,
+        Image.open(folder / f"{number}.png") as mask,
+    ):
+        pixels = torch.from_numpy(
+            np.array(to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+        )
         grey = torch.from_numpy(np.array(mask.convert("L")))
     target = F.interpolate(grey[None, None].float(), (SIDE, SIDE), mode="nearest")[0, 0]
     return rearrange(pixels, "h w c -> c h w").float() / 255, (target >= 128).long()
@@ -77,7 +92,8 @@ def evaluate_fss(
         model: from the authors' weights.
         clip: the text tower that they were trained with.
         folder: FSS-1000, with ``<class>/<number>.jpg`` and ``.png``.
-        classes: the test classes; their names are fed as they are, underscores and spelling mistakes included.
+        classes: the test classes; their names are fed as they are, underscores and
+            spelling mistakes included.
         device: where to compute.
         examples: numbers of the examples; all ten with no shots.
 
@@ -89,7 +105,9 @@ def evaluate_fss(
     score = EpisodeScore(range(len(classes)))
     for number, name in enumerate(tqdm(classes, desc="FSS-1000", unit="class")):
         if not (folder / name).is_dir():
-            raise FileNotFoundError(f"no folder {folder / name}: expected FSS-1000's, one for each class")
+            raise FileNotFoundError(
+                f"no folder {folder / name}: expected FSS-1000's, one for each class"
+            )
         text = embed_labels(clip, [OTHERS, name])
         for example in examples:
             image, target = read_pair(folder / name, example)

@@ -1,7 +1,9 @@
-"""LSeg in miniature: which words, which masks, how it is trained and how unseen words are judged.
+"""LSeg in miniature: which words, which masks, how it is trained and how unseen
+words are judged.
 
-Classes are numbered within a study: first the words that have masks, then "other" where the study has it. Only masks
-of *seen* words are ever trained on; the text tower, which is frozen, has read captions about all of them, as CLIP has.
+Classes are numbered within a study: first the words that have masks, then "other" where
+the study has it. Only masks of *seen* words are ever trained on; the text tower, which
+is frozen, has read captions about all of them, as CLIP has.
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ from minilib.weights import load_clip
 FOLDS = 4
 OTHER = "other"
 EMBEDDINGS = ("words", "centred", "random", "shuffled", "learned")
-"""Vectors of the labels: of the frozen text tower; the same less the mean over the vocabulary, which all words share;
-random ones; the text tower's vectors, permuted across words; and free ones, trained with the rest, which make LSeg an
+"""Vectors of the labels: of the frozen text tower; the same less the mean over
+the vocabulary, which all words share; random ones; the text tower's vectors,
+permuted across words; and free ones, trained with the rest, which make LSeg an
 ordinary segmenter."""
 
 
@@ -51,7 +54,8 @@ class Lab:
     image_size: int = 48
     """Side of the scenes in pixels."""
     classes: int = 48
-    """Words with masks, evenly spaced through the vocabulary; a quarter of them, one fold, is never trained on."""
+    """Words with masks, evenly spaced through the vocabulary; a quarter of them, one
+    fold, is never trained on."""
     objects: tuple[int, int] = (1, 2)
     """Least and largest number of objects in a scene."""
     features: int = 32
@@ -94,7 +98,8 @@ class Study:
     labels: LabelSpace
     """All words; a mask's values are labels of it."""
     batches: Callable[[int], Batch]
-    """Training images by step; masks hold seen labels, "other" where there is one, and 255."""
+    """Training images by step; masks hold seen labels, "other" where there
+    is one, and 255."""
     test: Mapping[str, Batch]
     """Test images, ``"seen"`` and ``"unseen"``."""
 
@@ -107,16 +112,22 @@ def text_tower(name: str = "mini-rn", device: str = "cpu") -> CLIP:
 
 
 def scenes_study(
-    lab: Lab, seed: int, device: torch.device | str = "cpu", fold: int = 0, seen_classes: int | None = None
+    lab: Lab,
+    seed: int,
+    device: torch.device | str = "cpu",
+    fold: int = 0,
+    seen_classes: int | None = None,
 ) -> Study:
-    """Return the study of one fold of EmojiScenes: its words are unseen, those of the other folds are seen.
+    """Return the study of one fold of EmojiScenes: its words are unseen, those of the
+    other folds are seen.
 
     Args:
         lab: the size.
         seed: seed of the training images, and of the test images.
         device: where images are drawn.
         fold: 0 to 3.
-        seen_classes: train on only this many of the seen words, evenly spaced; the number of images stays.
+        seen_classes: train on only this many of the seen words, evenly spaced; the
+            number of images stays.
 
     Raises:
         ValueError: an unknown fold, or more words asked for than the fold leaves.
@@ -135,7 +146,10 @@ def scenes_study(
     def scenes(classes: Sequence[int]) -> EmojiScenes:
         names = tuple(words[i] for i in classes)
         return EmojiScenes(
-            SceneConfig(size=lab.image_size, objects=lab.objects, classes=names, tint=0.0), device=device
+            SceneConfig(
+                size=lab.image_size, objects=lab.objects, classes=names, tint=0.0
+            ),
+            device=device,
         )
 
     def numbered(batch: Batch) -> Batch:
@@ -144,16 +158,25 @@ def scenes_study(
     training = scenes(labels.seen)
     return Study(
         labels=labels,
-        batches=lambda step: numbered(training.batch("segment", lab.batch_size, "train", seed, step * lab.batch_size)),
+        batches=lambda step: numbered(
+            training.batch(
+                "segment", lab.batch_size, "train", seed, step * lab.batch_size
+            )
+        ),
         test={
-            kind: numbered(scenes(labels.counted(kind)).batch("segment", lab.test_images, "test", seed))
+            kind: numbered(
+                scenes(labels.counted(kind)).batch(
+                    "segment", lab.test_images, "test", seed
+                )
+            )
             for kind in ("seen", "unseen")
         },
     )
 
 
 class Segmenter(nn.Module):
-    """An LSeg together with a vector for each label of a study, fixed or, for an ordinary segmenter, learned."""
+    """An LSeg together with a vector for each label of a study, fixed or, for an
+    ordinary segmenter, learned."""
 
     def __init__(self, lseg: LSeg, vectors: Tensor, learned: bool = False) -> None:
         super().__init__()
@@ -164,11 +187,14 @@ class Segmenter(nn.Module):
             self.register_buffer("vectors", vectors, persistent=False)
 
     def forward(self, image: Tensor, labels: Sequence[int]) -> Tensor:
-        """Score images (B, 3, H, W) in [0, 1] against N labels of the study: (B, N, H, W)."""
+        """Score images (B, 3, H, W) in [0, 1] against N labels of the
+        study: (B, N, H, W)."""
         return self.lseg(self.lseg.preprocess(image), self.vectors[list(labels)]).scores
 
 
-def label_vectors(clip: CLIP, words: Sequence[str], kind: str = "words", seed: int = 0) -> Tensor:
+def label_vectors(
+    clip: CLIP, words: Sequence[str], kind: str = "words", seed: int = 0
+) -> Tensor:
     """Return unit vectors (N, C) for the words; see EMBEDDINGS.
 
     Raises:
@@ -181,7 +207,11 @@ def label_vectors(clip: CLIP, words: Sequence[str], kind: str = "words", seed: i
     if kind == "words":
         return vectors
     if kind == "centred":
-        return F.normalize(vectors - embed_labels(clip, [concept.name for concept in VOCABULARY]).mean(dim=0), dim=1)
+        return F.normalize(
+            vectors
+            - embed_labels(clip, [concept.name for concept in VOCABULARY]).mean(dim=0),
+            dim=1,
+        )
     if kind == "shuffled":
         objects = [i for i, word in enumerate(words) if word != OTHER]
         order = torch.randperm(len(objects), generator=generator)
@@ -203,10 +233,12 @@ def build(
     block: str = "none",
     block_depth: int = 1,
 ) -> Segmenter:
-    """Return an untrained segmenter whose backbone starts from ``mini-rn``'s image tower.
+    """Return an untrained segmenter whose backbone starts from
+    ``mini-rn``'s image tower.
 
-    The paper starts from a ViT or ResNet trained on ImageNet. The miniature has no ImageNet: its stand-in is a tower
-    trained on captions, without masks. All kinds of label vectors start from it alike.
+    The paper starts from a ViT or ResNet trained on ImageNet. The miniature has no
+    ImageNet: its stand-in is a tower trained on captions, without masks. All kinds of
+    label vectors start from it alike.
 
     Args:
         lab: the size.
@@ -231,24 +263,40 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         lseg = LSeg(config)
-    state = {key: value for key, value in tower.visual.state_dict().items() if not key.startswith("attnpool.")}
+    state = {
+        key: value
+        for key, value in tower.visual.state_dict().items()
+        if not key.startswith("attnpool.")
+    }
     lseg.backbone.load_state_dict(state)
     vectors = label_vectors(clip, study.labels.names, kind, seed)
     segmenter = Segmenter(lseg, vectors, learned=kind == "learned")
-    return segmenter.to(device, memory_format=torch.channels_last)  # a fifth faster on CPUs, the same numbers
+    # a fifth faster on CPUs, the same numbers
+    return segmenter.to(device, memory_format=torch.channels_last)
 
 
 def make_training(
-    segmenter: Segmenter, study: Study, lab: Lab, seed: int, evaluations: int = 0, watched: int = 96
+    segmenter: Segmenter,
+    study: Study,
+    lab: Lab,
+    seed: int,
+    evaluations: int = 0,
+    watched: int = 96,
 ) -> Training:
-    """Return the training of a segmenter on the seen labels: equation 2 over all of them at every labelled pixel.
+    """Return the training of a segmenter on the seen labels: equation 2 over all of
+    them at every labelled pixel.
 
-    Seen and unseen mIoU are logged ``evaluations`` times, on ``watched`` images of each.
+    Seen and unseen mIoU are logged ``evaluations`` times, on
+    ``watched`` images of each.
     """
     labels = study.labels.asked("seen")
 
     def loss(model: Segmenter, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": pixel_cross_entropy(model(batch.image, labels), renumber(batch.mask, labels))}
+        return {
+            "loss": pixel_cross_entropy(
+                model(batch.image, labels), renumber(batch.mask, labels)
+            )
+        }
 
     def evaluate(model: Segmenter) -> dict[str, float]:
         return {kind: mean_iou(model, study, kind, watched) for kind in study.test}
@@ -276,19 +324,30 @@ def train(
     block_depth: int = 1,
 ) -> tuple[Segmenter, History]:
     """Build and train a segmenter; arguments as in ``build`` and ``make_training``."""
-    segmenter = build(lab, study, kind, seed, device, block=block, block_depth=block_depth)
+    segmenter = build(
+        lab, study, kind, seed, device, block=block, block_depth=block_depth
+    )
     training = make_training(segmenter, study, lab, seed, evaluations)
     return segmenter, training.fit(out, progress)
 
 
 @torch.no_grad()
-def predict(model: Segmenter, image: Tensor, labels: Sequence[int], batch_size: int = 24) -> Tensor:
-    """Return the place in ``labels`` of the best label of each pixel, (N, H, W), for images (N, 3, H, W) in [0, 1]."""
-    return torch.cat([model(chunk, labels).argmax(dim=1) for chunk in image.split(batch_size)])
+def predict(
+    model: Segmenter, image: Tensor, labels: Sequence[int], batch_size: int = 24
+) -> Tensor:
+    """Return the place in ``labels`` of the best label of each pixel, (N, H, W), for
+    images (N, 3, H, W) in [0, 1]."""
+    return torch.cat(
+        [model(chunk, labels).argmax(dim=1) for chunk in image.split(batch_size)]
+    )
 
 
 def score(
-    model: Segmenter, study: Study, kind: str, n: int | None = None, labels: Sequence[int] | None = None
+    model: Segmenter,
+    study: Study,
+    kind: str,
+    n: int | None = None,
+    labels: Sequence[int] | None = None,
 ) -> SegmentationScore:
     """Count right and wrong pixels of the test images of ``kind``.
 
@@ -297,14 +356,18 @@ def score(
         study: the data.
         kind: ``"seen"`` or ``"unseen"``.
         n: number of test images, all by default.
-        labels: what to choose from, by default ``study.labels.asked(kind)``; classes count in this order.
+        labels: what to choose from, by default ``study.labels.asked(kind)``; classes
+            count in this order.
     """
     labels = labels or study.labels.asked(kind)
     return score_labels(model, study.test[kind], labels, n)
 
 
-def score_labels(model: Segmenter, batch: Batch, labels: Sequence[int], n: int | None = None) -> SegmentationScore:
-    """Count right and wrong pixels of the first ``n`` images (all by default), each pixel given one of ``labels``."""
+def score_labels(
+    model: Segmenter, batch: Batch, labels: Sequence[int], n: int | None = None
+) -> SegmentationScore:
+    """Count right and wrong pixels of the first ``n`` images (all by default), each
+    pixel given one of ``labels``."""
     image, mask = batch.image[:n], renumber(batch.mask[:n], labels)
 
     def predict_rows(rows: slice) -> dict[str, Tensor]:
@@ -314,40 +377,64 @@ def score_labels(model: Segmenter, batch: Batch, labels: Sequence[int], n: int |
 
 
 def mean_iou(model: Segmenter, study: Study, kind: str, n: int | None = None) -> float:
-    """Return the mean IoU over the seen or unseen words on ``n`` of their test images, "other" not counted."""
+    """Return the mean IoU over the seen or unseen words on ``n`` of their test images,
+    "other" not counted."""
     return score(model, study, kind, n).mean_iou(range(len(study.labels.counted(kind))))
 
 
 @torch.no_grad()
-def episodes(model: Segmenter | None, study: Study, kind: str = "unseen", batch_size: int = 24) -> EpisodeScore:
-    """Score the few-shot protocol with no shots: each image asks for one class that is in it, against "other".
+def episodes(
+    model: Segmenter | None, study: Study, kind: str = "unseen", batch_size: int = 24
+) -> EpisodeScore:
+    """Score the few-shot protocol with no shots: each image asks for one class that is
+    in it, against "other".
 
-    Without a model, every pixel is labelled with the class: what the protocol gives for nothing.
+    Without a model, every pixel is labelled with the class: what the protocol
+    gives for nothing.
 
     Raises:
         ValueError: the study has no label "other" to tell the class from.
     """
     batch, other = study.test[kind], study.labels.other
     if other is None:
-        raise ValueError("these labels have no 'other' to tell a class from: score episodes on scenes")
+        raise ValueError(
+            "these labels have no 'other' to tell a class from: score episodes on "
+            "scenes"
+        )
     result = EpisodeScore(study.labels.counted(kind))
     for begin in range(0, len(batch), batch_size):
-        image, mask = batch.image[begin : begin + batch_size], batch.mask[begin : begin + batch_size]
-        asked = torch.stack([m[m != other].mode().values if (m != other).any() else m.new_tensor(other) for m in mask])
+        image, mask = (
+            batch.image[begin : begin + batch_size],
+            batch.mask[begin : begin + batch_size],
+        )
+        asked = torch.stack(
+            [
+                m[m != other].mode().values
+                if (m != other).any()
+                else m.new_tensor(other)
+                for m in mask
+            ]
+        )
         kept = asked != other
         image, mask, asked = image[kept], mask[kept], asked[kept]
         target = (mask == rearrange(asked, "b -> b 1 1")).long()
         if model is None:
             prediction = torch.ones_like(target)
         else:
-            pairs = torch.stack([model.vectors[other].expand(len(asked), -1), model.vectors[asked]], dim=1)
-            prediction = model.lseg(model.lseg.preprocess(image), pairs).scores.argmax(dim=1)
+            pairs = torch.stack(
+                [model.vectors[other].expand(len(asked), -1), model.vectors[asked]],
+                dim=1,
+            )
+            prediction = model.lseg(model.lseg.preprocess(image), pairs).scores.argmax(
+                dim=1
+            )
         result.update(prediction, target, asked)
     return result
 
 
 def independence(model: Segmenter, study: Study, n: int = 4) -> float:
-    """Return by how much scores of the unseen labels change, at most, when the seen ones are asked for as well."""
+    """Return by how much scores of the unseen labels change, at most, when the seen
+    ones are asked for as well."""
     image = study.test["unseen"].image[:n]
     alone = study.labels.asked("unseen")
     among = alone + study.labels.seen

@@ -1,1 +1,2 @@
-"""What the experiments of several papers share: tasks, their data, and their baselines."""
+"""What the experiments of several papers share: tasks, their data, and
+their baselines."""

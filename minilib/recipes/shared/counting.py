@@ -1,7 +1,9 @@
-"""What both counting chapters share: questions, scenes whose test classes were never counted, and two baselines.
+"""What both counting chapters share: questions, scenes whose test classes were never
+counted, and two baselines.
 
-A *question* is an image and the name of what to count in it. One image can carry several: that is what separates
-counting what the words say from counting what there is most of.
+A *question* is an image and the name of what to count in it. One image can carry
+several: that is what separates counting what the words say from counting what
+there is most of.
 """
 
 from __future__ import annotations
@@ -60,14 +62,18 @@ class Questions:
         rows = torch.as_tensor(list(indices), dtype=torch.int64)
         kept = rows.tolist()
         return Questions(
-            self.image, self.about[rows], tuple(self.asked[i] for i in kept), tuple(self.points[i] for i in kept),
-            self.sigma,
+            self.image, self.about[rows], tuple(self.asked[i] for i in kept),
+            tuple(self.points[i] for i in kept), self.sigma,
         )  # fmt: skip
 
     def batch(
-        self, indices: Sequence[int], device: torch.device | str = "cpu", mirror: Sequence[bool] | None = None
+        self,
+        indices: Sequence[int],
+        device: torch.device | str = "cpu",
+        mirror: Sequence[bool] | None = None,
     ) -> Batch:
-        """Return the questions ``indices`` with ``caption`` = what to count, ``points`` and ``density``.
+        """Return the questions ``indices`` with ``caption`` = what to count, ``points``
+        and ``density``.
 
         Args:
             indices: which questions.
@@ -81,16 +87,26 @@ class Questions:
         for place, turned in enumerate(mirror or ()):
             if turned:
                 image[place] = image[place].flip(-1)
-                points[place] = torch.stack([width - points[place][:, 0], points[place][:, 1]], dim=1)
+                points[place] = torch.stack(
+                    [width - points[place][:, 0], points[place][:, 1]], dim=1
+                )
         density = density_map(points, tuple(image.shape[-2:]), self.sigma)
-        return Batch(image, caption=[self.asked[i] for i in rows], points=points, density=density)
+        return Batch(
+            image, caption=[self.asked[i] for i in rows], points=points, density=density
+        )
 
-    def stream(self, batch_size: int, seed: int, device: torch.device | str = "cpu") -> Callable[[int], Batch]:
-        """Return ``step -> Batch``, a pure function of the step: shuffled epochs, half of the images mirrored."""
+    def stream(
+        self, batch_size: int, seed: int, device: torch.device | str = "cpu"
+    ) -> Callable[[int], Batch]:
+        """Return ``step -> Batch``, a pure function of the step: shuffled epochs, half
+        of the images mirrored."""
 
         def batch(step: int) -> Batch:
             places = range(step * batch_size, (step + 1) * batch_size)
-            rows = [int(_shuffle(len(self), seed, p // len(self))[p % len(self)]) for p in places]
+            rows = [
+                int(_shuffle(len(self), seed, p // len(self))[p % len(self)])
+                for p in places
+            ]
             mirror = seeded(seed, step, 1).random(batch_size) < 0.5
             return self.batch(rows, device, mirror.tolist())
 
@@ -142,9 +158,11 @@ class CountingScenes:
 
 
 def counted_classes(part: str) -> tuple[str, ...]:
-    """Return the class names of ``part``: every fifth class of the vocabulary is a "test" class, the rest "train".
+    """Return the class names of ``part``: every fifth class of the vocabulary is a
+    "test" class, the rest "train".
 
-    As in FSC-147, whose 29 test classes do not occur in training. The frozen CLIP has seen all names in captions.
+    As in FSC-147, whose 29 test classes do not occur in training. The frozen CLIP has
+    seen all names in captions.
 
     Raises:
         ValueError: another part.
@@ -154,10 +172,14 @@ def counted_classes(part: str) -> tuple[str, ...]:
     return tuple(c.name for c in VOCABULARY if (c.index % 5 == 2) == (part == "test"))
 
 
-def validation_target(points: Tensor, size: tuple[int, int], new_size: tuple[int, int], sigma: float = 1.0) -> Tensor:
-    """Return the map whose sum VLCounter's authors take for the true count: points (n, 2) of an image resized.
+def validation_target(
+    points: Tensor, size: tuple[int, int], new_size: tuple[int, int], sigma: float = 1.0
+) -> Tensor:
+    """Return the map whose sum VLCounter's authors take for the true count: points
+    (n, 2) of an image resized.
 
-    Points that fall on one pixel merge, so that the sum can be lower than their number; CounTX takes the number.
+    Points that fall on one pixel merge, so that the sum can be lower than their number;
+    CounTX takes the number.
 
     Args:
         points: x y in pixels of the image as it was.
@@ -165,16 +187,25 @@ def validation_target(points: Tensor, size: tuple[int, int], new_size: tuple[int
         new_size: (H, W) after resizing.
         sigma: standard deviation of the bells, in pixels.
     """
-    scale = torch.tensor([new_size[1] / size[1], new_size[0] / size[0]], dtype=torch.float64)
+    scale = torch.tensor(
+        [new_size[1] / size[1], new_size[0] / size[0]], dtype=torch.float64
+    )
     pixels = (points.double() * scale).trunc()
     return smooth(dot_map(pixels, new_size, merge=True, clamp=True), sigma)
 
 
 @torch.no_grad()
-def answers(counter: Counter, questions: Questions, device: torch.device | str = "cpu", batch_size: int = 40) -> Tensor:
+def answers(
+    counter: Counter,
+    questions: Questions,
+    device: torch.device | str = "cpu",
+    batch_size: int = 40,
+) -> Tensor:
     """Return the counter's answers to all questions, (N,) on the host."""
     rows = torch.arange(len(questions)).split(batch_size)
-    return torch.cat([counter(questions.batch(part.tolist(), device)).float().cpu() for part in rows])
+    return torch.cat(
+        [counter(questions.batch(part.tolist(), device)).float().cpu() for part in rows]
+    )
 
 
 def window_counter(density: Callable[[Tensor, str], Tensor]) -> Counter:
@@ -194,27 +225,37 @@ def window_counter(density: Callable[[Tensor, str], Tensor]) -> Counter:
     return count
 
 
-def evaluate(counter: Counter, questions: Questions, device: torch.device | str = "cpu") -> CountErrors:
+def evaluate(
+    counter: Counter, questions: Questions, device: torch.device | str = "cpu"
+) -> CountErrors:
     """Return the counter's errors over all questions, unrounded."""
     return count_errors(answers(counter, questions, device), questions.counts)
 
 
-# --- Baselines -------------------------------------------------------------------------------------------------------
+# --- Baselines ------------------------------------------------------------------------
 
 
 def training_mean(train: Questions, by_name: bool = False) -> Counter:
-    """Answer every question with the mean training count; ``by_name``, with the mean of questions of the same name."""
+    """Answer every question with the mean training count; ``by_name``, with the mean of
+    questions of the same name."""
     overall = train.counts.mean()
     known = {}
     if by_name:
         for name in train.names:
-            known[name] = torch.stack([c for c, n in zip(train.counts, train.asked, strict=True) if n == name]).mean()
-    return lambda batch: torch.stack([known.get(name, overall) for name in batch.caption])
+            known[name] = torch.stack(
+                [c for c, n in zip(train.counts, train.asked, strict=True) if n == name]
+            ).mean()
+    return lambda batch: torch.stack(
+        [known.get(name, overall) for name in batch.caption]
+    )
 
 
 @torch.no_grad()
-def similarity_map(clip: CLIP, image: Tensor, asked: Sequence[str], template: str = "a photo of {}") -> Tensor:
-    """Return the cosine between every patch and the words, (B, h, w): raw CLIP, nothing learned."""
+def similarity_map(
+    clip: CLIP, image: Tensor, asked: Sequence[str], template: str = "a photo of {}"
+) -> Tensor:
+    """Return the cosine between every patch and the words, (B, h, w): raw CLIP,
+    nothing learned."""
     patches = clip.encode_patches(clip.standardise(image), normalize=True)
     tokens = clip.tokenize([template.replace("{}", name) for name in asked])
     words = prompt_ensemble(clip.encode_text(tokens)[:, None])  # (E, B)
@@ -225,11 +266,13 @@ def similarity_map(clip: CLIP, image: Tensor, asked: Sequence[str], template: st
 def similarity_threshold(
     clip: CLIP, train: Questions, device: torch.device | str = "cpu", most: int = 320
 ) -> tuple[Counter, dict[str, float]]:
-    """Count without a detector: blobs of CLIP's similarity map above a threshold, fitted to the training questions.
+    """Count without a detector: blobs of CLIP's similarity map above a threshold,
+    fitted to the training questions.
 
-    The map is enlarged to the image, cut at ``threshold`` standard deviations above its own mean, and its connected
-    blobs are counted; a line, count = ``slope`` * blobs + ``offset``, corrects for blobs that touch. The threshold with
-    the least training error wins.
+    The map is enlarged to the image, cut at ``threshold`` standard deviations above
+    its own mean, and its connected blobs are counted; a line, count = ``slope`` *
+    blobs + ``offset``, corrects for blobs that touch. The threshold with the least
+    training error wins.
 
     Returns:
         the counter, and its three numbers with the training MAE.
@@ -246,7 +289,12 @@ def similarity_threshold(
         slope, offset = np.linalg.lstsq(design, truth, rcond=None)[0]
         mae = float(np.abs(slope * blobs + offset - truth).mean())
         if mae < best["mae"]:
-            best = {"threshold": float(threshold), "slope": float(slope), "offset": float(offset), "mae": mae}
+            best = {
+                "threshold": float(threshold),
+                "slope": float(slope),
+                "offset": float(offset),
+                "mae": mae,
+            }
 
     def counter(batch: Batch) -> Tensor:
         found = _blobs(_enlarged(clip, batch), best["threshold"])
@@ -256,14 +304,22 @@ def similarity_threshold(
 
 
 def _enlarged(clip: CLIP, batch: Batch) -> Tensor:
-    """Return the similarity map at the image's size, in its own standard deviations, (B, H, W)."""
+    """Return the similarity map at the image's size, in its own standard
+    deviations, (B, H, W)."""
     small = similarity_map(clip, batch.image, batch.caption)
-    large = F.interpolate(small[:, None], size=batch.image.shape[-2:], mode="bicubic")[:, 0]
-    return (large - large.mean((1, 2), keepdim=True)) / large.std((1, 2), keepdim=True).clamp_min(1e-6)
+    large = F.interpolate(small[:, None], size=batch.image.shape[-2:], mode="bicubic")[
+        :, 0
+    ]
+    return (large - large.mean((1, 2), keepdim=True)) / large.std(
+        (1, 2), keepdim=True
+    ).clamp_min(1e-6)
 
 
 def _blobs(maps: Tensor, threshold: float) -> np.ndarray:
-    """Return the number of connected regions above ``threshold`` in each map (B, H, W), as (B,) float."""
+    """Return the number of connected regions above ``threshold`` in each map
+    (B, H, W), as (B,) float."""
     from scipy import ndimage  # slow to import
 
-    return np.array([float(ndimage.label(m > threshold)[1]) for m in maps.cpu().numpy()])
+    return np.array(
+        [float(ndimage.label(m > threshold)[1]) for m in maps.cpu().numpy()]
+    )

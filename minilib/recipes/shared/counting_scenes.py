@@ -1,7 +1,8 @@
-"""Scenes in which the same picture can be asked many things, and the questions: "the cats", "the red apples", "the
-animals".
+"""Scenes in which the same picture can be asked many things, and the questions: "the
+cats", "the red apples", "the animals".
 
-A scene shows one class many times, up to three other classes among it, and in some scenes the many are of two colours.
+A scene shows one class many times, up to three other classes among it, and in some
+scenes the many are of two colours.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from minilib.scenes.renderer import render
 from minilib.scenes.sampler import Layout
 
 KINDS = ("class", "colour", "group", "absent")
-GROUPS = {"animal": "animals", "food": "food", "vehicle": "vehicles", "clothing": "clothes", "plant": "plants"}
+GROUPS = {
+    "animal": "animals",
+    "food": "food",
+    "vehicle": "vehicles",
+    "clothing": "clothes",
+    "plant": "plants",
+}
 """Groups of the vocabulary that can be asked for, and how one says them."""
 
 
@@ -52,16 +59,29 @@ class DescribedScenes:
     def __len__(self) -> int:
         return len(self.image)
 
-    def questions(self, kinds: Sequence[str] = ("class",), plain: bool = False, article: bool = True) -> Questions:
-        """Return the questions of some kinds, "the red dogs"; ``plain`` asks by bare class name whatever is meant."""
+    def questions(
+        self,
+        kinds: Sequence[str] = ("class",),
+        plain: bool = False,
+        article: bool = True,
+    ) -> Questions:
+        """Return the questions of some kinds, "the red dogs"; ``plain`` asks by bare
+        class name whatever is meant."""
         return self._questions(self.asked, kinds, plain, article)
 
     def leading(self) -> Questions:
-        """Return one question a scene, for what fills it: "the dogs". FSC-147 asks no others."""
-        return self._questions(tuple(asked[:1] for asked in self.asked), KINDS, False, True)
+        """Return one question a scene, for what fills it: "the dogs".
+        FSC-147 asks no others."""
+        return self._questions(
+            tuple(asked[:1] for asked in self.asked), KINDS, False, True
+        )
 
     def _questions(
-        self, askable: Sequence[Sequence[Asked]], kinds: Sequence[str], plain: bool, article: bool
+        self,
+        askable: Sequence[Sequence[Asked]],
+        kinds: Sequence[str],
+        plain: bool,
+        article: bool,
     ) -> Questions:
         about, texts, points = [], [], []
         for scene, asked in enumerate(askable):
@@ -71,7 +91,13 @@ class DescribedScenes:
                     about.append(scene)
                     texts.append(f"the {text}" if article and not plain else text)
                     points.append(self.center[scene][list(question.objects)])
-        return Questions(self.image, torch.tensor(about, dtype=torch.int64), tuple(texts), tuple(points), self.sigma)
+        return Questions(
+            self.image,
+            torch.tensor(about, dtype=torch.int64),
+            tuple(texts),
+            tuple(points),
+            self.sigma,
+        )
 
 
 def scenes_of(
@@ -117,27 +143,43 @@ def scenes_of(
 
 def _rows(layout: Layout, rows: slice) -> Layout:
     """Return some scenes of a layout."""
-    fields = {name: value[rows] for name, value in vars(layout).items() if value is not None}
+    fields = {
+        name: value[rows] for name, value in vars(layout).items() if value is not None
+    }
     return replace(layout, **fields)
 
 
 def _recast(
-    layout: Layout, allowed: np.ndarray, coloured: float, companions: tuple[int, int], drawn: np.random.Generator
+    layout: Layout,
+    allowed: np.ndarray,
+    coloured: float,
+    companions: tuple[int, int],
+    drawn: np.random.Generator,
 ) -> Layout:
-    """Let the distractors of every scene be of few classes, and give some scenes' counted objects two colours."""
+    """Let the distractors of every scene be of few classes, and give some scenes'
+    counted objects two colours."""
     concept, tint = layout.concept.copy(), np.full_like(layout.tint, -1)
     for b, target in enumerate(layout.target):
         others = allowed[allowed != target]
         extra = int(drawn.integers(companions[0], companions[1] + 1))
         counted, rest = concept[b] == target, (concept[b] >= 0) & (concept[b] != target)
-        concept[b, rest] = drawn.choice(drawn.choice(others, extra, replace=False), rest.sum()) if extra else -1
+        concept[b, rest] = (
+            drawn.choice(drawn.choice(others, extra, replace=False), rest.sum())
+            if extra
+            else -1
+        )
         if drawn.random() < coloured:
-            tint[b, counted] = drawn.choice(drawn.choice(len(TINTS), 2, replace=False), counted.sum())
+            tint[b, counted] = drawn.choice(
+                drawn.choice(len(TINTS), 2, replace=False), counted.sum()
+            )
     return replace(layout, concept=concept, tint=tint)
 
 
-def _asked(layout: Layout, b: int, allowed: np.ndarray, drawn: np.random.Generator) -> tuple[Asked, ...]:
-    """Return the questions about scene ``b``: the counted class first, then colours, companions, groups, an absent one.
+def _asked(
+    layout: Layout, b: int, allowed: np.ndarray, drawn: np.random.Generator
+) -> tuple[Asked, ...]:
+    """Return the questions about scene ``b``: the counted class first, then colours,
+    companions, groups, an absent one.
 
     Objects are numbered as the renderer lists them: filled slots in order.
     """
@@ -151,11 +193,19 @@ def _asked(layout: Layout, b: int, allowed: np.ndarray, drawn: np.random.Generat
         questions.append(Asked("class", name, name, _where(concept == index)))
     name = VOCABULARY[target].plural
     for colour in sorted(set(tint[tint >= 0].tolist())):
-        questions.append(Asked("colour", f"{list(TINTS)[colour]} {name}", name, _where(tint == colour)))
+        questions.append(
+            Asked(
+                "colour", f"{list(TINTS)[colour]} {name}", name, _where(tint == colour)
+            )
+        )
     groups = np.array([VOCABULARY[i].group for i in concept])
     for group in sorted(set(groups.tolist()) & set(GROUPS)):
-        questions.append(Asked("group", GROUPS[group], GROUPS[group], _where(groups == group)))
-    missing = VOCABULARY[int(drawn.choice(np.setdiff1d(allowed, [*concept, target])))].plural
+        questions.append(
+            Asked("group", GROUPS[group], GROUPS[group], _where(groups == group))
+        )
+    missing = VOCABULARY[
+        int(drawn.choice(np.setdiff1d(allowed, [*concept, target])))
+    ].plural
     return (*questions, Asked("absent", missing, missing, ()))
 
 

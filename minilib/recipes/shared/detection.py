@@ -1,4 +1,5 @@
-"""What the detection chapters share: scenes with boxes, their augmentation, their scores.
+"""What the detection chapters share: scenes with boxes, their
+augmentation, their scores.
 
 Boxes are (n, 4), x1 y1 x2 y2 in pixels; B images of H x W pixels.
 """
@@ -43,8 +44,9 @@ def local_classes(classes: Sequence[Tensor], names: Sequence[str]) -> list[Tenso
     for image, known in enumerate(classes):
         if missing := set(known.tolist()) - place.keys():
             raise ValueError(
-                f"image {image} shows class {min(missing)} of the vocabulary, which is not "
-                f"among the {len(names)} names given: name every class that scenes show"
+                f"image {image} shows class {min(missing)} of the vocabulary, which "
+                f"is not among the {len(names)} names given: name every class that "
+                "scenes show"
             )
         positions = [place[index] for index in known.tolist()]
         local.append(torch.tensor(positions, dtype=torch.int64, device=known.device))
@@ -63,7 +65,8 @@ def boxed_scenes(
     """
     if source.config.classes is None:
         raise ValueError(
-            "scenes of the whole vocabulary: pass SceneConfig(classes=...) to number them"
+            "scenes of the whole vocabulary: pass SceneConfig(classes=...) to number "
+            "them"
         )
     batch = source.batch("detect", n, split, seed, start)
     return replace(batch, classes=local_classes(batch.classes, source.config.classes))
@@ -168,7 +171,8 @@ def score_boxes(
 def _window(
     image: Tensor, corner: Tensor, size: tuple[int, int], fill: float
 ) -> Tensor:
-    """Return the windows (B, C, h, w) at ``corner`` (B, 2); outside the image ``fill``."""
+    """Return the windows (B, C, h, w) at ``corner`` (B, 2); outside
+    the image ``fill``."""
     channels, height, width = image.shape[1:]
     rows = corner[:, :1] + torch.arange(size[0], device=image.device)  # (B, h)
     columns = corner[:, 1:] + torch.arange(size[1], device=image.device)  # (B, w)

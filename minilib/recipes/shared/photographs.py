@@ -72,7 +72,8 @@ def camvid(data: str | Path, split: str, size: tuple[int, int]) -> CamVid:
 
     Raises:
         ValueError: ``data`` is empty.
-        FileNotFoundError: it is not CamVid as ``data_scripts/get_camvid.py`` lays it out.
+        FileNotFoundError: it is not CamVid as
+            ``data_scripts/get_camvid.py`` lays it out.
     """
     folder = data_folder(data, "CamVid in it", "get_camvid.py")
     return _camvid(folder, split, tuple(size))
@@ -194,8 +195,8 @@ def bccd_crops(
 ) -> Callable[[int], Batch]:
     """Return ``step -> Batch`` of square crops, mirrored at random.
 
-    Each of the ``images`` crops is asked for all three kinds of cells, in a row. ``sigma``
-    is the standard deviation of the target density's bells, in pixels.
+    Each of the ``images`` crops is asked for all three kinds of cells, in a row.
+    ``sigma`` is the standard deviation of the target density's bells, in pixels.
     """
 
     def batch(step: int) -> Batch:

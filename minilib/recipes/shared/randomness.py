@@ -1,4 +1,5 @@
-"""Randomness by seed and step: a training that resumes draws what it would have drawn."""
+"""Randomness by seed and step: a training that resumes draws what it
+would have drawn."""
 
 from __future__ import annotations
 

@@ -71,7 +71,8 @@ class LabelSpace:
         return () if self.other is None else (self.other,)
 
     def counted(self, kind: str) -> tuple[int, ...]:
-        """Return the labels of ``kind``, "seen" or "unseen", over which IoU is averaged.
+        """Return the labels of ``kind``, "seen" or "unseen", over which
+        IoU is averaged.
 
         Raises:
             ValueError: another kind.
@@ -81,7 +82,8 @@ class LabelSpace:
         return self.seen if kind == "seen" else self.unseen
 
     def asked(self, kind: str) -> tuple[int, ...]:
-        """Return :meth:`counted` and the label ``other``: what images are labelled with."""
+        """Return :meth:`counted` and the label ``other``: what images
+        are labelled with."""
         return self.counted(kind) + self.always
 
     def with_seen(self, n: int) -> LabelSpace:
@@ -126,7 +128,8 @@ def scene_labels(labels: Mapping[str, int], other: int | None = None) -> Tensor:
 
 
 def renumber(mask: Tensor, labels: Sequence[int]) -> Tensor:
-    """Return the mask with each value replaced by its place in ``labels``, 255 where it has none."""
+    """Return the mask with each value replaced by its place in ``labels``, 255
+    where it has none."""
     table = torch.full((256,), IGNORED, device=mask.device)
     table[list(labels)] = torch.arange(len(labels), device=mask.device)
     return table[mask]
@@ -142,8 +145,9 @@ def score_masks(
     """Score one or several label maps of the same images.
 
     Args:
-        predict: given which images, returns label maps (b, H, W) of values 0 ... classes - 1
-            by name; a method that makes several of them in one pass returns them together.
+        predict: given which images, returns label maps (b, H, W) of values 0 ...
+            classes - 1 by name; a method that makes several of them in one pass
+            returns them together.
         mask: (B, H, W) int64 truth, ``IGNORED`` where nothing is scored.
         classes: number of labels K.
         batch_size: images of one call of ``predict``.

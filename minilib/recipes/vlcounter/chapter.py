@@ -32,7 +32,8 @@ class Values:
     variants: tuple[str, ...] = tuple(VARIANTS)
     """Variants of the ablation that are trained."""
     controls: bool = True
-    """Also train the controls: other rank losses, wrong words, singular templates, and CounTX."""
+    """Also train the controls: other rank losses, wrong words, singular
+    templates, and CounTX."""
     micrograph: tuple[int, int] = (96, 128)
     """Height and width of the micrographs of profile ``photos``."""
 
@@ -57,9 +58,11 @@ class Study:
     clip: CLIP
     train: Questions
     test: Questions
-    """Scenes: classes that were never counted in training. Micrographs: the published test split."""
+    """Scenes: classes that were never counted in training. Micrographs: the
+    published test split."""
     seen: Questions
-    """Scenes: new scenes of the training classes. Micrographs: the published validation split."""
+    """Scenes: new scenes of the training classes. Micrographs: the published
+    validation split."""
     values: Values
 
     @property
@@ -116,7 +119,8 @@ def study_of(
     *,
     profile: str,
 ) -> Study:
-    """Return the data of a profile: scenes, or the micrographs in the folder ``data``."""
+    """Return the data of a profile: scenes, or the micrographs in the
+    folder ``data``."""
     if profile == "photos":
         return photos_study(values, seed, device, data)
     return scenes_study(values, seed, device)

@@ -1,4 +1,5 @@
-"""VLCounter in miniature: the variants of its ablation, their trainings, and trained models as counters."""
+"""VLCounter in miniature: the variants of its ablation, their trainings, and trained
+models as counters."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Variant:
     """What one training of the ablation switches on."""
 
     encoder: str
-    """Of the images: "frozen", "vpt" (prompts without text) or "spt" (semantic prompts)."""
+    """Of the images: "frozen", "vpt" (prompts without text) or "spt"
+    (semantic prompts)."""
     affine: bool
     """Scale and shift the similarity map by learned numbers."""
     skip: str
@@ -41,8 +43,14 @@ VARIANTS = {
 }
 """The ablation. M1 is the paper's VLBase, M5 its VLCounter."""
 
-PLURAL = ("some {}", "a photo of some {}", "a picture of some {}", "here we see some {}")
-"""Templates in the plural that ``mini-vit``'s captions also use; it has not read the paper's "a number of"."""
+PLURAL = (
+    "some {}",
+    "a photo of some {}",
+    "a picture of some {}",
+    "here we see some {}",
+)
+"""Templates in the plural that ``mini-vit``'s captions also use; it has not read the
+paper's "a number of"."""
 SINGULAR = ("a {}", "a photo of a {}", "a picture of a {}", "here we see a {}")
 """The same in the singular."""
 INITIAL_NORM = 3.0
@@ -51,7 +59,8 @@ _SINGULARS = {concept.plural: concept.name for concept in VOCABULARY}
 
 
 def singular(name: str) -> str:
-    """Return the class name of a plural of the vocabulary; other names stay as they are."""
+    """Return the class name of a plural of the vocabulary; other names
+    stay as they are."""
     return _SINGULARS.get(name, name)
 
 
@@ -71,7 +80,8 @@ class Lab:
     """Prompt tokens a layer (10 in the paper)."""
 
     def training(self, seed: int) -> TrainConfig:
-        """Return the optimisation: the authors' AdamW, with a schedule fit for few steps."""
+        """Return the optimisation: the authors' AdamW, with a schedule
+        fit for few steps."""
         return TrainConfig(
             steps=self.steps,
             lr=self.lr,
@@ -85,7 +95,8 @@ class Lab:
 
 
 def grid_of(clip: CLIP, questions: Questions) -> tuple[int, int]:
-    """Return rows and columns of the patches that ``clip`` cuts the questions' images into."""
+    """Return rows and columns of the patches that ``clip`` cuts the
+    questions' images into."""
     patch = clip.config.vision.patch
     height, width = questions.image.shape[-2:]
     return height // patch, width // patch
@@ -94,11 +105,13 @@ def grid_of(clip: CLIP, questions: Questions) -> tuple[int, int]:
 def build(
     clip: CLIP, lab: Lab, grid: tuple[int, int], variant: str, seed: int
 ) -> VLCounter:
-    """Make an untrained counter of a variant whose initial weights depend on ``seed`` alone.
+    """Make an untrained counter of a variant whose initial weights depend
+    on ``seed`` alone.
 
-    One thing is not the authors': they start both projections near zero and train for hundreds of epochs. In a few
-    hundred steps that is too slow, so both start as the principal axes of the text features of the classes that scenes
-    are trained on, and S starts as the cosine within those axes, times INITIAL_NORM squared.
+    One thing is not the authors': they start both projections near zero and train for
+    hundreds of epochs. In a few hundred steps that is too slow, so both start as the
+    principal axes of the text features of the classes that scenes are trained on, and S
+    starts as the cosine within those axes, times INITIAL_NORM squared.
 
     Raises:
         KeyError: there is no such variant.
@@ -107,7 +120,8 @@ def build(
         raise KeyError(f"variant={variant!r}: expected one of {', '.join(VARIANTS)}")
     chosen, vision = VARIANTS[variant], clip.config.vision
     doublings = vision.patch.bit_length() - 1
-    middle = tuple(range(vision.layers - doublings, vision.layers - 1))  # the blocks right before the last one
+    # the blocks right before the last one
+    middle = tuple(range(vision.layers - doublings, vision.layers - 1))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = VLCounterConfig(
@@ -121,7 +135,11 @@ def build(
             channels=lab.channels,
         )
         model = VLCounter.from_clip(clip, config)
-    known = [concept.plural for concept in VOCABULARY if concept.name in counted_classes("train")]
+    known = [
+        concept.plural
+        for concept in VOCABULARY
+        if concept.name in counted_classes("train")
+    ]
     text = model.encode_names(known, PLURAL)
     middle_text = text.mean(0)
     axes = torch.linalg.svd(text - middle_text, full_matrices=False).Vh[: lab.channels]
@@ -135,14 +153,21 @@ def build(
 class Words:
     """Text features of names, each encoded once: the text tower is frozen."""
 
-    def __init__(self, model: VLCounter, templates: Sequence[str], rename: Callable[[str], str] = str) -> None:
+    def __init__(
+        self,
+        model: VLCounter,
+        templates: Sequence[str],
+        rename: Callable[[str], str] = str,
+    ) -> None:
         self.model, self.templates, self.rename = model, templates, rename
         self.known: dict[str, Tensor] = {}
 
     def __call__(self, names: Sequence[str]) -> Tensor:
         """Return the unit rows (B, E) of ``names``."""
         if missing := [name for name in dict.fromkeys(names) if name not in self.known]:
-            rows = self.model.encode_names([self.rename(name) for name in missing], self.templates)
+            rows = self.model.encode_names(
+                [self.rename(name) for name in missing], self.templates
+            )
             self.known |= dict(zip(missing, rows, strict=True))
         return torch.stack([self.known[name] for name in names])
 
@@ -182,8 +207,8 @@ def train(
         out: folder for checkpoint and metrics.
 
     Returns:
-        the trained model, and its history with "loss", its parts "count" and "rank", and "empty", what an empty map
-        would have cost on the same questions.
+        the trained model, and its history with "loss", its parts "count" and "rank",
+        and "empty", what an empty map would have cost on the same questions.
     """
     model = build(clip, lab, grid_of(clip, questions), variant, seed)
     words, rank_loss = Words(model, templates, rename), RANK_LOSSES[rank]
@@ -198,13 +223,25 @@ def train(
         count = paper.count_loss(output.density, target)
         order = rank_loss(output.similarity, target)
         empty = paper.count_loss(torch.zeros_like(target), target)
-        return {"loss": count + rank_weight * order, "count": count.detach(), "rank": order.detach(), "empty": empty}
+        return {
+            "loss": count + rank_weight * order,
+            "count": count.detach(),
+            "rank": order.detach(),
+            "empty": empty,
+        }
 
-    return model, fit(model, loss, batches, lab.training(seed), out=out, progress=progress)
+    return model, fit(
+        model, loss, batches, lab.training(seed), out=out, progress=progress
+    )
 
 
-def counter_of(model: VLCounter, templates: Sequence[str] = PLURAL, rename: Callable[[str], str] = str) -> Counter:
-    """Return a trained model as a counter; its answers are neither rounded nor clamped at zero."""
+def counter_of(
+    model: VLCounter,
+    templates: Sequence[str] = PLURAL,
+    rename: Callable[[str], str] = str,
+) -> Counter:
+    """Return a trained model as a counter; its answers are neither rounded nor
+    clamped at zero."""
     words = Words(model, templates, rename)
 
     @torch.no_grad()

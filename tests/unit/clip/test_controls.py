@@ -11,7 +11,12 @@ from minilib.recipes.clip.controls import BagOfWords, LookupTable
 from minilib.recipes.clip.recipe import build
 from minilib.tokenizer import Tokenizer, vocabulary_of
 
-TEXTS = ["a red dog left of a blue cat", "a blue dog left of a red cat", "two trees", "grass"]
+TEXTS = [
+    "a red dog left of a blue cat",
+    "a blue dog left of a red cat",
+    "two trees",
+    "grass",
+]
 VOCABULARY = vocabulary_of(TEXTS)
 CONFIG = CLIPConfig(
     embed_dim=24,
@@ -25,7 +30,9 @@ CONFIG = CLIPConfig(
 def test_word_order_matters_to_the_transformer_and_not_to_the_bag() -> None:
     ordered, bag = build(CONFIG, 0), build(CONFIG, 0, BagOfWords)
     tokens = ordered.tokenize(TEXTS[:2])  # the same words, two objects swapped
-    assert (ordered.encode_text(tokens)[0] - ordered.encode_text(tokens)[1]).abs().max() > 1e-3
+    assert (
+        ordered.encode_text(tokens)[0] - ordered.encode_text(tokens)[1]
+    ).abs().max() > 1e-3
     features = bag.encode_text(tokens)
     torch.testing.assert_close(features[0], features[1])
     assert not torch.allclose(*bag.encode_text(bag.tokenize(["two trees", "grass"])))
@@ -52,11 +59,15 @@ def test_lookup_gives_each_caption_its_own_vector() -> None:
 
 
 @pytest.mark.parametrize("kind", [BagOfWords, LookupTable])
-def test_a_control_is_a_clip_with_nothing_else_in_its_text_tower(kind: type[CLIP]) -> None:
+def test_a_control_is_a_clip_with_nothing_else_in_its_text_tower(
+    kind: type[CLIP],
+) -> None:
     model = build(CONFIG, 0, kind)
     output = model(torch.rand(4, 3, 32, 32), model.tokenize(TEXTS))
     assert output.text_features.shape == output.image_features.shape == (4, 24)
-    names = {name for name, _ in model.named_parameters() if not name.startswith("visual.")}
+    names = {
+        name for name, _ in model.named_parameters() if not name.startswith("visual.")
+    }
     table = "token_embedding" if kind is BagOfWords else "caption_embedding"
     shared = {"ln_final.weight", "ln_final.bias", "text_projection", "logit_scale"}
     assert names == {f"{table}.weight"} | shared
@@ -64,6 +75,8 @@ def test_a_control_is_a_clip_with_nothing_else_in_its_text_tower(kind: type[CLIP
 
 @pytest.mark.parametrize("kind", [BagOfWords, LookupTable])
 def test_a_text_tower_without_places_cannot_be_prompted(kind: type[CLIP]) -> None:
-    config = CLIPConfig(24, 32, ViTConfig(8, 32, 4, 2), CONFIG.text, vocabulary=VOCABULARY)
+    config = CLIPConfig(
+        24, 32, ViTConfig(8, 32, 4, 2), CONFIG.text, vocabulary=VOCABULARY
+    )
     with pytest.raises(ValueError, match="text tower.*missing.*positional_embedding"):
         DenseCLIP.from_clip(build(config, 0, kind), ["dog", "cat"])

@@ -1,4 +1,5 @@
-"""The CLIP model: properties that the paper's design promises, controls, and bad input."""
+"""The CLIP model: properties that the paper's design promises,
+controls, and bad input."""
 
 from __future__ import annotations
 
@@ -24,10 +25,19 @@ from minilib.models.clip import (
 )
 from minilib.tokenizer import Tokenizer, vocabulary_of
 
-TEXTS = ["a red dog left of a blue cat", "a blue dog left of a red cat", "two trees", "grass"]
+TEXTS = [
+    "a red dog left of a blue cat",
+    "a blue dog left of a red cat",
+    "two trees",
+    "grass",
+]
 VOCABULARY = vocabulary_of([*TEXTS, "a photo of a"])
 TEXT = TextConfig(
-    context=16, vocab_size=Tokenizer(16, VOCABULARY).vocab_size, width=32, layers=2, heads=2
+    context=16,
+    vocab_size=Tokenizer(16, VOCABULARY).vocab_size,
+    width=32,
+    layers=2,
+    heads=2,
 )
 VIT = CLIPConfig(
     embed_dim=24,
@@ -37,7 +47,9 @@ VIT = CLIPConfig(
     vocabulary=VOCABULARY,
 )
 CONV = replace(VIT, vision=ViTConfig(patch=8, width=32, layers=2, heads=2, stem="conv"))
-RESNET = replace(VIT, image_size=64, vision=ResNetConfig(blocks=(1, 1, 1, 1), width=8, heads=4))
+RESNET = replace(
+    VIT, image_size=64, vision=ResNetConfig(blocks=(1, 1, 1, 1), width=8, heads=4)
+)
 TOWERS = {"vit": VIT, "conv": CONV, "resnet": RESNET}
 
 
@@ -51,7 +63,9 @@ def any_tower(request: pytest.FixtureRequest) -> CLIP:
     return build(TOWERS[request.param])
 
 
-def pixels(config: CLIPConfig, n: int = 2, size: tuple[int, int] | None = None) -> torch.Tensor:
+def pixels(
+    config: CLIPConfig, n: int = 2, size: tuple[int, int] | None = None
+) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randn(n, 3, *(size or (config.image_size,) * 2), generator=generator)
 
@@ -80,11 +94,17 @@ def test_pooling_shortcut_equals_the_whole_transformer(any_tower: CLIP) -> None:
     end = tokens.argmax(dim=1)
     stages = any_tower.text_stages(tokens)
     pooled = stages["ln_final"][torch.arange(4), end] @ any_tower.text_projection
-    torch.testing.assert_close(any_tower.encode_text(tokens), pooled, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        any_tower.encode_text(tokens), pooled, rtol=1e-4, atol=1e-5
+    )
     image = pixels(any_tower.config)
     if "blocks" in (stages := any_tower.visual.stages(image)):
-        whole = any_tower.visual.ln_post(stages["blocks"][-1][:, 0]) @ any_tower.visual.proj
-        torch.testing.assert_close(any_tower.encode_image(image), whole, rtol=1e-4, atol=1e-5)
+        whole = (
+            any_tower.visual.ln_post(stages["blocks"][-1][:, 0]) @ any_tower.visual.proj
+        )
+        torch.testing.assert_close(
+            any_tower.encode_image(image), whole, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_intermediate_attention_is_causal_and_sums_to_one() -> None:
@@ -101,17 +121,23 @@ def test_what_follows_the_end_token_never_matters() -> None:
     changed = tokens.clone()
     end = tokens.argmax(dim=1)
     for row, position in zip(changed, end, strict=True):
-        row[position + 1 :] = torch.randint(1, TEXT.vocab_size - 2, (len(row) - position - 1,))
+        row[position + 1 :] = torch.randint(
+            1, TEXT.vocab_size - 2, (len(row) - position - 1,)
+        )
     torch.testing.assert_close(model.encode_text(tokens), model.encode_text(changed))
     changed[:, -1] = TEXT.vocab_size - 1  # a second end token: the first one counts
     torch.testing.assert_close(model.encode_text(tokens), model.encode_text(changed))
     longest = int(end.max()) + 1
-    torch.testing.assert_close(model.encode_text(tokens), model.encode_text(tokens[:, :longest]))
+    torch.testing.assert_close(
+        model.encode_text(tokens), model.encode_text(tokens[:, :longest])
+    )
 
 
 @pytest.mark.parametrize("size", [(32, 48), (64, 32), (40, 40)])
 @pytest.mark.parametrize("config", [VIT, CONV], ids=["patch", "conv"])
-def test_vit_takes_images_of_other_sizes(config: CLIPConfig, size: tuple[int, int]) -> None:
+def test_vit_takes_images_of_other_sizes(
+    config: CLIPConfig, size: tuple[int, int]
+) -> None:
     model = build(config)
     image = pixels(config, size=size)
     assert model.encode_image(image).shape == (2, 24)
@@ -132,21 +158,26 @@ def test_smaller_strides_keep_a_finer_map() -> None:
 
 @pytest.mark.parametrize("mode", ["value", "token"])
 def test_patches_lie_in_the_joint_space(any_tower: CLIP, mode: str) -> None:
-    features = any_tower.encode_patches(pixels(any_tower.config), normalize=True, mode=mode)
+    features = any_tower.encode_patches(
+        pixels(any_tower.config), normalize=True, mode=mode
+    )
     side = features.shape[-1]
     assert features.shape == (2, 24, side, side)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(2, side, side))
 
 
 def test_value_patches_see_no_other_patch_in_the_last_block() -> None:
-    """With a single block, a patch's value path depends on its own pixels alone; its token does not."""
+    """With a single block, a patch's value path depends on its own pixels alone;
+    its token does not."""
     config = replace(VIT, vision=replace(VIT.vision, layers=1))
     model = build(config)
     image = pixels(config, 1)
     changed = image.clone()
     changed[..., 8:, :] += 1.0  # all but the first row of patches
     for mode, alike in (("value", True), ("token", False)):
-        before, after = (model.encode_patches(x, mode=mode)[..., 0, :] for x in (image, changed))
+        before, after = (
+            model.encode_patches(x, mode=mode)[..., 0, :] for x in (image, changed)
+        )
         assert torch.allclose(before, after, atol=1e-5) is alike
 
 
@@ -159,19 +190,27 @@ def test_backbone_is_the_feature_before_the_projection(any_tower: CLIP) -> None:
     image = pixels(any_tower.config)
     features = any_tower.image_backbone(image)
     visual = any_tower.visual
-    project = visual.attnpool.c_proj if hasattr(visual, "attnpool") else lambda x: x @ visual.proj
+    project = (
+        visual.attnpool.c_proj
+        if hasattr(visual, "attnpool")
+        else lambda x: x @ visual.proj
+    )
     torch.testing.assert_close(project(features), any_tower.encode_image(image))
 
 
 def test_preprocess_takes_floats_bytes_and_any_shape() -> None:
     model = build(VIT)
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    mean, std = (torch.tensor(v)[:, None, None] for v in (VIT.image_mean, VIT.image_std))
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in (VIT.image_mean, VIT.image_std)
+    )
     torch.testing.assert_close(model.preprocess(image), (image - mean) / std)
     torch.testing.assert_close(model.standardise(image), model.preprocess(image))
     assert model.standardise(torch.rand(1, 3, 40, 70)).shape == (1, 3, 40, 70)
     as_bytes = (image * 255).round().to(torch.uint8)
-    torch.testing.assert_close(model.preprocess(as_bytes), model.preprocess(as_bytes / 255))
+    torch.testing.assert_close(
+        model.preprocess(as_bytes), model.preprocess(as_bytes / 255)
+    )
     assert model.preprocess(torch.rand(1, 3, 20, 57)).shape == (1, 3, 32, 32)
     assert model.preprocess(torch.rand(1, 3, 90, 33)).shape == (1, 3, 32, 32)
 
@@ -179,7 +218,9 @@ def test_preprocess_takes_floats_bytes_and_any_shape() -> None:
 def test_text_longer_than_the_context() -> None:
     model = build(VIT)
     long = "dog " * 40
-    with pytest.raises(ValueError, match=r"42 tokens.*context of 16.*dog.*truncate=True"):
+    with pytest.raises(
+        ValueError, match=r"42 tokens.*context of 16.*dog.*truncate=True"
+    ):
         model.tokenize([TEXTS[0], long])
     truncated = model.tokenize(long, truncate=True)
     assert truncated[0, -1] == TEXT.vocab_size - 1
@@ -209,7 +250,10 @@ def test_initialisation_is_the_official_one() -> None:
     for weight, std in expected.items():
         assert weight.std().item() == pytest.approx(std, rel=0.05)
     resnet = build(RESNET)
-    assert all(stage[0].bn3.weight.eq(0).all() for stage in (resnet.visual.layer1, resnet.visual.layer4))
+    assert all(
+        stage[0].bn3.weight.eq(0).all()
+        for stage in (resnet.visual.layer1, resnet.visual.layer4)
+    )
 
 
 def test_multiplier_is_clamped_after_the_step() -> None:
@@ -258,10 +302,16 @@ def test_configurations_of_older_files_are_read() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ViTConfig(stem="convolution"), "stem 'convolution'.*'patch' or 'conv'"),
+        (
+            lambda: ViTConfig(stem="convolution"),
+            "stem 'convolution'.*'patch' or 'conv'",
+        ),
         (lambda: ViTConfig(pool="max"), "pool 'max'.*'token' or 'mean'"),
         (lambda: ViTConfig(patch=12, stem="conv"), "power of two, not 12"),
-        (lambda: replace(VIT, image_size=36), "36 is not a whole number of 8-pixel cells"),
+        (
+            lambda: replace(VIT, image_size=36),
+            "36 is not a whole number of 8-pixel cells",
+        ),
         (lambda: replace(RESNET, image_size=48), "choose a multiple of 32"),
         (
             lambda: CLIP(replace(VIT, vision=replace(VIT.vision, heads=3))),
@@ -275,16 +325,21 @@ def test_bad_configurations(make: Callable[[], object], message: str) -> None:
 
 
 def test_mean_pool_is_the_mean_of_the_patches() -> None:
-    """What makes patch features useful: they average to the image feature that was trained."""
+    """What makes patch features useful: they average to the image feature
+    that was trained."""
     config = replace(VIT, vision=replace(VIT.vision, pool="mean"))
     model = build(config)
     image = pixels(config)
     dense = model.encode_patches(image, mode="token")
-    torch.testing.assert_close(dense.mean(dim=(2, 3)), model.encode_image(image), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        dense.mean(dim=(2, 3)), model.encode_image(image), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_loss_is_exact_under_autocast() -> None:
-    features = F.normalize(torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    features = F.normalize(
+        torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     scale = torch.tensor(100.0)
     for loss in (clip_loss, siglip_loss):
         with torch.autocast("cpu", torch.bfloat16):
@@ -294,10 +349,15 @@ def test_loss_is_exact_under_autocast() -> None:
 
 def test_zero_shot_weights_average_normalised_prompts() -> None:
     model = build(VIT)
-    names, templates = ["dog", "cat", "grass"], ["a photo of a {}", lambda name: f"two {name}"]
+    names, templates = (
+        ["dog", "cat", "grass"],
+        ["a photo of a {}", lambda name: f"two {name}"],
+    )
     weights = zero_shot_weights(model, names, templates, batch_size=4)
     assert weights.shape == (24, 3) and not weights.requires_grad
-    prompts = F.normalize(model.encode_text(model.tokenize(["a photo of a cat", "two cat"])), dim=-1)
+    prompts = F.normalize(
+        model.encode_text(model.tokenize(["a photo of a cat", "two cat"])), dim=-1
+    )
     torch.testing.assert_close(weights[:, 1], F.normalize(prompts.mean(dim=0), dim=0))
     torch.testing.assert_close(weights, prompt_ensemble(weights.T[:, None]))
 
@@ -311,6 +371,8 @@ def test_zero_shot_weights_average_normalised_prompts() -> None:
         (["dog"], ["a photo"], "'a photo' has no place"),
     ],
 )
-def test_bad_zero_shot_classifiers(names: list[str], templates: list[str], message: str) -> None:
+def test_bad_zero_shot_classifiers(
+    names: list[str], templates: list[str], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         zero_shot_weights(build(VIT), names, templates)

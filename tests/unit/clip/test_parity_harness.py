@@ -1,4 +1,5 @@
-"""The parity tests themselves: they must notice wrong numbers, unknown cases and half a case."""
+"""The parity tests themselves: they must notice wrong numbers, unknown cases
+and half a case."""
 
 from __future__ import annotations
 
@@ -24,14 +25,30 @@ def copy(case: str, target: Path, name: str, /, **info: object) -> None:
 
 
 def run_parity(folder: Path) -> dict[str, str]:
-    """Run the parity tests on ``folder`` and return each case's outcome by its id, "paper/case".
+    """Run the parity tests on ``folder`` and return each case's outcome by its
+    id, "paper/case".
 
-    Papers of which the folder holds no case are skipped by pytest under an id of its own, and left out.
+    Papers of which the folder holds no case are skipped by pytest under an id of its
+    own, and left out.
     """
-    command = [sys.executable, "-m", "pytest", "tests/parity", "--golden", str(folder), "-v", "--tb=no", "-p"]
-    lines = subprocess.run([*command, "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True).stdout
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests/parity",
+        "--golden",
+        str(folder),
+        "-v",
+        "--tb=no",
+        "-p",
+    ]
+    lines = subprocess.run(
+        [*command, "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
     outcomes = {}
-    for test, outcome in (line.split()[:2] for line in lines.splitlines() if "::" in line):
+    for test, outcome in (
+        line.split()[:2] for line in lines.splitlines() if "::" in line
+    ):
         name = test.rpartition("[")[2].removesuffix("]")
         if "/" in name and "[" in test:
             outcomes[name] = outcome
@@ -40,7 +57,13 @@ def run_parity(folder: Path) -> dict[str, str]:
 
 def test_other_names_run_and_what_is_wrong_or_unknown_fails(tmp_path: Path) -> None:
     copy("block", tmp_path / "hidden", "block_9", case="block_9")
-    copy("zero_shot", tmp_path / "hidden", "zero_shot_large", case="zero_shot_large", seed=4)
+    copy(
+        "zero_shot",
+        tmp_path / "hidden",
+        "zero_shot_large",
+        case="zero_shot_large",
+        seed=4,
+    )
     copy("block", tmp_path / "hidden", "brick", case="brick")
     copy("pos_embed_resize", tmp_path / "other", "half", paper="Unheard-of")
     (tmp_path / "hidden" / "losses.json").write_text(
@@ -49,10 +72,14 @@ def test_other_names_run_and_what_is_wrong_or_unknown_fails(tmp_path: Path) -> N
     copy("block", tmp_path / "hidden", "block_wrong")
     tensors = load_file(GOLDEN / "block.safetensors")
     save_file(
-        tensors | {"out/gelu": tensors["out/gelu"] + 1e-3}, tmp_path / "hidden" / "block_wrong.safetensors"
+        tensors | {"out/gelu": tensors["out/gelu"] + 1e-3},
+        tmp_path / "hidden" / "block_wrong.safetensors",
     )
     copy("block", tmp_path / "hidden", "block_more")
-    save_file(tensors | {"out/unseen": torch.zeros(1)}, tmp_path / "hidden" / "block_more.safetensors")
+    save_file(
+        tensors | {"out/unseen": torch.zeros(1)},
+        tmp_path / "hidden" / "block_more.safetensors",
+    )
     assert run_parity(tmp_path) == {
         "clip/block_9": "PASSED",
         "clip/zero_shot_large": "PASSED",

@@ -38,7 +38,9 @@ def test_it_counts_classes_that_it_never_counted(model) -> None:
 def test_saved_and_loaded_it_answers_alike(model, tmp_path: Path) -> None:
     other = load(save(model, tmp_path / "a.safetensors", {"command": "none"}))
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(other.predict(image, "the dogs"), model.predict(image, "the dogs"))
+    torch.testing.assert_close(
+        other.predict(image, "the dogs"), model.predict(image, "the dogs")
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
@@ -58,15 +60,28 @@ def test_what_is_no_countx_is_refused(model, tmp_path: Path) -> None:
         model.fim_norm.bias[0] = 0.0
 
 
-def test_the_script_trains_goes_on_and_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_trains_goes_on_and_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(recipe, "TRAIN_IMAGES", 310)
     whole = recipe.report
     monkeypatch.setattr(recipe, "report", lambda *given: whole(*given, images=4))
     script = runpy.run_path(str(ROOT / "data_scripts" / "train_mini_countx.py"))
-    command = ["--steps", "1", "--device", "cpu", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    command = [
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--work",
+        str(tmp_path / "work"),
+        "--out",
+        str(tmp_path),
+    ]
     assert script["main"](command) == 0
     first = load(tmp_path / "mini-countx.safetensors").state_dict()
     assert script["main"](command) == 0, "a finished training is not repeated"
     card = json.loads((tmp_path / "mini-countx.json").read_text())
     assert card["steps"] == 1
-    torch.testing.assert_close(load(tmp_path / "mini-countx.safetensors").state_dict(), first)
+    torch.testing.assert_close(
+        load(tmp_path / "mini-countx.safetensors").state_dict(), first
+    )

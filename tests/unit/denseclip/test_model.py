@@ -1,4 +1,5 @@
-"""DenseCLIP's blocks: what each must do, and where ours and the authors' code part ways."""
+"""DenseCLIP's blocks: what each must do, and where ours and the
+authors' code part ways."""
 
 from __future__ import annotations
 
@@ -16,8 +17,18 @@ from minilib.layers.prompt import encode_prompted, learned_contexts
 from minilib.layers.resampling import resize_grid_positions
 from minilib.layers.segmentation import pixel_cross_entropy
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from minilib.models.denseclip import ContextDecoder, DenseCLIP, denseclip_loss, score_map
-from minilib.models.denseclip.backbones import AnyBackbone, DenseAttentionPool, DenseViT, Encoded
+from minilib.models.denseclip import (
+    ContextDecoder,
+    DenseCLIP,
+    denseclip_loss,
+    score_map,
+)
+from minilib.models.denseclip.backbones import (
+    AnyBackbone,
+    DenseAttentionPool,
+    DenseViT,
+    Encoded,
+)
 from minilib.models.denseclip.config import GUIDANCE, DenseCLIPConfig
 from minilib.models.denseclip.optimisation import parameter_groups, poly_learning_rate
 from minilib.models.denseclip.protocol import sliding_logits
@@ -26,7 +37,9 @@ from minilib.tokenizer import Tokenizer, vocabulary_of
 NAMES = ("dog", "cat", "traffic light", "sky")
 VOCABULARY = vocabulary_of([*NAMES, "a photo of a ."])
 TEXT = TextConfig(16, Tokenizer(16, VOCABULARY).vocab_size, 16, 2, 2)
-RESNET = CLIPConfig(12, 64, ResNetConfig((1, 1, 1, 1), 4, 4), TEXT, vocabulary=VOCABULARY)
+RESNET = CLIPConfig(
+    12, 64, ResNetConfig((1, 1, 1, 1), 4, 4), TEXT, vocabulary=VOCABULARY
+)
 VIT = CLIPConfig(12, 64, ViTConfig(16, 16, 4, 2), TEXT, vocabulary=VOCABULARY)
 SMALL = {"decoder_width": 16, "decoder_layers": 1, "channels": 8, "contexts": 3}
 
@@ -45,7 +58,9 @@ def make(clip: CLIP | None = None, names=NAMES, **changes) -> DenseCLIP:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         clip = clip or random_clip()
-        return DenseCLIP.from_clip(clip, names, DenseCLIPConfig(clip.config, **SMALL | changes)).eval()
+        return DenseCLIP.from_clip(
+            clip, names, DenseCLIPConfig(clip.config, **SMALL | changes)
+        ).eval()
 
 
 def image(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -61,15 +76,31 @@ def test_pool_keeps_clips_own_output_and_adds_one_per_cell() -> None:
     pixels = image(2, 3, 64, 64)
     encoded = model.backbone.encode(pixels)
     torch.testing.assert_close(encoded.pooled, clip.encode_image(pixels))
-    assert [tuple(x.shape[1:]) for x in encoded.maps] == [(16, 16, 16), (32, 8, 8), (64, 4, 4), (128, 2, 2)]
+    assert [tuple(x.shape[1:]) for x in encoded.maps] == [
+        (16, 16, 16),
+        (32, 8, 8),
+        (64, 4, 4),
+        (128, 2, 2),
+    ]
     assert encoded.dense.shape == (2, 12, 2, 2)
     assert encoded.context.shape == (2, 5, 12)
-    torch.testing.assert_close(encoded.context[:, 1:], rearrange(encoded.dense, "b e h w -> b (h w) e"))
+    torch.testing.assert_close(
+        encoded.context[:, 1:], rearrange(encoded.dense, "b e h w -> b (h w) e")
+    )
 
 
-def test_positions_are_resized_for_segmentation_and_cropped_by_the_detection_code() -> None:
+def test_positions_are_resized_for_segmentation_and_cropped_by_the_detection_code() -> (
+    None
+):
     grid = rearrange(torch.arange(17.0), "n -> n 1")
-    assert resize_grid_positions(grid, (2, 3), mode="crop")[1:, 0].tolist() == [1, 2, 3, 5, 6, 7]
+    assert resize_grid_positions(grid, (2, 3), mode="crop")[1:, 0].tolist() == [
+        1,
+        2,
+        3,
+        5,
+        6,
+        7,
+    ]
     resized = resize_grid_positions(grid, (2, 2), mode="bilinear")
     torch.testing.assert_close(resized[1:, 0], torch.tensor([3.5, 5.5, 11.5, 13.5]))
     assert resized[0] == 0, "the first row belongs to the mean, not to a place"
@@ -79,11 +110,16 @@ def test_positions_are_resized_for_segmentation_and_cropped_by_the_detection_cod
         resize_grid_positions(grid, (2, 5), mode="linear")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        whole, cropped = (DenseAttentionPool(4, 8, 2, 3, crop_positions=crop) for crop in (False, True))
+        whole, cropped = (
+            DenseAttentionPool(4, 8, 2, 3, crop_positions=crop)
+            for crop in (False, True)
+        )
     cropped.load_state_dict(whole.state_dict())
     x = image(1, 8, 3, 3)
     assert not torch.allclose(whole.dense(x)[1], cropped.dense(x)[1], atol=1e-3)
-    torch.testing.assert_close(whole.dense(image(1, 8, 4, 4)), cropped.dense(image(1, 8, 4, 4)))
+    torch.testing.assert_close(
+        whole.dense(image(1, 8, 4, 4)), cropped.dense(image(1, 8, 4, 4))
+    )
 
 
 def test_vit_class_embedding_once_is_clip_and_twice_is_the_authors() -> None:
@@ -92,8 +128,12 @@ def test_vit_class_embedding_once_is_clip_and_twice_is_the_authors() -> None:
         clip.visual.class_embedding.normal_(generator=generator(3))
     pixels = image(1, 3, 64, 64)
     ours, theirs = make(clip), make(clip, double_class_embedding=True)
-    torch.testing.assert_close(ours.backbone.encode(pixels).pooled, clip.encode_image(pixels))
-    assert not torch.allclose(theirs.backbone.encode(pixels).pooled, clip.encode_image(pixels), atol=1e-3)
+    torch.testing.assert_close(
+        ours.backbone.encode(pixels).pooled, clip.encode_image(pixels)
+    )
+    assert not torch.allclose(
+        theirs.backbone.encode(pixels).pooled, clip.encode_image(pixels), atol=1e-3
+    )
 
 
 def test_vit_pyramid_has_four_strides_and_scores_at_its_patch() -> None:
@@ -104,8 +144,15 @@ def test_vit_pyramid_has_four_strides_and_scores_at_its_patch() -> None:
     assert model.backbone.taps == (0, 1, 2, 3)
     twelve = CLIPConfig(12, 64, ViTConfig(16, 8, 12, 2), TEXT, vocabulary=VOCABULARY)
     assert make(random_clip(twelve)).backbone.taps == (3, 5, 7, 11)
-    eight = DenseViT(CLIPConfig(12, 64, ViTConfig(8, 16, 4, 2, "conv", "mean"), TEXT), (0, 1, 2, 3)).eval()
-    assert [x.shape[-1] for x in eight.encode(image(1, 3, 64, 64)).maps] == [16, 8, 4, 2]
+    eight = DenseViT(
+        CLIPConfig(12, 64, ViTConfig(8, 16, 4, 2, "conv", "mean"), TEXT), (0, 1, 2, 3)
+    ).eval()
+    assert [x.shape[-1] for x in eight.encode(image(1, 3, 64, 64)).maps] == [
+        16,
+        8,
+        4,
+        2,
+    ]
     assert eight.score_level == 1
     for wrong in ((0, 1, 2), (0, 1, 2, 4)):
         with pytest.raises(ValueError, match="taps"):
@@ -154,8 +201,12 @@ def test_contexts_stand_between_start_and_name() -> None:
     tokens = clip.tokenize(["dog", "traffic light"])[:, :4]
     words = clip.tokenize("photo of")[0, 1:3]
     contexts = clip.token_embedding(words)[None]
-    written = clip.encode_text(clip.tokenize(["photo of dog", "photo of traffic light"]))
-    torch.testing.assert_close(encode_prompted(clip, tokens, contexts)[0], written, rtol=1e-4, atol=1e-5)
+    written = clip.encode_text(
+        clip.tokenize(["photo of dog", "photo of traffic light"])
+    )
+    torch.testing.assert_close(
+        encode_prompted(clip, tokens, contexts)[0], written, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_prompt_per_image_equals_prompts_one_by_one() -> None:
@@ -174,17 +225,21 @@ def test_gradients_reach_the_contexts_through_the_fixed_text_tower() -> None:
     output = model(image(1, 3, 64, 64))
     denseclip_loss(output, torch.zeros(1, 64, 64, dtype=torch.long))["loss"].backward()
     assert model.contexts.grad.abs().sum() > 0
-    assert all(p.grad is None and not p.requires_grad for p in model.text_encoder.parameters())
+    assert all(
+        p.grad is None and not p.requires_grad for p in model.text_encoder.parameters()
+    )
 
 
 def test_contexts_are_cut_normals() -> None:
     contexts = learned_contexts(64, 64)
     assert contexts.shape == (1, 64, 64) and contexts.abs().max() <= 2
-    assert 0.8 < contexts.std() < 0.95  # a normal cut at two standard deviations has 0.88
+    # a normal cut at two standard deviations has 0.88
+    assert 0.8 < contexts.std() < 0.95
 
 
 def test_names_choose_their_own_length_where_the_authors_have_five_tokens() -> None:
-    long = "a photo of a traffic light"  # six words: the authors' fixed length refuses it
+    # six words: the authors' fixed length refuses it
+    long = "a photo of a traffic light"
     assert make(names=("dog", long)).tokens.shape == (2, 8)
     with pytest.raises(ValueError, match="room for 5"):
         make(names=("dog", long), contexts=11)
@@ -231,7 +286,9 @@ def test_zero_gamma_is_no_prompting_but_still_learns() -> None:
 
 def test_gamma_starts_small_and_moves_the_text_of_every_image_differently() -> None:
     model = make()
-    assert torch.equal(model.gamma, torch.full((12,), 1e-4)), "1e-3 in the paper's first version is a misprint"
+    assert torch.equal(model.gamma, torch.full((12,), 1e-4)), (
+        "1e-3 in the paper's first version is a misprint"
+    )
     with torch.no_grad():
         model.gamma.fill_(1.0)
         text = model.text_embeddings(Encoded([], image(2, 12), image(2, 12, 2, 2)))
@@ -256,25 +313,38 @@ def test_decoder_treats_classes_and_cells_as_sets() -> None:
     text, visual = image(2, 5, 12), image(2, 7, 12, seed=1)
     order = torch.tensor([3, 0, 4, 2, 1])
     expected = decoder(text, visual)
-    torch.testing.assert_close(decoder(text[:, order], visual), expected[:, order], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(decoder(text, visual.flip(1)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        decoder(text[:, order], visual), expected[:, order], rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        decoder(text, visual.flip(1)), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
 def test_every_guidance_segments(guidance: str) -> None:
     model = make(guidance=guidance)
     output = model(image(1, 3, 64, 64))
-    assert output.logits.shape == (1, 4, 16, 16) and output.full().shape == (1, 4, 64, 64)
+    assert output.logits.shape == (1, 4, 16, 16) and output.full().shape == (
+        1,
+        4,
+        64,
+        64,
+    )
     losses = denseclip_loss(output, torch.zeros(1, 64, 64, dtype=torch.long))
     assert losses["loss"].isfinite() and ("scores" in losses) == (guidance != "none")
     extra = 0 if guidance == "none" else len(NAMES)
-    assert model.neck.lateral_convs[3].conv.in_channels == 128 + extra, "K is built into the pyramid"
+    assert model.neck.lateral_convs[3].conv.in_channels == 128 + extra, (
+        "K is built into the pyramid"
+    )
 
 
 def test_written_prompts_are_clips() -> None:
     clip = random_clip()
     model = make(clip, guidance="template")
-    written = clip.encode_text(clip.tokenize([f"a photo of a {name}." for name in NAMES]))
+    written = clip.encode_text(
+        clip.tokenize([f"a photo of a {name}." for name in NAMES])
+    )
     torch.testing.assert_close(model.text_features()[0], written, rtol=1e-4, atol=1e-5)
 
 
@@ -308,7 +378,9 @@ def test_score_map_is_a_cosine_and_is_concatenated_undivided() -> None:
 def test_loss_averages_over_valid_pixels_where_mmsegmentation_counts_all() -> None:
     logits, mask = image(1, 3, 4, 4), torch.full((1, 4, 4), 255)
     mask[:, 0] = 1
-    ours, theirs = (pixel_cross_entropy(logits, mask, over=over) for over in ("valid", "all"))
+    ours, theirs = (
+        pixel_cross_entropy(logits, mask, over=over) for over in ("valid", "all")
+    )
     torch.testing.assert_close(ours, F.cross_entropy(logits, mask, ignore_index=255))
     torch.testing.assert_close(theirs, ours * 4 / 16)
 
@@ -316,7 +388,9 @@ def test_loss_averages_over_valid_pixels_where_mmsegmentation_counts_all() -> No
 @pytest.mark.parametrize("over", ["valid", "all"])
 def test_a_batch_of_ignored_pixels_costs_nothing_and_hurts_nothing(over: str) -> None:
     model = make()
-    losses = denseclip_loss(model(image(1, 3, 64, 64)), torch.full((1, 64, 64), 255), over=over)
+    losses = denseclip_loss(
+        model(image(1, 3, 64, 64)), torch.full((1, 64, 64), 255), over=over
+    )
     assert losses["loss"] == 0
     losses["loss"].backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -325,7 +399,9 @@ def test_a_batch_of_ignored_pixels_costs_nothing_and_hurts_nothing(over: str) ->
 def test_bad_masks() -> None:
     logits = torch.zeros(1, 3, 4, 4)
     for value in (3, -1, 254):
-        with pytest.raises(ValueError, match=rf"the value {value}: expected 0 to 2 .*, or 255"):
+        with pytest.raises(
+            ValueError, match=rf"the value {value}: expected 0 to 2 .*, or 255"
+        ):
             pixel_cross_entropy(logits, torch.full((1, 4, 4), value))
     with pytest.raises(ValueError, match="does not fit"):
         pixel_cross_entropy(logits, torch.zeros(1, 4, 5, dtype=torch.long))
@@ -346,16 +422,23 @@ def test_auxiliary_loss_is_softened_and_weighted() -> None:
 
 @pytest.mark.parametrize("clip", [RESNET, VIT], ids=["resnet", "vit"])
 @pytest.mark.parametrize("size", [(50, 70), (33, 64), (20, 20)])
-def test_sides_need_not_be_multiples_of_the_stride(clip: CLIPConfig, size: tuple[int, int]) -> None:
+def test_sides_need_not_be_multiples_of_the_stride(
+    clip: CLIPConfig, size: tuple[int, int]
+) -> None:
     model = make(random_clip(clip))
     output = model(image(1, 3, *size))
-    assert output.full().shape == (1, 4, *size) and output.full(output.scores).shape == (1, 4, *size)
+    assert output.full().shape == (1, 4, *size) and output.full(
+        output.scores
+    ).shape == (1, 4, *size)
     padded = F.pad(image(1, 3, *size), (0, -size[1] % 32, 0, -size[0] % 32))
-    torch.testing.assert_close(output.full(), model(padded).full()[..., : size[0], : size[1]])
+    torch.testing.assert_close(
+        output.full(), model(padded).full()[..., : size[0], : size[1]]
+    )
 
 
 def test_the_authors_code_stretches_what_ours_pads() -> None:
-    """A ViT drops the pixels behind the last whole patch, so the map is enlarged over more than it saw."""
+    """A ViT drops the pixels behind the last whole patch, so the map is enlarged over
+    more than it saw."""
     clip = random_clip(VIT)
     ours, theirs = make(clip), make(clip, pad=False)
     theirs.load_state_dict(ours.state_dict())
@@ -377,9 +460,13 @@ def test_windows_at_the_border_move_inwards() -> None:
     first, last = (model(pixels[..., left : left + 64]).full() for left in (0, 36))
     torch.testing.assert_close(logits[..., :36], first[..., :36])
     torch.testing.assert_close(logits[..., 64:], last[..., 28:])
-    torch.testing.assert_close(logits[..., 36:64], (first[..., 36:] + last[..., :28]) / 2)
+    torch.testing.assert_close(
+        logits[..., 36:64], (first[..., 36:] + last[..., :28]) / 2
+    )
     small = image(1, 3, 40, 50)
-    torch.testing.assert_close(sliding_logits(model, small, (64, 64), (48, 48)), model(small).full())
+    torch.testing.assert_close(
+        sliding_logits(model, small, (64, 64), (48, 48)), model(small).full()
+    )
 
 
 # --- pyramid and head
@@ -402,12 +489,15 @@ def test_head_adds_levels_of_any_stride() -> None:
     head = SemanticHead((4, 8, 16, 16), 6, 3).eval()
     assert [len(steps) for steps in head.scale_heads] == [1, 2, 4, 4]
     levels = [image(1, 6, side, side) for side in (8, 4, 2, 2)]
-    total = sum(steps(level) for steps, level in zip(head.scale_heads, levels, strict=True))
+    total = sum(
+        steps(level) for steps, level in zip(head.scale_heads, levels, strict=True)
+    )
     torch.testing.assert_close(head(levels), head.conv_seg(total))
 
 
 def test_pyramid_starts_as_the_authors_trained_it() -> None:
-    """Their script never calls mmsegmentation's init_weights on neck and head: He-normal, not Xavier."""
+    """Their script never calls mmsegmentation's init_weights on neck and head:
+    He-normal, not Xavier."""
     weight = FeaturePyramid((256,), 256).fpn_convs[0].conv.weight
     assert math.isclose(weight.std().item(), math.sqrt(2 / (256 * 9)), rel_tol=0.02)
 
@@ -418,12 +508,19 @@ def test_pyramid_starts_as_the_authors_trained_it() -> None:
 def test_schedule_keeps_a_fixed_tower_fixed_where_mmcv_lets_it_drift() -> None:
     last = 79_999
     assert poly_learning_rate(last, 0.0, 80_000) == 0
-    assert poly_learning_rate(last, 0.0, 80_000, official=True) == pytest.approx(1e-6, rel=1e-3)
+    assert poly_learning_rate(last, 0.0, 80_000, official=True) == pytest.approx(
+        1e-6, rel=1e-3
+    )
     for base in (1e-4, 1e-5):
-        ours, theirs = (poly_learning_rate(20_000, base, 80_000, official=flag) for flag in (False, True))
+        ours, theirs = (
+            poly_learning_rate(20_000, base, 80_000, official=flag)
+            for flag in (False, True)
+        )
         assert ours == pytest.approx(theirs)
     warm = [poly_learning_rate(step, 1e-4, 100, warmup=10) for step in range(12)]
-    assert warm[0] < 1e-9 and warm == sorted(warm[:11]) + warm[11:] and warm[11] < warm[10]
+    assert (
+        warm[0] < 1e-9 and warm == sorted(warm[:11]) + warm[11:] and warm[11] < warm[10]
+    )
 
 
 def test_groups() -> None:
@@ -432,15 +529,27 @@ def test_groups() -> None:
     assert not any(name.startswith("text_encoder") for name in ours)
     assert ours["backbone.conv1.weight"]["lr"] == pytest.approx(1e-5)
     assert ours["contexts"]["lr"] == ours["decode_head.conv_seg.weight"]["lr"] == 1e-4
-    assert ours["gamma"]["weight_decay"] == ours["context_decoder.memory_proj.0.weight"]["weight_decay"] == 0
+    assert (
+        ours["gamma"]["weight_decay"]
+        == ours["context_decoder.memory_proj.0.weight"]["weight_decay"]
+        == 0
+    )
     assert ours["contexts"]["weight_decay"] > 0
 
-    theirs = {name: group for group in parameter_groups(model, official=True) for name in group["names"]}
+    theirs = {
+        name: group
+        for group in parameter_groups(model, official=True)
+        for name in group["names"]
+    }
     assert theirs.keys() == {name for name, _ in model.named_parameters()}
     assert theirs["text_encoder.ln_final.weight"]["lr"] == 0
     undecayed = {name for name, group in theirs.items() if not group["weight_decay"]}
-    assert undecayed and all("context_decoder.decoder" in name and "norm" in name for name in undecayed)
-    assert theirs["context_decoder.memory_proj.0.weight"]["weight_decay"] > 0, "a norm by kind, not by name"
+    assert undecayed and all(
+        "context_decoder.decoder" in name and "norm" in name for name in undecayed
+    )
+    assert theirs["context_decoder.memory_proj.0.weight"]["weight_decay"] > 0, (
+        "a norm by kind, not by name"
+    )
 
 
 # --- weights
@@ -451,13 +560,17 @@ def test_official_layout_round_trip(clip: CLIPConfig) -> None:
     text = replace(TEXT, vocab_size=40)
     config = replace(clip, text=text, vocabulary=None)
     tokens = torch.tensor([[38, 1, 39], [38, 2, 39], [38, 3, 39]])
-    model = DenseCLIP(DenseCLIPConfig(config, double_class_embedding=True, pad=False, **SMALL), tokens).eval()
+    model = DenseCLIP(
+        DenseCLIPConfig(config, double_class_embedding=True, pad=False, **SMALL), tokens
+    ).eval()
     heads = {"vision_heads": clip.vision.heads, "text_heads": 2}
     state = {f"module.{key}": value.half() for key, value in model.state_dict().items()}
     again = DenseCLIP.from_official({"state_dict": state, "meta": {}}, tokens, **heads)
     assert again.config == replace(model.config, contexts=3)
     pixels = image(1, 3, 64, 64)
-    torch.testing.assert_close(again(pixels).logits, model(pixels).logits, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(
+        again(pixels).logits, model(pixels).logits, rtol=0.05, atol=0.05
+    )
 
 
 def test_weights_that_do_not_fit() -> None:
@@ -467,13 +580,21 @@ def test_weights_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="1 names for weights with 2 classes"):
         DenseCLIP.from_official(state, tokens[:1], vision_heads=4, text_heads=2)
     with pytest.raises(ValueError, match="'contexts' is missing"):
-        DenseCLIP.from_official({k: v for k, v in state.items() if k != "contexts"}, tokens)
-    # Loaded without a check, a missing block would stay at random, as in the authors' RN101 baseline.
+        DenseCLIP.from_official(
+            {k: v for k, v in state.items() if k != "contexts"}, tokens
+        )
+    # Loaded without a check, a missing block would stay at random, as in the authors'
+    # RN101 baseline.
     with pytest.raises(ValueError, match="layer3.0.conv1.weight"):
-        partial = {k: v for k, v in state.items() if k != "backbone.layer3.0.conv1.weight"}
+        partial = {
+            k: v for k, v in state.items() if k != "backbone.layer3.0.conv1.weight"
+        }
         DenseCLIP.from_official(partial, tokens, vision_heads=4, text_heads=2)
     # A wrong width is said by name and shape too, not by torch's own error.
-    with pytest.raises(ValueError, match=r"decode_head.scale_heads.0.0.bn.bias is \(7,\), expected \(8,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"decode_head.scale_heads.0.0.bn.bias is \(7,\), expected \(8,\)",
+    ):
         wrong = state | {"decode_head.scale_heads.0.0.bn.bias": torch.zeros(7)}
         DenseCLIP.from_official(wrong, tokens, vision_heads=4, text_heads=2)
     with pytest.raises(ValueError, match="other towers"):

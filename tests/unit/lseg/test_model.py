@@ -1,4 +1,5 @@
-"""LSeg's properties: what labels may do to scores, sizes, losses, and where ours differs from the authors'."""
+"""LSeg's properties: what labels may do to scores, sizes, losses, and where ours
+differs from the authors'."""
 
 from __future__ import annotations
 
@@ -22,15 +23,27 @@ from minilib.models.lseg import (
 from minilib.models.lseg.protocol import multi_scale_scores, objectinfo_words
 from minilib.weights import load_clip
 
-VIT = ViTBackbone(patch=16, width=16, layers=4, heads=4, grid=3, hooks=(0, 1, 2, 3), channels=(8, 8, 8, 8))
+VIT = ViTBackbone(
+    patch=16,
+    width=16,
+    layers=4,
+    heads=4,
+    grid=3,
+    hooks=(0, 1, 2, 3),
+    channels=(8, 8, 8, 8),
+)
 RESNET = ResNetBackbone(blocks=(1, 1, 1, 1), stem=8, planes=4)
-CLIP_RESNET = CLIPBackbone(ResNetConfig(blocks=(1, 1, 1, 1), width=4, heads=4, strides=(1, 2, 2, 1)))
+CLIP_RESNET = CLIPBackbone(
+    ResNetConfig(blocks=(1, 1, 1, 1), width=4, heads=4, strides=(1, 2, 2, 1))
+)
 BACKBONES = {"vit": VIT, "resnet": RESNET, "clip": CLIP_RESNET}
 
 
 def make(backbone: object = VIT, **values: object) -> LSeg:
     torch.manual_seed(0)
-    return LSeg(LSegConfig(backbone=backbone, features=8, embed_dim=12, **values)).eval()
+    return LSeg(
+        LSegConfig(backbone=backbone, features=8, embed_dim=12, **values)
+    ).eval()
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -42,21 +55,36 @@ def clip():
     return load_clip("mini-rn")
 
 
-# --- the set of labels ------------------------------------------------------------------------------------------
+# --- the set of labels ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block", ["none", "bottleneck", "depthwise"])
 @pytest.mark.parametrize("seed", range(3))
 def test_order_of_labels_is_the_order_of_channels(block: str, seed: int) -> None:
-    model, pixels, text = make(block=block, block_depth=2), noise(2, 3, 32, 64), noise(6, 12, seed=seed)
+    model, pixels, text = (
+        make(block=block, block_depth=2),
+        noise(2, 3, 32, 64),
+        noise(6, 12, seed=seed),
+    )
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        torch.testing.assert_close(model(pixels, text[order]).scores, model(pixels, text).scores[:, order])
+        torch.testing.assert_close(
+            model(pixels, text[order]).scores, model(pixels, text).scores[:, order]
+        )
 
 
-@pytest.mark.parametrize(("block", "independent"), [("none", True), ("depthwise", True), ("bottleneck", False)])
-def test_a_further_label_changes_the_others_only_through_the_bottleneck(block: str, independent: bool) -> None:
-    model, pixels, text = make(block=block, block_depth=2), noise(2, 3, 32, 64), noise(6, 12)
+@pytest.mark.parametrize(
+    ("block", "independent"),
+    [("none", True), ("depthwise", True), ("bottleneck", False)],
+)
+def test_a_further_label_changes_the_others_only_through_the_bottleneck(
+    block: str, independent: bool
+) -> None:
+    model, pixels, text = (
+        make(block=block, block_depth=2),
+        noise(2, 3, 32, 64),
+        noise(6, 12),
+    )
     with torch.no_grad():
         text[5] = model.encode_pixels(pixels).mean(dim=(0, 2, 3))  # a word that wins
         few, many = model(pixels, text[:5]).scores, model(pixels, text).scores[:, :5]
@@ -77,7 +105,9 @@ def test_labels_of_each_image_are_what_they_are_for_it_alone() -> None:
     with torch.no_grad():
         together = model(pixels, text).scores
         for i in range(3):
-            torch.testing.assert_close(model(pixels[i : i + 1], text[i]).scores[0], together[i])
+            torch.testing.assert_close(
+                model(pixels[i : i + 1], text[i]).scores[0], together[i]
+            )
 
 
 def test_length_of_the_vectors_does_not_count() -> None:
@@ -88,7 +118,7 @@ def test_length_of_the_vectors_does_not_count() -> None:
     assert scores.abs().max() <= 1 / 0.07 + 1e-4
 
 
-# --- sizes ------------------------------------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -104,7 +134,9 @@ def test_scores_of_a_padded_image_are_those_of_the_padded_image(kind: str) -> No
     with torch.no_grad():
         stride = model.backbone.stride
         whole = model(F.pad(pixels, (0, -50 % stride, 0, -40 % stride)), text)
-        torch.testing.assert_close(model(pixels, text).scores, whole.scores[..., :40, :50])
+        torch.testing.assert_close(
+            model(pixels, text).scores, whole.scores[..., :40, :50]
+        )
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -118,11 +150,15 @@ def test_maps_have_the_strides_of_the_paper(kind: str) -> None:
 
 
 def test_the_released_shapes() -> None:
-    """Parameter counts of the sheet: ViT-L/16 without its 1000-way head and final norm, decoder with its head."""
+    """Parameter counts of the sheet: ViT-L/16 without its 1000-way head and final norm,
+    decoder with its head."""
     with torch.device("meta"):
         large = LSeg(LSegConfig(block="bottleneck"))
         small = LSeg(
-            LSegConfig(ViTBackbone(32, 768, 12, 12, 12, (2, 5, 8, 11), (96, 192, 384, 768)), block="bottleneck")
+            LSegConfig(
+                ViTBackbone(32, 768, 12, 12, 12, (2, 5, 8, 11), (96, 192, 384, 768)),
+                block="bottleneck",
+            )
         )
 
     def count(module: torch.nn.Module) -> int:
@@ -134,12 +170,15 @@ def test_the_released_shapes() -> None:
         (small, 7_599_168, 13_157_898, 768, 88_297_192),
     ):
         assert count(model.backbone.reassemble) == reassemble
-        assert count(model.decoder) + count(model.head) + count(model.block) == rest - unused
+        assert (
+            count(model.decoder) + count(model.head) + count(model.block)
+            == rest - unused
+        )
         head = 1001 * width - width + 1000 + 2 * width
         assert count(model.backbone) - reassemble == backbone - head
 
 
-# --- what the released models do and ours need not ------------------------------------------------------------------
+# --- what the released models do and ours need not ------------------------------------
 
 
 def test_pixels_without_any_direction_do_not_spread_nan() -> None:
@@ -155,33 +194,58 @@ def test_pixels_without_any_direction_do_not_spread_nan() -> None:
     assert (scores == 0).all() and path.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("labels", [(5, 12), (2, 3, 12)], ids=["same labels", "labels of each image"])
-def test_scores_without_the_embeddings_are_those_with_them(labels: tuple[int, ...]) -> None:
-    """Also their gradients, in double precision, and also where there are far more channels than labels."""
-    model, text, path = make().double(), noise(*labels).double(), noise(2, 8, 6, 5).double().requires_grad_()
+@pytest.mark.parametrize(
+    "labels", [(5, 12), (2, 3, 12)], ids=["same labels", "labels of each image"]
+)
+def test_scores_without_the_embeddings_are_those_with_them(
+    labels: tuple[int, ...],
+) -> None:
+    """Also their gradients, in double precision, and also where there are far more
+    channels than labels."""
+    model, text, path = (
+        make().double(),
+        noise(*labels).double(),
+        noise(2, 8, 6, 5).double().requires_grad_(),
+    )
     weights = noise(2, labels[-2], 6, 5, seed=1).double()
     gradients = []
-    for scores in (model.correlate_path(path, text), model.correlate(model.head(path), text)):
-        gradients.append(torch.autograd.grad((scores * weights).sum(), [path, *model.head.parameters()]))
+    for scores in (
+        model.correlate_path(path, text),
+        model.correlate(model.head(path), text),
+    ):
+        gradients.append(
+            torch.autograd.grad(
+                (scores * weights).sum(), [path, *model.head.parameters()]
+            )
+        )
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
     pixels = noise(2, 3, 32, 32)
     alone, stages = make()(pixels, text.float()), make().stages(pixels, text.float())
     torch.testing.assert_close(alone.coarse, stages["scores"], rtol=1e-4, atol=1e-4)
-    enlarged = F.interpolate(stages["scores"], scale_factor=2, mode="bilinear", align_corners=True)
+    enlarged = F.interpolate(
+        stages["scores"], scale_factor=2, mode="bilinear", align_corners=True
+    )
     torch.testing.assert_close(alone.scores, enlarged, rtol=1e-4, atol=1e-4)
 
 
 def test_rounding_of_the_released_models_is_a_switch() -> None:
     pixels, text = noise(1, 3, 32, 32), noise(4, 12)
-    exact, rounded = make()(pixels, text).scores, make(half_product=True)(pixels, text).scores
+    exact, rounded = (
+        make()(pixels, text).scores,
+        make(half_product=True)(pixels, text).scores,
+    )
     assert rounded.dtype == torch.float32
     assert 1e-5 < (exact - rounded).abs().max() < 0.05
 
 
 def test_temperature_is_a_constant_that_nothing_trains() -> None:
     model = make()
-    assert not [name for name, _ in model.named_parameters() if "scale" in name or "temp" in name]
+    assert not [
+        name
+        for name, _ in model.named_parameters()
+        if "scale" in name or "temp" in name
+    ]
     embeddings = noise(1, 12, 1, 1)
     score = model.correlate(embeddings, embeddings[:, :, 0, 0])
     assert score.item() == pytest.approx(1 / 0.07, rel=1e-5)
@@ -190,26 +254,33 @@ def test_temperature_is_a_constant_that_nothing_trains() -> None:
 def test_deepest_block_has_nothing_that_never_learns() -> None:
     model = make().train()
     model(noise(2, 3, 64, 64), noise(3, 12)).scores.square().mean().backward()
-    idle = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    idle = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None
+    ]
     assert idle == []
     theirs = FusionBlock(4)
     theirs(noise(1, 4, 3, 3)).sum().backward()
-    assert theirs.resConfUnit1.conv1.weight.grad is None  # in the authors' checkpoints, and never run
+    # in the authors' checkpoints, and never run
+    assert theirs.resConfUnit1.conv1.weight.grad is None
 
 
 def test_odd_token_grids_fuse_where_the_authors_addition_fails() -> None:
-    """Their deepest path is twice as fine as half an odd grid rounded up, one cell more than the level above."""
+    """Their deepest path is twice as fine as half an odd grid rounded up, one cell more
+    than the level above."""
     maps = [noise(1, 4, side, side) for side in (12, 6, 3, 2)]
     decoder = DPTDecoder([4] * 4, 8).eval()
     assert decoder(maps).shape[-2:] == (24, 24)
     fuse = FusionBlock(8).eval()
-    assert fuse(noise(1, 8, 2, 2)).shape[-2:] == (4, 4)  # which their 3 x 3 level cannot be added to
+    # which their 3 x 3 level cannot be added to
+    assert fuse(noise(1, 8, 2, 2)).shape[-2:] == (4, 4)
 
 
 def test_enlarging_after_or_before_the_last_convolution_is_the_same() -> None:
     block, path = FusionBlock(6, batch_norm=False, skip=False), noise(1, 6, 5, 4)
     refined = block.resConfUnit2(path)
-    theirs = block.out_conv(F.interpolate(refined, scale_factor=2, mode="bilinear", align_corners=True))
+    theirs = block.out_conv(
+        F.interpolate(refined, scale_factor=2, mode="bilinear", align_corners=True)
+    )
     torch.testing.assert_close(block(path), theirs)
 
 
@@ -217,11 +288,14 @@ def test_depth_zero_still_runs_the_block_once() -> None:
     scores = noise(1, 3, 4, 4)
     block = LabelBlock("depthwise", depth=1)
     torch.testing.assert_close(block(scores), block.once(scores, activate=False))
-    with pytest.raises(ValueError, match="block_depth=0: expected 1 or more; for no block, block='none'"):
+    with pytest.raises(
+        ValueError,
+        match="block_depth=0: expected 1 or more; for no block, block='none'",
+    ):
         LSegConfig(block="depthwise", block_depth=0)
 
 
-def test_a_deep_depthwise_block_squeezes_labels_together_and_the_bottleneck_does_not_lose_the_maximum() -> None:
+def test_depthwise_blocks_squeeze_labels_and_the_bottleneck_keeps_the_maximum() -> None:
     scores = noise(1, 5, 8, 8) * 10
     with torch.no_grad():
         spread = {}
@@ -255,7 +329,7 @@ def test_of_two_equal_labels_the_second_never_wins(clip) -> None:
         embed_labels(clip, ["screen", "dog", "screen"])
 
 
-# --- labels -------------------------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------
 
 
 def test_labels_become_unit_vectors_in_their_order(clip) -> None:
@@ -289,7 +363,7 @@ def test_refused_label_vectors() -> None:
         model(pixels, noise(3, 10))
 
 
-# --- the loss -----------------------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------
 
 
 def test_loss_is_the_mean_over_labelled_pixels() -> None:
@@ -297,18 +371,24 @@ def test_loss_is_the_mean_over_labelled_pixels() -> None:
     target = torch.randint(3, (2, 4, 5), generator=torch.Generator().manual_seed(0))
     target[0, :2] = 255
     probability = logits.softmax(dim=1).movedim(1, -1)[target != 255]
-    by_hand = -probability[torch.arange(len(probability)), target[target != 255]].log().mean()
+    by_hand = (
+        -probability[torch.arange(len(probability)), target[target != 255]].log().mean()
+    )
     torch.testing.assert_close(pixel_cross_entropy(logits, target), by_hand)
 
 
 def test_gradient_pulls_to_the_true_word_and_pushes_by_softmax() -> None:
     logits = noise(1, 4, 1, 1).requires_grad_()
     pixel_cross_entropy(logits, torch.tensor([[[2]]])).backward()
-    expected = logits.detach().softmax(dim=1)[0, :, 0, 0] - F.one_hot(torch.tensor(2), 4)
+    expected = logits.detach().softmax(dim=1)[0, :, 0, 0] - F.one_hot(
+        torch.tensor(2), 4
+    )
     torch.testing.assert_close(logits.grad[0, :, 0, 0], expected)
 
 
-def test_a_batch_without_a_labelled_pixel_is_zero_where_the_official_loss_is_nan() -> None:
+def test_a_batch_without_a_labelled_pixel_is_zero_where_the_official_loss_is_nan() -> (
+    None
+):
     logits, target = noise(2, 3, 4, 4).requires_grad_(), torch.full((2, 4, 4), 255)
     loss = pixel_cross_entropy(logits, target)
     loss.backward()
@@ -316,12 +396,16 @@ def test_a_batch_without_a_labelled_pixel_is_zero_where_the_official_loss_is_nan
     assert F.cross_entropy(logits, target, ignore_index=255).isnan()
 
 
-def test_void_pixels_are_left_out_where_the_released_training_calls_them_background() -> None:
-    """Its zero-shot modules set 255 to 0, "others", and take the mean over all pixels."""
+def test_void_pixels_are_left_out_and_not_called_background() -> None:
+    """Its zero-shot modules set 255 to 0, "others", and take the mean
+    over all pixels."""
     logits = torch.tensor([[0.0, 0.0, 4.0], [2.0, 2.0, 0.0]])[None, :, None]
     target = torch.tensor([[[1, 1, 255]]])
     theirs = F.cross_entropy(logits, target.where(target != 255, 0))
-    torch.testing.assert_close(pixel_cross_entropy(logits, target), F.cross_entropy(logits[..., :2], target[..., :2]))
+    torch.testing.assert_close(
+        pixel_cross_entropy(logits, target),
+        F.cross_entropy(logits[..., :2], target[..., :2]),
+    )
     assert theirs < pixel_cross_entropy(logits, target), "an easy background pixel more"
 
 
@@ -329,13 +413,15 @@ def test_void_pixels_are_left_out_where_the_released_training_calls_them_backgro
 def test_mask_values_out_of_range_are_named(value: int) -> None:
     target = torch.zeros(1, 2, 2, dtype=torch.int64)
     target[0, 0, 0] = value
-    with pytest.raises(ValueError, match=f"the mask has the value {value}: expected 0 to 2"):
+    with pytest.raises(
+        ValueError, match=f"the mask has the value {value}: expected 0 to 2"
+    ):
         pixel_cross_entropy(noise(1, 3, 2, 2), target)
     with pytest.raises(ValueError, match="does not fit"):
         pixel_cross_entropy(noise(1, 3, 2, 3), target)
 
 
-# --- layers and weights -----------------------------------------------------------------------------------------------
+# --- layers and weights ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("scale", "side"), [(4, 12), (2, 6), (1, 3), (0.5, 2)])
@@ -376,11 +462,17 @@ def test_foreign_weights_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_stages_are_what_the_scores_come_from(kind: str) -> None:
-    model, pixels, text = make(BACKBONES[kind], block="depthwise"), noise(1, 3, 40, 50), noise(3, 12)
+    model, pixels, text = (
+        make(BACKBONES[kind], block="depthwise"),
+        noise(1, 3, 40, 50),
+        noise(3, 12),
+    )
     with torch.no_grad():
         stages = model.stages(pixels, text)
         torch.testing.assert_close(model.block(stages["correlation"]), stages["scores"])
-        torch.testing.assert_close(model(pixels, text).coarse, stages["scores"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            model(pixels, text).coarse, stages["scores"], rtol=1e-4, atol=1e-4
+        )
     assert ("taps" in stages) == (kind == "vit")
     assert [path.shape[1] for path in stages["paths"]] == [8] * 4
     assert stages["embeddings"].shape[1] == 12 and len(stages["maps"]) == 4
@@ -393,8 +485,12 @@ def test_a_window_that_sees_everything_equals_one_forward() -> None:
         return pixels.mean(dim=1, keepdim=True)
 
     image = noise(1, 3, 24, 24)
-    scores = multi_scale_scores(network, image, base_size=24, crop_size=24, scales=(1.0,), flip=False)
+    scores = multi_scale_scores(
+        network, image, base_size=24, crop_size=24, scales=(1.0,), flip=False
+    )
     torch.testing.assert_close(scores, network(image))
     wide = noise(1, 3, 20, 90)
-    slid = multi_scale_scores(network, wide, base_size=90, crop_size=24, scales=(1.0,), flip=True)
+    slid = multi_scale_scores(
+        network, wide, base_size=90, crop_size=24, scales=(1.0,), flip=True
+    )
     torch.testing.assert_close(slid, 2 * network(wide), rtol=1e-4, atol=1e-5)

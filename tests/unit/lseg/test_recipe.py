@@ -1,4 +1,5 @@
-"""LSeg's recipe: what is trained on and what is not, what the protocols count, and the chapter's studies."""
+"""LSeg's recipe: what is trained on and what is not, what the protocols count, and the
+chapter's studies."""
 
 from __future__ import annotations
 
@@ -19,7 +20,15 @@ from minilib.recipes.lseg import protocol as paper
 from minilib.recipes.shared.segmentation import renumber
 from minilib.scenes import find
 
-TINY = recipe.Lab(image_size=32, classes=24, objects=(1, 2), features=8, batch_size=4, steps=2, test_images=12)
+TINY = recipe.Lab(
+    image_size=32,
+    classes=24,
+    objects=(1, 2),
+    features=8,
+    batch_size=4,
+    steps=2,
+    test_images=12,
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +52,23 @@ def test_folds_share_out_all_words() -> None:
 
 
 def test_no_mask_of_an_unseen_word_is_ever_trained_on(study: recipe.Study) -> None:
-    values = torch.cat([study.batches(step).mask.unique() for step in range(8)]).unique().tolist()
+    values = (
+        torch.cat([study.batches(step).mask.unique() for step in range(8)])
+        .unique()
+        .tolist()
+    )
     assert set(values) <= {*study.labels.seen, 24} and 24 in values
-    assert set(study.test["unseen"].mask.unique().tolist()) <= {*study.labels.unseen, 24}
+    assert set(study.test["unseen"].mask.unique().tolist()) <= {
+        *study.labels.unseen,
+        24,
+    }
 
 
 def test_fewer_seen_words_leave_the_test_as_it_is(study: recipe.Study) -> None:
     fewer = recipe.scenes_study(TINY, 0, fold=1, seen_classes=4)
-    assert len(fewer.labels.seen) == 4 and set(fewer.labels.seen) < set(study.labels.seen)
+    assert len(fewer.labels.seen) == 4 and set(fewer.labels.seen) < set(
+        study.labels.seen
+    )
     assert fewer.labels.unseen == study.labels.unseen
     torch.testing.assert_close(fewer.test["unseen"].mask, study.test["unseen"].mask)
     assert set(fewer.batches(0).mask.unique().tolist()) <= {*fewer.labels.seen, 24}
@@ -66,19 +84,25 @@ def test_label_vectors_and_their_controls() -> None:
     shuffled = recipe.label_vectors(clip, words, "shuffled", seed=1)
     random = recipe.label_vectors(clip, words, "random", seed=1)
     torch.testing.assert_close(true[4], shuffled[4])
-    assert sorted(true[:4, 0].tolist()) == pytest.approx(sorted(shuffled[:4, 0].tolist()))
+    assert sorted(true[:4, 0].tolist()) == pytest.approx(
+        sorted(shuffled[:4, 0].tolist())
+    )
     assert (true[:4] - shuffled[:4]).abs().max() > 0.01
     torch.testing.assert_close(random.norm(dim=1), torch.ones(5))
     # Words share much of their direction; without their mean they do not.
     centred = recipe.label_vectors(clip, words, "centred")
     torch.testing.assert_close(centred.norm(dim=1), torch.ones(5))
     assert abs((centred @ centred.T).mean() - 1 / 5) < (true @ true.T).mean() - 1 / 5
-    torch.testing.assert_close(random, recipe.label_vectors(clip, words, "random", seed=1))
+    torch.testing.assert_close(
+        random, recipe.label_vectors(clip, words, "random", seed=1)
+    )
     with pytest.raises(ValueError, match="kind='free'"):
         recipe.label_vectors(clip, words, "free")
 
 
-def test_only_learned_vectors_are_trained_and_the_text_tower_never(study: recipe.Study) -> None:
+def test_only_learned_vectors_are_trained_and_the_text_tower_never(
+    study: recipe.Study,
+) -> None:
     for kind in ("words", "learned"):
         segmenter = recipe.build(TINY, study, kind)
         trained = [name for name, p in segmenter.named_parameters() if p.requires_grad]
@@ -87,28 +111,38 @@ def test_only_learned_vectors_are_trained_and_the_text_tower_never(study: recipe
     assert not any(p.requires_grad for p in recipe.text_tower().parameters())
 
 
-def test_backbone_starts_from_the_mini_checkpoint_and_the_rest_from_the_seed(study: recipe.Study) -> None:
+def test_backbone_starts_from_the_mini_checkpoint_and_the_rest_from_the_seed(
+    study: recipe.Study,
+) -> None:
     one, same, other = (recipe.build(TINY, study, seed=seed) for seed in (0, 0, 1))
-    torch.testing.assert_close(one.lseg.backbone.conv1.weight, recipe.text_tower().visual.conv1.weight)
+    torch.testing.assert_close(
+        one.lseg.backbone.conv1.weight, recipe.text_tower().visual.conv1.weight
+    )
     torch.testing.assert_close(one.lseg.head.weight, same.lseg.head.weight)
     assert (one.lseg.head.weight - other.lseg.head.weight).abs().max() > 0.01
 
 
 def test_the_loss_falls(study: recipe.Study) -> None:
-    lab = recipe.Lab(image_size=32, classes=24, features=8, batch_size=8, steps=30, test_images=12)
+    lab = recipe.Lab(
+        image_size=32, classes=24, features=8, batch_size=8, steps=30, test_images=12
+    )
     _, history = recipe.train(lab, study, evaluations=2)
     steps, losses = history.column("loss")
     assert losses[-1] < 0.8 * losses[0] and steps[-1] == 30
     assert len(history.column("unseen")[0]) == 2
 
 
-def test_score_counts_the_words_that_were_asked_for(model: recipe.Segmenter, study: recipe.Study) -> None:
+def test_score_counts_the_words_that_were_asked_for(
+    model: recipe.Segmenter, study: recipe.Study
+) -> None:
     result = recipe.score(model, study, "unseen")
     assert result.classes == len(study.labels.unseen) + 1
     assert result.confusion.sum() == study.test["unseen"].mask.numel()
     only = recipe.score(model, study, "unseen", labels=study.labels.unseen)
     assert only.confusion.sum() == (study.test["unseen"].mask != 24).sum()
-    assert recipe.mean_iou(model, study, "unseen") == pytest.approx(result.iou()[:-1].nanmean().item(), nan_ok=True)
+    assert recipe.mean_iou(model, study, "unseen") == pytest.approx(
+        result.iou()[:-1].nanmean().item(), nan_ok=True
+    )
 
 
 def test_episodes_ask_for_the_largest_class(study: recipe.Study) -> None:
@@ -119,7 +153,9 @@ def test_episodes_ask_for_the_largest_class(study: recipe.Study) -> None:
     for wanted, m in zip(largest.tolist(), mask, strict=True):
         share.setdefault(wanted, []).append([(m == wanted).sum().item(), m.numel()])
     for position, wanted in enumerate(study.labels.unseen):
-        expected = sum(a for a, _ in share.get(wanted, [])) / max(1, sum(b for _, b in share.get(wanted, [])))
+        expected = sum(a for a, _ in share.get(wanted, [])) / max(
+            1, sum(b for _, b in share.get(wanted, []))
+        )
         assert trivial.iou()[position].item() == pytest.approx(expected)
     assert trivial.intersection[0].sum() == 0
 
@@ -140,11 +176,19 @@ def test_a_perfect_segmenter_is_scored_as_perfect(study: recipe.Study) -> None:
     assert recipe.mean_iou(Oracle(), answer, "seen") == 1
 
 
-def test_hypernyms_and_independence(model: recipe.Segmenter, study: recipe.Study) -> None:
+def test_hypernyms_and_independence(
+    model: recipe.Segmenter, study: recipe.Study
+) -> None:
     clip = recipe.text_tower()
-    answers = [wordings.hypernyms(model, TINY, clip, 0, by, n=6) for by in wordings.GROUPS_BY]
-    assert all(answer.keys() == answers[0].keys() and "animal" in answer for answer in answers)
-    assert len({tuple(answer.values()) for answer in answers}) == len(answers), "what is asked with matters"
+    answers = [
+        wordings.hypernyms(model, TINY, clip, 0, by, n=6) for by in wordings.GROUPS_BY
+    ]
+    assert all(
+        answer.keys() == answers[0].keys() and "animal" in answer for answer in answers
+    )
+    assert len({tuple(answer.values()) for answer in answers}) == len(answers), (
+        "what is asked with matters"
+    )
     wide = replace(study, labels=replace(study.labels, other=None))
     with pytest.raises(ValueError, match="no 'other'"):
         recipe.episodes(None, wide)
@@ -157,7 +201,10 @@ def test_hypernyms_and_independence(model: recipe.Segmenter, study: recipe.Study
 
 def test_merged_words_lie_between_their_members() -> None:
     clip = recipe.text_tower()
-    vector, members = wordings.merged(clip, ["dog", "cat"]), recipe.label_vectors(clip, ["dog", "cat"])
+    vector, members = (
+        wordings.merged(clip, ["dog", "cat"]),
+        recipe.label_vectors(clip, ["dog", "cat"]),
+    )
     assert vector.norm().item() == pytest.approx(1)
     to_members = members @ vector
     assert to_members[0].item() == pytest.approx(to_members[1].item(), abs=1e-5)
@@ -173,7 +220,7 @@ def test_other_wordings(model: recipe.Segmenter, study: recipe.Study) -> None:
     assert 0 <= share <= 1 and 0 < chance < 0.5
 
 
-# --- the chapter ------------------------------------------------------------------------------------------------
+# --- the chapter ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -190,20 +237,34 @@ def camvid(tmp_path: Path) -> Path:
     return tmp_path
 
 
-SMALL = chapter.Values(lab=recipe.Lab(features=8, batch_size=3, steps=2), frame=(36, 48))
+SMALL = chapter.Values(
+    lab=recipe.Lab(features=8, batch_size=3, steps=2), frame=(36, 48)
+)
 
 
 def test_camvid_as_a_study(camvid: Path) -> None:
     study = chapter.photos_study(SMALL, 1, data=camvid)
-    assert [study.labels.names[i] for i in study.labels.unseen] == ["building", "sign", "pedestrian"]
-    assert len(study.labels.seen) == 8 and study.labels.always == () and study.labels.names == NAMES
+    assert [study.labels.names[i] for i in study.labels.unseen] == [
+        "building",
+        "sign",
+        "pedestrian",
+    ]
+    assert (
+        len(study.labels.seen) == 8
+        and study.labels.always == ()
+        and study.labels.names == NAMES
+    )
     batch = study.batches(0)
     assert batch.image.shape == (3, 3, 36, 48) and batch.mask.shape == (3, 36, 48)
     trained = renumber(batch.mask, study.labels.asked("seen"))
-    assert (trained[torch.isin(batch.mask, torch.tensor(study.labels.unseen))] == 255).all()
+    assert (
+        trained[torch.isin(batch.mask, torch.tensor(study.labels.unseen))] == 255
+    ).all()
     everything = chapter.photos_study(SMALL, 1, data=camvid, held_out=())
     assert everything.labels.unseen == () and list(everything.test) == ["seen"]
-    assert set(chapter.by_class(recipe.build(SMALL.lab, study).eval(), study)) == set(NAMES)
+    assert set(chapter.by_class(recipe.build(SMALL.lab, study).eval(), study)) == set(
+        NAMES
+    )
 
 
 def test_photos_without_data_say_what_to_do(tmp_path: Path) -> None:
@@ -239,22 +300,28 @@ def test_main_training_is_the_recipe(tmp_path: Path) -> None:
 
 def test_the_ledger_tests_what_the_profiles_run() -> None:
     ledger = claims.load("lseg")
-    runs_blocks = {name: bool(values.blocks) for name, values in chapter.PROFILES.items()}
+    runs_blocks = {
+        name: bool(values.blocks) for name, values in chapter.PROFILES.items()
+    }
     for name, runs in runs_blocks.items():
         assert isinstance(ledger["lseg.C5"].tests[name], str) != runs
 
 
-# --- at paper scale ---------------------------------------------------------------------------------------------
+# --- at paper scale -------------------------------------------------------------------
 
 
-def test_fss_protocol_on_a_folder_of_its_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fss_protocol_on_a_folder_of_its_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(paper, "SIDE", 64)
     classes = ["adhensive_tape", "bus"]
     for name in classes:
         (tmp_path / name).mkdir()
         mask = np.zeros((56, 56), np.uint8)
         mask[10:40, 10:40] = 128
-        Image.fromarray(np.repeat(mask[..., None], 3, axis=2)).save(tmp_path / name / "1.jpg")
+        Image.fromarray(np.repeat(mask[..., None], 3, axis=2)).save(
+            tmp_path / name / "1.jpg"
+        )
         Image.fromarray(mask).save(tmp_path / name / "1.png")
     listing = tmp_path / "test.txt"
     listing.write_bytes(b"bus\r\nadhensive_tape\r\n")
@@ -262,8 +329,12 @@ def test_fss_protocol_on_a_folder_of_its_layout(tmp_path: Path, monkeypatch: pyt
     _, target = paper.read_pair(tmp_path / "bus", 1)
     assert target.shape == (64, 64) and target.unique().tolist() == [0, 1]
     torch.manual_seed(0)
-    model = LSeg(LSegConfig(ResNetBackbone((1, 1, 1, 1), 8, 4), features=8, embed_dim=128))
-    score = paper.evaluate_fss(model, recipe.text_tower(), tmp_path, classes, examples=[1])
+    model = LSeg(
+        LSegConfig(ResNetBackbone((1, 1, 1, 1), 8, 4), features=8, embed_dim=128)
+    )
+    score = paper.evaluate_fss(
+        model, recipe.text_tower(), tmp_path, classes, examples=[1]
+    )
     assert 0 <= score.mean_iou() <= 1 and score.union[1].min() >= target.sum()
     with pytest.raises(FileNotFoundError, match="expected FSS-1000's"):
         paper.evaluate_fss(model, recipe.text_tower(), tmp_path, ["car"])
@@ -271,7 +342,9 @@ def test_fss_protocol_on_a_folder_of_its_layout(tmp_path: Path, monkeypatch: pyt
 
 def test_checkpoints_are_read_without_running_code(tmp_path: Path) -> None:
     good = tmp_path / "good.ckpt"
-    torch.save({"state_dict": {"net.scratch.head1.weight": torch.ones(1)}, "epoch": 3}, good)
+    torch.save(
+        {"state_dict": {"net.scratch.head1.weight": torch.ones(1)}, "epoch": 3}, good
+    )
     assert paper.load_checkpoint(good).keys() == {"net.scratch.head1.weight"}
     with pytest.raises(FileNotFoundError, match="lang-seg"):
         paper.load_checkpoint(tmp_path / "none.ckpt")

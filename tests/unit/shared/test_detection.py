@@ -105,7 +105,8 @@ def test_what_lies_outside_is_filled_and_has_no_box() -> None:
 
 
 def test_an_object_stays_in_its_box() -> None:
-    """The brightest pixel of an image that is dark elsewhere stays in the middle of its box."""
+    """The brightest pixel of an image that is dark elsewhere stays in the
+    middle of its box."""
     chance = torch.Generator().manual_seed(0)
     image = torch.zeros(20, 1, 16, 24)
     row = torch.randint(1, 15, (20,), generator=chance)

@@ -28,7 +28,8 @@ from minilib.recipes.vlcounter import chapter as vlcounter
 
 @pytest.fixture
 def frames() -> CamVid:
-    """Seven frames of 16 x 24 pixels; each is of one brightness, its mask of one class."""
+    """Seven frames of 16 x 24 pixels; each is of one brightness, its
+    mask of one class."""
     image = torch.arange(7, dtype=torch.uint8)[:, None, None, None] * 30
     mask = torch.arange(7, dtype=torch.uint8)[:, None, None]
     return CamVid(
