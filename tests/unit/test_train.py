@@ -178,7 +178,7 @@ def test_a_batch_is_cut_field_by_field() -> None:
 
 
 def test_parts_of_scene_pairs_are_the_rows_of_the_whole() -> None:
-    recipe = Lab(classes=8, steps=20).pretraining(batch_size=12, pairs=30)
+    recipe = replace(Lab(classes=8, steps=20).pretraining(pairs=30), batch_size=12)
     pairs = clip.scene_pairs(recipe, seed=3)
     whole, parts = pairs(4), [pairs.part(4, index, 3) for index in range(3)]
     assert sum((part.caption for part in parts), []) == whole.caption
