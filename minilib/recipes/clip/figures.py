@@ -125,8 +125,8 @@ def modality_gap(
         matched.cpu(), bins, color=blue, label="matched", **common | {"hatch": ""}
     )
     right.set(xlabel="cosine", yticks=[])
-    for ax in (left, right):
-        ax.legend()
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
+    right.legend()
     return fig
 
 
