@@ -62,7 +62,7 @@ def score_maps(
     if notes:
         titles = [f"{word}\n{note}" for word, note in zip(words, notes, strict=True)]
     for ax, one in zip(axes[1:], scores, strict=False):
-        ax.imshow(one, vmin=low, vmax=high, cmap="cividis")
+        ax.imshow(one.numpy(), vmin=low, vmax=high, cmap="cividis")
     label_map(axes[-1], scores.argmax(0), words, columns=1)
     for ax, title in zip(axes, ["image", *titles, "winner"], strict=True):
         ax.set_title(title, fontsize=8.5)
@@ -109,7 +109,7 @@ def decoder_levels(image: Tensor, stages: Mapping[str, Any]) -> Figure:
     axes[0].imshow(plotting.image_array(image.cpu()))
     axes[0].set_title("image", fontsize=8.5)
     for ax, (title, x) in zip(axes[1:], maps.items(), strict=True):
-        ax.imshow(x[0].norm(dim=0).cpu(), cmap="cividis")
+        ax.imshow(x[0].norm(dim=0).cpu().numpy(), cmap="cividis")
         ax.set_title(f"{title}\n{x.shape[2]}×{x.shape[3]}", fontsize=8.5)
     return fig
 
@@ -150,7 +150,7 @@ def confusions(confusion: Tensor, cosines: Tensor, words: Sequence[str]) -> Figu
         (left, confusion, "share of the row's pixels"),
         (right, cosines, "cosine of the words"),
     ):
-        shown = ax.imshow(matrix.cpu(), cmap="cividis", vmin=0, vmax=1)
+        shown = ax.imshow(matrix.cpu().numpy(), cmap="cividis", vmin=0, vmax=1)
         ax.set_title(title)
         ax.set_xticks(places, words, rotation=90, fontsize=6.5)
         ax.set_yticks(places, words if ax is left else [""] * len(words), fontsize=6.5)
