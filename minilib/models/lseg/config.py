@@ -108,9 +108,9 @@ class LSegConfig:
     """Between applications of the block: "lrelu" (slope 0.01), "tanh" or "relu"."""
     half_product: bool = False
     """Round embeddings and correlation to float16, as the released models do."""
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Mean that ``preprocess`` subtracts, per RGB channel."""
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
     """Standard deviation that ``preprocess`` divides by."""
 
     def __post_init__(self) -> None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from minilib.claims.chapter import Chapter, Run
+from minilib.parameters import Parameters
 from minilib.recipes.lseg import recipe
 from minilib.recipes.lseg.recipe import Lab, Segmenter, Study
 from minilib.recipes.shared.photographs import CamVidStream, camvid
 from minilib.recipes.shared.segmentation import LabelSpace
-from minilib.training import History, Training
+from minilib.training import Training
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,13 @@ def fold(seed: int) -> int:
     return seed % recipe.FOLDS
 
 
+def study(run: Parameters, values: Values) -> Study:
+    """Return what a run trains and tests on: one fold of EmojiScenes, or of CamVid."""
+    if run.photos:
+        return photos_study(values, run.seed, run.device, run.data or "")
+    return scenes_study(values, run.seed, run.device)
+
+
 def scenes_study(
     values: Values,
     seed: int,
@@ -72,29 +80,11 @@ def scenes_study(
     return recipe.scenes_study(values.lab, seed, device, fold(seed), seen_classes)
 
 
-def study_of(
-    values: Values,
-    seed: int,
-    device: torch.device | str = "cpu",
-    data: str | Path = "",
-    *,
-    profile: str,
-) -> Study:
-    """Return what a profile trains and tests on.
-
-    Raises:
-        ValueError: profile ``photos`` without ``data``.
-    """
-    if profile == "photos":
-        return photos_study(values, seed, device, data)
-    return scenes_study(values, seed, device)
-
-
 def photos_study(
     values: Values,
     seed: int,
-    device: torch.device | str = "cpu",
-    data: str | Path = "",
+    device: torch.device | str,
+    data: str | Path,
     held_out: tuple[str, ...] | None = None,
 ) -> Study:
     """Return CamVid with the classes of one fold unseen; ``held_out=()``
@@ -120,84 +110,56 @@ def photos_study(
     )
 
 
-def main_training(
-    profile: str, seed: int, device: torch.device | str = "cpu", *, data: str = ""
-) -> Training:
-    """Return the chapter's main training for ``minilib.train``: the words of the text
-    tower, one fold unseen.
-
-    Raises:
-        ValueError: the profile trains nothing here, or ``photos`` without ``data``.
-    """
-    if profile not in PROFILES:
-        raise ValueError(
-            f"profile={profile!r} trains nothing here: expected one of "
-            f"{', '.join(PROFILES)}"
-        )
-    values = PROFILES[profile]
-    study = study_of(values, seed, device, data, profile=profile)
-    return study_training(values, study, seed, device)
-
-
-def study_training(
-    values: Values, study: Study, seed: int, device: torch.device | str = "cpu"
-) -> Training:
-    """Return the training that is watched: seen and unseen mIoU along the way."""
-    model = recipe.build(values.lab, study, "words", seed, device)
-    return recipe.make_training(model, study, values.lab, seed, values.lab.evaluations)
-
-
-def main_model(
-    values: Values, study: Study, seed: int, device: torch.device | str, out: Path
-) -> tuple[Segmenter, History]:
-    """Train the segmenter with words; an interrupted training resumes."""
-    training = study_training(values, study, seed, device)
-    history = training.fit(out / "main", progress="LSeg")
-    return training.model.eval(), history
+def main_training(run: Parameters, values: Values, study: Study) -> Training:
+    """Return the training that the chapter examines: the words of the text tower, one
+    fold unseen, seen and unseen mIoU watched along the way."""
+    model = recipe.build(values.lab, study, "words", run.seed, run.device)
+    return recipe.make_training(
+        model, study, values.lab, run.seed, values.lab.evaluations
+    )
 
 
 def control(
-    values: Values,
+    run: Run[Values, Study],
     study: Study,
-    kind: str,
-    seed: int,
-    device: torch.device | str,
-    out: Path,
+    kind: str = "words",
+    *,
     block: str = "none",
     block_depth: int = 1,
+    out: Path | None = None,
 ) -> Segmenter:
-    """Train the same network with other label vectors or another head,
-    at the same cost."""
+    """Train the same network with other label vectors, another head or on another
+    study, at the same cost.
+
+    Args:
+        run: with the size, the seed and the device.
+        study: what to train on, such as the run's own.
+        kind: of the labels' vectors, see ``recipe.EMBEDDINGS``.
+        block: after the correlation, see LSegConfig.
+        block_depth: how often it is applied.
+        out: where the training gets a folder, named for kind, block and number of seen
+            words; by default the run's.
+    """
     head = [] if block == "none" else [block, str(block_depth)]
     name = "-".join([kind, *head, str(len(study.labels.seen))])
     model, _ = recipe.train(
-        values.lab,
+        run.values.lab,
         study,
         kind,
-        seed,
-        device,
+        run.seed,
+        run.device,
         progress=name,
-        out=out / name,
+        out=(out or run.out) / name,
         block=block,
         block_depth=block_depth,
     )
     return model.eval()
 
 
-def by_class(model: Segmenter, study: Study) -> dict[str, float]:
-    """Return the IoU of every word of CamVid, all words being asked
-    for, seen or not."""
-    names = study.labels.names
-    result = recipe.score(model, study, "seen", labels=tuple(range(len(names))))
-    return dict(zip(names, result.iou().tolist(), strict=True))
-
-
-def fewer_words(
-    values: Values, seed: int, device: torch.device | str, count: int
-) -> Study:
-    """Return the fold of ``seed`` with ``count`` seen words; what is tested
+def fewer_words(run: Run[Values, Study], count: int) -> Study:
+    """Return the run's fold of EmojiScenes with ``count`` seen words; what is tested
     does not change."""
-    return scenes_study(values, seed, device, count)
+    return scenes_study(run.values, run.seed, run.device, count)
 
 
 def fewer_masks(values: Values, study: Study, share: float) -> Study:
@@ -216,14 +178,26 @@ def fewer_masks(values: Values, study: Study, share: float) -> Study:
     return replace(study, batches=lambda step: study.batches(step % batches))
 
 
-def all_classes(
-    values: Values, seed: int, device: torch.device | str, data: str | Path
-) -> Study:
+def all_classes(run: Run[Values, Study]) -> Study:
     """Return CamVid with all eleven classes seen."""
-    return photos_study(values, seed, device, data, held_out=())
+    return photos_study(run.values, run.seed, run.device, run.data or "", held_out=())
 
 
-def text_cosines(words: tuple[str, ...]) -> Tensor:
-    """Return the cosines (N, N) between the words' vectors."""
-    vectors = recipe.label_vectors(recipe.text_tower(), words)
-    return vectors @ vectors.T
+CHAPTER = Chapter(
+    "lseg",
+    PROFILES,
+    study,
+    main_training,
+    needs={
+        "photos": {
+            "data": "the folder with CamVid (python data_scripts/get_camvid.py fetches "
+            "one)"
+        }
+    },
+    missing={
+        "paper": "it needs the authors' checkpoints and their data, see 'At paper "
+        "scale' in this chapter"
+    },
+)
+
+open = CHAPTER.open

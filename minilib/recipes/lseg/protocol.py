@@ -1,10 +1,11 @@
 """The authors' released models on FSS-1000, by the paper's protocol (Table 3). Needs
-their weights and the data.
+their weights and the data::
 
-checkpoint = load_checkpoint("fss_l16.ckpt") model, clip =
-LSeg.from_official(checkpoint), text_tower(checkpoint) score = evaluate_fss(model,
-clip, "FSS-1000", read_classes("fss/test.txt"), device="cuda") print(100 *
-score.mean_iou()) # the paper: 87.8
+    checkpoint = load_checkpoint("fss_l16.ckpt")
+    model, clip = LSeg.from_official(checkpoint), text_tower(checkpoint)
+    classes = read_classes("fss/test.txt")
+    score = evaluate_fss(model, clip, "FSS-1000", classes, device="cuda")
+    print(100 * score.mean_iou())  # the paper: 87.8
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
 from minilib.metrics.segmentation import EpisodeScore, SegmentationScore
-from minilib.models.clip import CLIP
+from minilib.models.clip import CLIP, ResNetConfig
 from minilib.models.lseg import (
     CLIPBackbone,
     LSeg,
@@ -153,7 +153,7 @@ def scenes_study(
         )
 
     def numbered(batch: Batch) -> Batch:
-        return replace(batch, mask=labels.from_scene(batch.mask))
+        return replace(batch, mask=labels.from_scene(required(batch.mask, "mask")))
 
     training = scenes(labels.seen)
     return Study(
@@ -177,6 +177,9 @@ def scenes_study(
 class Segmenter(nn.Module):
     """An LSeg together with a vector for each label of a study, fixed or, for an
     ordinary segmenter, learned."""
+
+    vectors: Tensor
+    """(N, C)."""
 
     def __init__(self, lseg: LSeg, vectors: Tensor, learned: bool = False) -> None:
         super().__init__()
@@ -232,6 +235,7 @@ def build(
     *,
     block: str = "none",
     block_depth: int = 1,
+    temperature: float = 0.07,
 ) -> Segmenter:
     """Return an untrained segmenter whose backbone starts from
     ``mini-rn``'s image tower.
@@ -249,16 +253,20 @@ def build(
         text: the CLIP that reads the labels.
         block: after the correlation, see LSegConfig.
         block_depth: how often it is applied.
+        temperature: t of the correlation.
     """
     clip, tower = text_tower(text), text_tower("mini-rn")
+    vision = tower.config.vision
+    assert isinstance(vision, ResNetConfig)  # that is what mini-rn is
     config = LSegConfig(
-        backbone=CLIPBackbone(tower.config.vision),
+        backbone=CLIPBackbone(vision),
         features=lab.features,
         embed_dim=clip.config.embed_dim,
         image_mean=tower.config.image_mean,
         image_std=tower.config.image_std,
         block=block,
         block_depth=block_depth,
+        temperature=temperature,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -272,7 +280,7 @@ def build(
     vectors = label_vectors(clip, study.labels.names, kind, seed)
     segmenter = Segmenter(lseg, vectors, learned=kind == "learned")
     # a fifth faster on CPUs, the same numbers
-    return segmenter.to(device, memory_format=torch.channels_last)
+    return segmenter.to(device).to(memory_format=torch.channels_last)
 
 
 def make_training(
@@ -291,15 +299,12 @@ def make_training(
     """
     labels = study.labels.asked("seen")
 
-    def loss(model: Segmenter, batch: Batch) -> dict[str, Tensor]:
-        return {
-            "loss": pixel_cross_entropy(
-                model(batch.image, labels), renumber(batch.mask, labels)
-            )
-        }
+    def loss(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        target = renumber(required(batch.mask, "mask"), labels)
+        return {"loss": pixel_cross_entropy(model(batch.image, labels), target)}
 
-    def evaluate(model: Segmenter) -> dict[str, float]:
-        return {kind: mean_iou(model, study, kind, watched) for kind in study.test}
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return mean_ious(model, study, watched)
 
     return Training(
         model=segmenter,
@@ -322,10 +327,18 @@ def train(
     *,
     block: str = "none",
     block_depth: int = 1,
+    temperature: float = 0.07,
 ) -> tuple[Segmenter, History]:
     """Build and train a segmenter; arguments as in ``build`` and ``make_training``."""
     segmenter = build(
-        lab, study, kind, seed, device, block=block, block_depth=block_depth
+        lab,
+        study,
+        kind,
+        seed,
+        device,
+        block=block,
+        block_depth=block_depth,
+        temperature=temperature,
     )
     training = make_training(segmenter, study, lab, seed, evaluations)
     return segmenter, training.fit(out, progress)
@@ -333,7 +346,7 @@ def train(
 
 @torch.no_grad()
 def predict(
-    model: Segmenter, image: Tensor, labels: Sequence[int], batch_size: int = 24
+    model: nn.Module, image: Tensor, labels: Sequence[int], batch_size: int = 24
 ) -> Tensor:
     """Return the place in ``labels`` of the best label of each pixel, (N, H, W), for
     images (N, 3, H, W) in [0, 1]."""
@@ -343,7 +356,7 @@ def predict(
 
 
 def score(
-    model: Segmenter,
+    model: nn.Module,
     study: Study,
     kind: str,
     n: int | None = None,
@@ -352,7 +365,8 @@ def score(
     """Count right and wrong pixels of the test images of ``kind``.
 
     Args:
-        model: in evaluation mode.
+        model: a Segmenter, or whatever scores images against labels as one does; in
+            evaluation mode.
         study: the data.
         kind: ``"seen"`` or ``"unseen"``.
         n: number of test images, all by default.
@@ -364,11 +378,12 @@ def score(
 
 
 def score_labels(
-    model: Segmenter, batch: Batch, labels: Sequence[int], n: int | None = None
+    model: nn.Module, batch: Batch, labels: Sequence[int], n: int | None = None
 ) -> SegmentationScore:
     """Count right and wrong pixels of the first ``n`` images (all by default), each
     pixel given one of ``labels``."""
-    image, mask = batch.image[:n], renumber(batch.mask[:n], labels)
+    image = batch.image[:n]
+    mask = renumber(required(batch.mask, "mask")[:n], labels)
 
     def predict_rows(rows: slice) -> dict[str, Tensor]:
         return {"labels": predict(model, image[rows], labels)}
@@ -376,10 +391,16 @@ def score_labels(
     return score_masks(predict_rows, mask, len(labels), batch_size=24)["labels"]
 
 
-def mean_iou(model: Segmenter, study: Study, kind: str, n: int | None = None) -> float:
+def mean_iou(model: nn.Module, study: Study, kind: str, n: int | None = None) -> float:
     """Return the mean IoU over the seen or unseen words on ``n`` of their test images,
     "other" not counted."""
     return score(model, study, kind, n).mean_iou(range(len(study.labels.counted(kind))))
+
+
+def mean_ious(model: nn.Module, study: Study, n: int | None = None) -> dict[str, float]:
+    """Return ``mean_iou`` of each kind of words that the study tests, "seen" and
+    "unseen"."""
+    return {kind: mean_iou(model, study, kind, n) for kind in study.test}
 
 
 @torch.no_grad()
@@ -402,11 +423,10 @@ def episodes(
             "scenes"
         )
     result = EpisodeScore(study.labels.counted(kind))
-    for begin in range(0, len(batch), batch_size):
-        image, mask = (
-            batch.image[begin : begin + batch_size],
-            batch.mask[begin : begin + batch_size],
-        )
+    images, masks = batch.image, required(batch.mask, "mask")
+    for image, mask in zip(
+        images.split(batch_size), masks.split(batch_size), strict=True
+    ):
         asked = torch.stack(
             [
                 m[m != other].mode().values

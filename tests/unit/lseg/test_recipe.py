@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from minilib import claims
+from minilib import claims, parameters, plotting
+from minilib.claims.chapter import Run
+from minilib.claims.pictures import unpacked
 from minilib.datasets.camvid import NAMES
 from minilib.models.lseg import LSeg, LSegConfig, ResNetBackbone
-from minilib.recipes.lseg import chapter, recipe
-from minilib.recipes.lseg import experiments as wordings
+from minilib.plotting.segmentation import label_pictures
+from minilib.recipes.lseg import chapter, experiments, figures, recipe
 from minilib.recipes.lseg import protocol as paper
 from minilib.recipes.shared.segmentation import renumber
 from minilib.scenes import find
@@ -181,7 +183,8 @@ def test_hypernyms_and_independence(
 ) -> None:
     clip = recipe.text_tower()
     answers = [
-        wordings.hypernyms(model, TINY, clip, 0, by, n=6) for by in wordings.GROUPS_BY
+        experiments.hypernyms(model, TINY, clip, 0, by, n=6)
+        for by in experiments.GROUPS_BY
     ]
     assert all(
         answer.keys() == answers[0].keys() and "animal" in answer for answer in answers
@@ -193,7 +196,7 @@ def test_hypernyms_and_independence(
     with pytest.raises(ValueError, match="no 'other'"):
         recipe.episodes(None, wide)
     with pytest.raises(ValueError, match="by='groups'"):
-        wordings.hypernyms(model, TINY, clip, 0, "groups")
+        experiments.hypernyms(model, TINY, clip, 0, "groups")
     assert recipe.independence(model, study) < 1e-4
     coupled = recipe.build(TINY, study, block="bottleneck").eval()
     assert recipe.independence(coupled, study) > 1e-3
@@ -202,7 +205,7 @@ def test_hypernyms_and_independence(
 def test_merged_words_lie_between_their_members() -> None:
     clip = recipe.text_tower()
     vector, members = (
-        wordings.merged(clip, ["dog", "cat"]),
+        experiments.merged(clip, ["dog", "cat"]),
         recipe.label_vectors(clip, ["dog", "cat"]),
     )
     assert vector.norm().item() == pytest.approx(1)
@@ -213,11 +216,170 @@ def test_merged_words_lie_between_their_members() -> None:
 
 def test_other_wordings(model: recipe.Segmenter, study: recipe.Study) -> None:
     clip, seen = recipe.text_tower(), [study.labels.names[i] for i in study.labels.seen]
-    same = wordings.reworded(model, study, clip, seen)
+    same = experiments.reworded(model, study, clip, seen)
     assert same == pytest.approx(recipe.mean_iou(model, study, "seen"))
-    assert wordings.reworded(model, study, clip, seen, wrong=True) != same
-    share, chance = wordings.hypernyms_of_text(clip, study.labels.names[:-1])
+    assert experiments.reworded(model, study, clip, seen, wrong=True) != same
+    share, chance = experiments.hypernyms_of_text(clip, study.labels.names[:-1])
     assert 0 <= share <= 1 and 0 < chance < 0.5
+
+
+def test_the_temperature_reaches_the_correlation(study: recipe.Study) -> None:
+    warm = recipe.build(TINY, study, temperature=1.0)
+    cold = recipe.build(TINY, study)
+    image, labels = study.test["seen"].image[:1], study.labels.seen
+    with torch.no_grad():
+        torch.testing.assert_close(warm(image, labels), 0.07 * cold(image, labels))
+
+
+def test_the_best_word_is_the_one_with_the_highest_iou(study: recipe.Study) -> None:
+    class Knows(torch.nn.Module):
+        """Says ``word`` where pixels are bright, and "other" elsewhere."""
+
+        def __init__(self, word: int) -> None:
+            super().__init__()
+            self.word = word
+
+        def forward(self, image, labels):
+            bright = image[:, :1] > 0.5
+            wins = torch.tensor([i == self.word for i in labels])[:, None, None]
+            rest = torch.tensor([i == 24 for i in labels])[:, None, None]
+            return (bright & wins).float() + (~bright & rest).float()
+
+    animals = [
+        i for i in study.labels.seen if find(study.labels.names[i]).group == "animal"
+    ]
+    word = animals[-1]
+    batch = study.test["seen"]
+    mask = batch.mask.clone()
+    mask[0, :4] = word  # at least some pixels
+    image = (mask == word).float()[:, None].expand(-1, 3, -1, -1)
+    answer = replace(study, test={"seen": replace(batch, image=image, mask=mask)})
+    name = study.labels.names[word]
+    assert experiments.best_word(Knows(word), answer, "seen") == name
+    assert experiments.best_word(Knows(word), answer, "seen", animal=True) == name
+    other = experiments.best_word(Knows(word), answer, "seen", animal=False)
+    assert find(other).group != "animal"
+
+
+def test_scenes_of_two_objects_show_both() -> None:
+    image = experiments.scene_with(("dog", "car"), 32)
+    assert image.shape == (3, 32, 32)
+    torch.testing.assert_close(image, experiments.scene_with(("dog", "car"), 32))
+
+
+def test_confusions_are_shares_of_what_a_word_covers(
+    model: recipe.Segmenter, study: recipe.Study
+) -> None:
+    matrix = experiments.confusion(model, study)
+    size = len(study.labels.unseen) + 1
+    assert matrix.shape == (size, size)
+    present = study.test["unseen"].mask.unique().tolist()
+    expected = [float(label in present) for label in study.labels.asked("unseen")]
+    assert matrix.sum(dim=1).tolist() == pytest.approx(expected)
+
+
+def test_words_share_a_direction() -> None:
+    words = ("dog", "cat", "car")
+    cosine = experiments.text_cosines(words)
+    upper = (cosine[0, 1] + cosine[0, 2] + cosine[1, 2]).item() / 3
+    assert experiments.mean_cosine(words) == pytest.approx(upper, abs=1e-5)
+
+
+def test_lists_of_words_keep_what_they_mean(
+    model: recipe.Segmenter, study: recipe.Study
+) -> None:
+    seen = experiments.seen_words(study)
+    animal = next(word for word in seen if find(word).group == "animal")
+    thing = next(word for word in seen if find(word).group != "animal")
+    lists, same = experiments.scene_lists(animal, thing, study)
+    assert all(words for words in lists.values())
+    assert lists["a word is missing"] == [thing, "other"]
+    assert set(same.values()) <= {animal, thing}
+    clip, image = recipe.text_tower(), study.test["seen"].image[0]
+    one, other = (
+        experiments.answer(model, clip, image, lists[title])
+        for title in ("its names", "another order")
+    )
+    order = torch.tensor([2, 1, 0])
+    assert (order[one] == other).all(), "the order of the words does not matter"
+    labels, places = experiments.animals_as_one(model, clip, image, study, thing)
+    animals = [word for word in seen if find(word).group == "animal"]
+    assert labels == [f"{len(animals)} animals", thing, "other"]
+    alone = experiments.answer(model, clip, image, [*animals, thing, "other"])
+    assert ((places == 0) == (alone < len(animals))).all()
+    assert ((places == 2) == (alone == len(animals) + 1)).all()
+    streets, synonyms = experiments.street_lists(NAMES)
+    known = {synonyms.get(word, word) for words in streets.values() for word in words}
+    assert known == set(NAMES)
+
+
+def test_groups_are_averaged_for_each_way_of_asking() -> None:
+    groups = {"name": {"animal": 0.2, "food": 0.4}, "any": {"animal": 0.6, "food": 0.8}}
+    groups["any"]["sport"] = float("nan")
+    mean = experiments.mean_over_groups(groups, recipe.text_tower(), TINY.words)
+    assert mean["name"] == pytest.approx(0.3) and mean["any"] == pytest.approx(0.7)
+    assert list(mean)[2:] == ["text tower alone", "chance"]
+
+
+# --- figures --------------------------------------------------------------------------
+
+
+def titles(axes: object) -> list[str]:
+    return [ax.get_title() for ax in axes]
+
+
+def test_score_maps_say_which_word_they_are_of() -> None:
+    image, scores = torch.rand(3, 8, 8), torch.rand(3, 8, 8)
+    words, notes = ["dog", "car", "other"], ["(seen)", "(unseen)", "(trained)"]
+    noted = figures.score_maps(image, scores, words, notes)
+    assert titles(noted.axes) == [
+        "image", "dog\n(seen)", "car\n(unseen)", "other\n(trained)", "winner"
+    ]  # fmt: skip
+    words = list(NAMES[:6])
+    plain = figures.score_maps(image, torch.rand(6, 8, 8), words)
+    assert titles(plain.axes) == ["image", *words, "winner"]
+
+
+def test_examples_show_only_what_is_asked_for(study: recipe.Study) -> None:
+    wide = replace(study, labels=replace(study.labels, other=None))
+    fig = figures.data_examples(wide, columns=1, rows=(0, 1))
+    assert titles(fig.axes[:4]) == ["seen words"] * 2 + ["unseen words"] * 2
+    legends = [ax.get_legend() for ax in fig.axes[4:]]
+    named = {text.get_text() for one in legends if one for text in one.get_texts()}
+    assert named and "other" not in named
+
+
+def test_words_for_the_same_thing_share_a_colour() -> None:
+    places = torch.zeros(4, 4, dtype=torch.long)
+    answered = {
+        "names": (["dog", "other"], places),
+        "order": (["other", "pet"], 1 - places),
+    }
+    fig = figures.answers(torch.rand(3, 4, 4), answered, {"pet": "dog"})
+    one, two = (ax.images[0].get_array() for ax in fig.axes[1:3])
+    assert (one == two).all()
+    fig = figures.answers(torch.rand(3, 4, 4), answered, {})
+    one, two = (ax.images[0].get_array() for ax in fig.axes[1:3])
+    assert (one != two).any()
+
+
+def test_the_committed_records_can_be_drawn(tmp_path: Path) -> None:
+    run = chapter.open(profile="quick", seed=0, device="cpu", out=tmp_path)
+    fig = figures.full_results(
+        run.recorded("full", "curves"),
+        run.recorded("full", "vectors"),
+        run.recorded_details("full", "C3"),
+        run.recorded_details("full", "C5"),
+        run.recorded("full", "masks"),
+    )
+    assert titles(fig.axes)[4] == "C5: blocks" and len(fig.axes) == 6
+    shots = run.recorded("photos", "pictures")
+    tables = run.recorded("photos", "camvid")
+    assert len(experiments.camvid_rows(tables)) == len(NAMES) + 1
+    pictures = label_pictures(unpacked(shots[0]), list(tables[0]["words"]))
+    assert titles(pictures.axes[:4]) == [
+        "image", "truth", "all trained", "some held out"
+    ]  # fmt: skip
 
 
 # --- the chapter ----------------------------------------------------------------------
@@ -243,7 +405,7 @@ SMALL = chapter.Values(
 
 
 def test_camvid_as_a_study(camvid: Path) -> None:
-    study = chapter.photos_study(SMALL, 1, data=camvid)
+    study = chapter.photos_study(SMALL, 1, "cpu", camvid)
     assert [study.labels.names[i] for i in study.labels.unseen] == [
         "building",
         "sign",
@@ -260,20 +422,78 @@ def test_camvid_as_a_study(camvid: Path) -> None:
     assert (
         trained[torch.isin(batch.mask, torch.tensor(study.labels.unseen))] == 255
     ).all()
-    everything = chapter.photos_study(SMALL, 1, data=camvid, held_out=())
+    everything = chapter.photos_study(SMALL, 1, "cpu", camvid, held_out=())
     assert everything.labels.unseen == () and list(everything.test) == ["seen"]
-    assert set(chapter.by_class(recipe.build(SMALL.lab, study).eval(), study)) == set(
-        NAMES
+    untrained = recipe.build(SMALL.lab, study).eval()
+    assert set(experiments.by_class(untrained, study)) == set(NAMES)
+
+
+def test_the_cells_of_profile_photos(camvid: Path, tmp_path: Path) -> None:
+    run = opened("photos", SMALL, tmp_path / "out", camvid)
+    model, history = run.train("LSeg")
+    assert len(history.column("unseen")[0]) == 2 and not model.training
+    everything = chapter.all_classes(run)
+    written = chapter.control(run, everything)
+    assert (run.out / "words-11").is_dir() and everything.labels.unseen == ()
+    rows = experiments.street_pictures(
+        {"all trained": written, "some held out": model}, run.study, rows=(0, 2)
     )
+    assert [list(row) for row in unpacked(rows)] == [
+        ["image", "truth", "all trained", "some held out"]
+    ] * 2
+    table: dict[str, object] = {
+        kind: experiments.by_class(arm, everything)
+        for kind, arm in (("words", written), ("learned", model))
+    }
+    table["words, some held out"] = experiments.by_class(model, run.study)
+    table["held_out"] = experiments.unseen_words(run.study)
+    shown = experiments.camvid_rows([table, table])
+    assert [row[0] for row in shown] == [*NAMES, "**mean**"]
+    cells = {row[0]: row[3] for row in shown}
+    assert cells["sky"] == "–" and cells["sign"].count("%") == 2
+    assert experiments.camvid_rows([]) == []
+    assert plotting.table(["class"], []).data.startswith("No record")
+
+
+def test_controls_train_in_folders_of_their_own(tmp_path: Path) -> None:
+    run = opened("quick", chapter.Values(lab=TINY), tmp_path)
+    seen = len(run.study.labels.seen)
+    random = chapter.control(run, run.study, "random")
+    torch.testing.assert_close(
+        random.vectors,
+        recipe.label_vectors(
+            recipe.text_tower(), run.study.labels.names, "random", seed=1
+        ),
+    )
+    coupled = chapter.control(run, run.study, block="bottleneck", block_depth=2)
+    assert coupled.lseg.config.block_depth == 2
+    fewer = chapter.fewer_words(run, 4)
+    assert fewer.labels.unseen == run.study.labels.unseen
+    chapter.control(run, fewer, out=tmp_path / "scarce")
+    folders = {
+        str(path.parent.relative_to(run.out)) for path in run.out.rglob("*.jsonl")
+    }
+    assert folders == {
+        f"random-{seen}", f"words-bottleneck-2-{seen}", "scarce/words-4"
+    }  # fmt: skip
+
+
+def opened(
+    profile: str, values: chapter.Values, out: Path, data: Path | str = ""
+) -> Run:
+    """A run of the chapter at other values, of seed 1."""
+    tiny = replace(chapter.CHAPTER, profiles=dict.fromkeys(chapter.PROFILES, values))
+    return tiny.open(profile=profile, seed=1, device="cpu", out=out, data=data)
 
 
 def test_photos_without_data_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="get_camvid.py"):
-        chapter.main_training("photos", 0)
+        chapter.open(profile="photos", seed=0, out=tmp_path)
+    given = parameters.check(profile="photos", seed=0, out=tmp_path, data=tmp_path)
     with pytest.raises(FileNotFoundError, match="get_camvid.py"):
-        chapter.main_training("photos", 0, data=str(tmp_path))
-    with pytest.raises(ValueError, match="'paper' trains nothing here"):
-        chapter.main_training("paper", 0)
+        chapter.CHAPTER.training(given)
+    with pytest.raises(ValueError, match="needs the authors' checkpoints"):
+        chapter.open(profile="paper", seed=0, out=tmp_path)
 
 
 def test_fewer_masks_are_the_first_ones_again_and_again(study: recipe.Study) -> None:
@@ -291,7 +511,8 @@ def test_every_seed_has_a_fold_and_every_class_of_camvid_one() -> None:
 
 
 def test_main_training_is_the_recipe(tmp_path: Path) -> None:
-    training = chapter.main_training("quick", 2)
+    given = parameters.check(profile="quick", seed=2, device="cpu", out=tmp_path)
+    training = chapter.CHAPTER.training(given)
     assert training.config.steps == chapter.PROFILES["quick"].lab.steps
     assert training.config.lr_factors == (("lseg.backbone.", 0.1),)
     loss = training.loss(training.model, training.batches(0))["loss"]
