@@ -1,18 +1,22 @@
-"""Chapter 6's values per profile, its data, and the steps that its
-cells call by name."""
+"""Chapter 6's values per profile, its data, its main training, and the steps
+that its cells call by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
+from minilib.claims.chapter import Chapter, Run
 from minilib.metrics.segmentation import SegmentationScore
 from minilib.models.clip import CLIP
 from minilib.models.denseclip import DenseCLIP
+from minilib.parameters import Parameters
 from minilib.recipes.denseclip import recipe
 from minilib.recipes.denseclip.recipe import VARIANTS, Lab
 from minilib.recipes.shared.photographs import CamVidStream, camvid
@@ -46,7 +50,8 @@ PROFILES = {
     ),
     "photos": Values(lab=Lab(size=(96, 128), steps=110, batch_size=12)),
 }
-"""``paper`` has no values here: see the chapter's section on the paper's scale."""
+MAIN = "post-model"
+"""The variant that the chapter examines; it is among the variants of every profile."""
 
 
 @dataclass
@@ -63,24 +68,30 @@ class Study:
     """The classes that are objects, first in ``names`` (scenes)."""
 
 
+def study(run: Parameters, values: Values) -> Study:
+    """Return the data of a run: EmojiScenes, or CamVid."""
+    if run.photos:
+        return photos_study(values, run.seed, run.device, run.data or "")
+    return scenes_study(values, run.seed, run.device)
+
+
 def scenes_study(
     values: Values, seed: int, device: torch.device | str = "cpu"
 ) -> Study:
     """Return EmojiScenes as a study."""
     lab, source = values.lab, recipe.scenes(values.lab, device)
-    things = source.config.classes
-    names = (*things, *source.config.backgrounds)
+    names = lab.things + lab.backgrounds
     labels = LabelSpace(names, seen=tuple(range(len(names))))
 
     def batch(n: int, split: str, start: int) -> Batch:
         drawn = source.batch("segment", n, split, seed, start)
-        return replace(drawn, mask=labels.from_scene(drawn.mask))
+        return replace(drawn, mask=labels.from_scene(required(drawn.mask, "mask")))
 
     return Study(
         names=names,
         batches=lambda step: batch(lab.batch_size, "train", step * lab.batch_size),
         test=batch(lab.test_images, "test", 0),
-        things=things,
+        things=lab.things,
     )
 
 
@@ -98,18 +109,18 @@ def photos_study(
     return Study(train.names, batches, test.batch(range(len(test)), device))
 
 
-def study_of(
-    values: Values,
-    seed: int,
-    device: torch.device | str = "cpu",
-    data: str | Path = "",
-    *,
-    profile: str,
-) -> Study:
-    """Return the data of a profile: EmojiScenes, or CamVid in the folder ``data``."""
-    if profile == "photos":
-        return photos_study(values, seed, device, data)
-    return scenes_study(values, seed, device)
+def main_training(run: Parameters, values: Values, study: Study) -> Training:
+    """Return the chapter's main training, post-model prompting of the CLIP that
+    ``run.weights`` names ("" = mini-rn)."""
+    clip = recipe.source_clip(run.weights, run.device)
+    return variant_training(MAIN, study, clip, values, run.seed)
+
+
+def variant_training(
+    name: str, study: Study, clip: CLIP, values: Values, seed: int
+) -> Training:
+    """Return the training of one of ``VARIANTS`` from its starting point ``clip``."""
+    return recipe.training(name, study.names, study.batches, clip, values.lab, seed)
 
 
 @dataclass
@@ -122,6 +133,12 @@ class Trained:
     """See ``recipe.evaluate``."""
 
 
+def judged(model: nn.Module, history: History, test: Batch) -> Trained:
+    """Return a trained variant with its score on the test images."""
+    assert isinstance(model, DenseCLIP)  # for the type checker
+    return Trained(model, history, recipe.evaluate(model, test))
+
+
 def train_variant(
     name: str,
     study: Study,
@@ -132,46 +149,101 @@ def train_variant(
 ) -> Trained:
     """Train the variant ``name`` and judge it; an interrupted training in
     ``out`` resumes."""
-    prepared = recipe.training(name, study.names, study.batches, clip, values.lab, seed)
+    training = variant_training(name, study, clip, values, seed)
     folder = None if out is None else out / name.replace(",", "").replace(" ", "-")
-    history = prepared.fit(folder, progress=name)
-    return Trained(prepared.model, history, recipe.evaluate(prepared.model, study.test))
+    history = training.fit(folder, progress=name)
+    return judged(training.model, history, study.test)
 
 
 def train_variants(
-    study: Study, values: Values, clip: CLIP, seed: int, out: Path | None = None
+    run: Run[Values, Study], clip: CLIP, model: nn.Module, history: History
 ) -> dict[str, Trained]:
-    """Train every variant that ``values`` names; see :func:`train_variant`."""
-    points = recipe.starting_points(values.lab, values.variants, clip, seed, out)
-    starts = {name: points[VARIANTS[name].start] for name in values.variants}
+    """Train the variants that the values name beside the main one, and judge them all.
+
+    Args:
+        run: the notebook's.
+        clip: what ``run.weights`` names; see ``recipe.starting_points``.
+        model: the result of the main training, which is judged and not trained again.
+        history: likewise.
+
+    Returns:
+        The variants in the order of the values.
+    """
+    values, study = run.values, run.study
+    points = recipe.starting_points(
+        values.lab, values.variants, clip, run.seed, run.out
+    )
+    trained = {}
+    for name in values.variants:
+        if name == MAIN:
+            trained[name] = judged(model, history, study.test)
+        else:
+            start = points[VARIANTS[name].start]
+            trained[name] = train_variant(name, study, start, values, run.seed, run.out)
+    return trained
+
+
+def mean_ious(rungs: Mapping[str, Trained], kind: str = "head") -> dict[str, float]:
+    """Return the mIoU of the variants, of the final output ("head") or, where there is
+    one, of the score map ("scores")."""
     return {
-        name: train_variant(name, study, start, values, seed, out)
-        for name, start in starts.items()
+        name: rung.score[kind].mean_iou()
+        for name, rung in rungs.items()
+        if kind in rung.score
     }
 
 
-def main_training(
-    profile: str,
-    seed: int,
-    device: torch.device | str = "cpu",
-    *,
-    data: str = "",
-    weights: str = "mini-rn",
-) -> Training:
-    """Return the chapter's main training, post-model prompting: for
-    ``python -m minilib.train denseclip``.
+def class_ious(
+    rungs: Mapping[str, Trained], names: Sequence[str]
+) -> dict[str, list[Any]]:
+    """Return the IoU per class of each variant for a record, beside the ``names``; None
+    where a class does not occur."""
+    table: dict[str, list[Any]] = {"names": list(names)}
+    for name, rung in rungs.items():
+        ious = rung.score["head"].iou().tolist()
+        table[name] = [None if v != v else round(v, 4) for v in ious]
+    return table
 
-    Raises:
-        ValueError: profile "paper", which has no values here.
+
+def rounded(values: Mapping[str, float], digits: int = 4) -> dict[str, float]:
+    """Return the numbers rounded, for a record or a print."""
+    return {name: round(value, digits) for name, value in values.items()}
+
+
+def photo_ious(
+    mean: Sequence[Mapping[str, float]], classes: Sequence[Mapping[str, Sequence[Any]]]
+) -> list[dict[str, dict[str, Any]]]:
+    """Return per seed the IoU of the mean and of every class, by variant; for
+    ``plotting.columns_over_seeds``.
+
+    Args:
+        mean: per seed what :func:`mean_ious` returned.
+        classes: per seed what :func:`class_ious` returned.
     """
-    if profile not in PROFILES:
-        raise ValueError(
-            f"profile={profile!r} is not trained here: expected one of "
-            f"{', '.join(PROFILES)}"
+    seeds = []
+    for means, table in zip(mean, classes, strict=True):
+        rows: dict[str, dict[str, Any]] = {"**mean**": dict(means)}
+        for i, name in enumerate(table["names"]):
+            rows[name] = {variant: table[variant][i] for variant in means}
+        seeds.append(rows)
+    return seeds
+
+
+CHAPTER = Chapter(
+    "denseclip",
+    PROFILES,
+    study,
+    main_training,
+    needs={
+        "photos": {
+            "data": "a folder with CamVid (python data_scripts/get_camvid.py makes one)"
+        }
+    },
+    missing={
+        "paper": (
+            "it needs ADE20K, OpenAI's RN50 and a GPU, see 'At paper scale' in the "
+            "chapter"
         )
-    values = PROFILES[profile]
-    study = study_of(values, seed, device, data, profile=profile)
-    clip = recipe.source_clip(weights, device)
-    return recipe.training(
-        "post-model", study.names, study.batches, clip, values.lab, seed
-    )
+    },
+)
+open = CHAPTER.open

@@ -1,29 +1,72 @@
-"""What chapter 6 shows beside its variants: a detector, another backbone, the cost of
-prompting, maps of prompts."""
+"""What chapter 6 measures beside its variants: a detector, another backbone, the cost
+of prompting, maps of prompts."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
 from minilib.models.clip import CLIP
 from minilib.models.denseclip import DenseCLIP, score_map
 from minilib.models.denseclip.backbones import AnyBackbone, DenseResNet
 from minilib.models.denseclip.detection import DenseCLIPDetector, GuidedPyramid
 from minilib.recipes.denseclip import recipe
-from minilib.recipes.denseclip.chapter import Study, Trained, Values
+from minilib.recipes.denseclip.chapter import Study, Trained, Values, judged
 from minilib.recipes.denseclip.recipe import Lab, Variant
 from minilib.recipes.shared.detection import SCENE_ANCHORS, boxed_scenes, score_boxes
-from minilib.scenes import names
+from minilib.scenes import EmojiScenes, SceneConfig, names
 from minilib.training import History, fit
+
+
+def one_class_miou(mask: Tensor, classes: int) -> float:
+    """Return the mIoU of calling every pixel of masks (B, H, W) by the commonest of the
+    classes, counting absent classes as 0; 255 is void."""
+    known = (mask != 255).sum()
+    shares = [((mask == k).sum() / known).item() for k in range(classes)]
+    return max(shares) / classes
+
+
+def scene_of(
+    classes: tuple[str, ...],
+    background: str,
+    size: int = 160,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the first test scene (3, size, size) that shows all of the classes, each
+    once, on a background.
+
+    Raises:
+        ValueError: none of the first 60 scenes shows them all.
+    """
+    config = SceneConfig(
+        size=size,
+        objects=(len(classes),) * 2,
+        repeat=0.0,
+        tint=0.0,
+        classes=classes,
+        backgrounds=(background,),
+    )
+    drawn = EmojiScenes(config, device=device).batch("segment", 60, "test")
+    complete = required(drawn.present, "present").sum(1) == len(classes)
+    if not complete.any():
+        raise ValueError(
+            f"no scene of the first {len(drawn)} shows all of {', '.join(classes)}: "
+            "ask for fewer classes"
+        )
+    return drawn.image[int(complete.nonzero()[0])]
+
+
+# --- Detection ------------------------------------------------------------------------
 
 
 @dataclass
@@ -38,7 +81,8 @@ class Detection:
 
 def detection_loss(model: DenseCLIPDetector, batch: Batch) -> dict[str, Tensor]:
     """RetinaNet's losses and the score map's; for ``fit``."""
-    return model.losses(batch.image, batch.boxes, batch.classes)
+    boxes, classes = required(batch.boxes, "boxes"), required(batch.classes, "classes")
+    return model.losses(batch.image, boxes, classes)
 
 
 def train_detector(
@@ -48,13 +92,12 @@ def train_detector(
     scenes, and judge it."""
     lab, variant = values.lab, recipe.VARIANTS[name]
     source = recipe.scenes(lab, clip.device)
-    things = source.config.classes
     config = replace(recipe.model_config(variant, clip, lab), dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pyramid = GuidedPyramid(
             config,
-            recipe.shuffled(things, seed) if variant.shuffled else things,
+            recipe.shuffled(lab.things, seed) if variant.shuffled else lab.things,
             first=0,
         )
         pyramid.load_clip(clip)
@@ -75,6 +118,35 @@ def train_detector(
     return Detection(model, history, score_boxes(model, test))
 
 
+def listed_boxes(found: Sequence[Mapping[str, Tensor]]) -> list[dict[str, list[float]]]:
+    """Return per image what a detector found ("boxes" (m, 4), "scores" and "labels"
+    (m,)) as flat lists of rounded numbers, for a record."""
+    return [
+        {
+            key: [round(x, 2) for x in value.flatten().tolist()]
+            for key, value in one.items()
+        }
+        for one in found
+    ]
+
+
+def boxes_of(
+    record: Sequence[Mapping[str, Sequence[float]]],
+) -> list[dict[str, Tensor]]:
+    """Return what :func:`listed_boxes` made lists of."""
+    return [
+        {
+            "boxes": torch.tensor(one["boxes"]).view(-1, 4),
+            "labels": torch.tensor(one["labels"]).long(),
+            "scores": torch.tensor(one["scores"]),
+        }
+        for one in record
+    ]
+
+
+# --- Another backbone -----------------------------------------------------------------
+
+
 def other_backbone(clip: CLIP, lab: Lab, name: str = "resnet10t") -> AnyBackbone:
     """Return a small ResNet of timm, untrained, with an attention pool into the text
     space on its last map."""
@@ -83,7 +155,7 @@ def other_backbone(clip: CLIP, lab: Lab, name: str = "resnet10t") -> AnyBackbone
     features = timm.create_model(
         name, features_only=True, out_indices=(1, 2, 3), pretrained=False
     )
-    info = features.feature_info
+    info: Any = features.feature_info
     return AnyBackbone(
         features,
         info.channels(),
@@ -118,7 +190,10 @@ def train_other(
         out=out and out / f"other-{guidance}",
         progress=f"timm, {guidance}",
     )
-    return Trained(model, history, recipe.evaluate(model, study.test))
+    return judged(model, history, study.test)
+
+
+# --- Prompts --------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -152,9 +227,7 @@ def prompting_cost(
                 model(image)
             costs[name]["gflop"].append(counter.get_total_flops() / 1e9)
             if seconds:
-                costs[name]["seconds"].append(
-                    median_seconds(lambda model=model: model(image))
-                )
+                costs[name]["seconds"].append(median_seconds(partial(model, image)))
     return costs
 
 
@@ -200,6 +273,37 @@ def prompt_maps(
     return F.interpolate(
         scores, image.shape[-2:], mode="bilinear", align_corners=False
     )[0]
+
+
+@torch.no_grad()
+def compared_maps(
+    written: DenseCLIP, guided: DenseCLIP, plain: DenseCLIP, image: Tensor
+) -> dict[str, Tensor]:
+    """Return label maps (B, R, R') of images (B, 3, R, R') in [0, 1].
+
+    Args:
+        written: an untrained model with a score map.
+        guided: a trained one.
+        plain: one that was trained without text.
+        image: what they label.
+    """
+    before, after, without = (
+        model.eval()(model.preprocess(image)) for model in (written, guided, plain)
+    )
+    maps = {
+        "score map,\nbefore": before.full(before.scores),
+        "score map,\nafter": after.full(after.scores),
+        "without text": without.full(),
+        "DenseCLIP": after.full(),
+    }
+    return {name: scores.argmax(1) for name, scores in maps.items()}
+
+
+@torch.no_grad()
+def cells_of(model: DenseCLIP, image: Tensor) -> Tensor:
+    """Return the cells (B, E, h, w) of images (B, 3, R, R') in [0, 1], which the score
+    map compares with the text."""
+    return model.eval().backbone.encode(model.preprocess(image)).dense
 
 
 @torch.no_grad()

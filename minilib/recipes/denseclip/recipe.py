@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
 from minilib.metrics.segmentation import SegmentationScore
 from minilib.models.clip import CLIP
 from minilib.models.denseclip import DenseCLIP, DenseCLIPConfig, denseclip_loss
@@ -87,6 +87,16 @@ class Lab:
     """Steps of the two short pre-trainings, "classifier" and "captions",
     of 32 images each."""
 
+    @property
+    def things(self) -> tuple[str, ...]:
+        """Names of the object classes (scenes)."""
+        return evenly_spaced(names(), self.objects)
+
+    @property
+    def backgrounds(self) -> tuple[str, ...]:
+        """Names of the background classes (scenes)."""
+        return evenly_spaced(list(BACKGROUNDS)[1:], self.stuff)
+
     def training(self, seed: int, steps: int | None = None) -> TrainConfig:
         """Return the optimisation: AdamW, a smaller learning rate for the image
         tower (section 4.1)."""
@@ -107,8 +117,8 @@ def scenes(lab: Lab, device: torch.device | str = "cpu") -> EmojiScenes:
     its backgrounds."""
     config = SceneConfig(
         size=lab.size,
-        classes=evenly_spaced(names(), lab.objects),
-        backgrounds=evenly_spaced(list(BACKGROUNDS)[1:], lab.stuff),
+        classes=lab.things,
+        backgrounds=lab.backgrounds,
         objects=(1, 4),
     )
     return EmojiScenes(config, device=device)
@@ -160,7 +170,9 @@ def model_config(variant: Variant, clip: CLIP, lab: Lab) -> DenseCLIPConfig:
 def loss(model: DenseCLIP, batch: Batch) -> dict[str, Tensor]:
     """Head and score map against the mask; for ``fit``."""
     return denseclip_loss(
-        model(model.preprocess(batch.image)), batch.mask, model.config.tau
+        model(model.preprocess(batch.image)),
+        required(batch.mask, "mask"),
+        model.config.tau,
     )
 
 
@@ -208,7 +220,8 @@ def evaluate(
             maps["scores"] = output.full(output.scores).argmax(dim=1)
         return maps
 
-    return score_masks(predict, test.mask, model.classes, batch_size)
+    mask = required(test.mask, "mask")
+    return score_masks(predict, mask, model.classes, batch_size)
 
 
 def starting_points(
@@ -252,18 +265,19 @@ def starting_points(
 
 def captions_loss(model: CLIP, batch: Batch) -> dict[str, Tensor]:
     """CLIP's loss on images of any size (``preprocess`` would resize them)."""
-    output = model(model.standardise(batch.image), model.tokenize(batch.caption))
+    tokens = model.tokenize(required(batch.caption, "caption"))
+    output = model(model.standardise(batch.image), tokens)
     return {"loss": clip_recipe.clip_loss(*output)}
 
 
 def classifier_loss(model: ImageClassifier, batch: Batch) -> dict[str, Tensor]:
     """Cross-entropy of the single object's class."""
-    scores = model(batch.image)
-    return {"loss": nn.functional.cross_entropy(scores, batch.label)}
+    label = required(batch.label, "label")
+    return {"loss": nn.functional.cross_entropy(model(batch.image), label)}
 
 
-def source_clip(weights: str, device: torch.device | str = "cpu") -> CLIP:
-    """Load the CLIP to start from: "mini-rn", or open_clip's "name/tag" such as
-    "RN50-quickgelu/openai"."""
-    name, _, tag = weights.partition("/")
+def source_clip(weights: str = "", device: torch.device | str = "cpu") -> CLIP:
+    """Load the CLIP to start from: "mini-rn", which is also meant by "", or open_clip's
+    "name/tag" such as "RN50-quickgelu/openai"."""
+    name, _, tag = (weights or "mini-rn").partition("/")
     return load_clip(name, tag or None, device)

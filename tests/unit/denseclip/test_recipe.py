@@ -3,15 +3,19 @@ control, costs that are counted."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
+from minilib import parameters, plotting
+from minilib.batch import Batch
 from minilib.metrics.detection import average_precision
-from minilib.recipes.denseclip import chapter, recipe
-from minilib.recipes.denseclip import experiments as extras
+from minilib.recipes.denseclip import chapter, experiments, figures, recipe
+from minilib.scenes import names
+from minilib.training import History
 from minilib.weights import load_clip
 
 LAB = recipe.Lab(
@@ -44,11 +48,11 @@ def test_scenes_have_the_chapters_classes_only(study: chapter.Study) -> None:
 
 
 def test_shuffled_names_leave_no_class_its_own() -> None:
-    names = tuple("abcdefgh")
+    letters = tuple("abcdefgh")
     for seed in range(20):
-        permuted = recipe.shuffled(names, seed)
-        assert sorted(permuted) == list(names) and all(
-            a != b for a, b in zip(names, permuted, strict=True)
+        permuted = recipe.shuffled(letters, seed)
+        assert sorted(permuted) == list(letters) and all(
+            a != b for a, b in zip(letters, permuted, strict=True)
         )
 
 
@@ -133,7 +137,7 @@ def test_starting_points(clip) -> None:
 
 def test_detectors_learn_and_are_judged(clip) -> None:
     for name in ("CLIP, no text", "post-model"):
-        found = extras.train_detector(name, clip, TINY, seed=0)
+        found = experiments.train_detector(name, clip, TINY, seed=0)
         assert found.score.keys() == {"ap", "ap50"}
         assert ("scores" in found.history.rows[-1]) == (name == "post-model")
 
@@ -158,7 +162,7 @@ def test_average_precision_by_hand() -> None:
 
 def test_another_backbone_with_and_without_text(clip, study) -> None:
     for guidance in ("none", "post"):
-        trained = extras.train_other(guidance, study, clip, TINY, seed=0)
+        trained = experiments.train_other(guidance, study, clip, TINY, seed=0)
         assert 0 <= trained.score["head"].mean_iou() <= 1
     assert trained.model.backbone.strides == (4, 8, 16)
 
@@ -166,7 +170,7 @@ def test_another_backbone_with_and_without_text(clip, study) -> None:
 def test_pre_model_costs_grow_with_the_classes_and_post_model_hardly(clip) -> None:
     gflop = {
         name: cost["gflop"]
-        for name, cost in extras.prompting_cost(
+        for name, cost in experiments.prompting_cost(
             clip, (4, 40), LAB, seconds=False
         ).items()
     }
@@ -176,18 +180,20 @@ def test_pre_model_costs_grow_with_the_classes_and_post_model_hardly(clip) -> No
 
 
 def test_prompt_maps_are_cosines_at_the_images_size(clip, study) -> None:
-    maps = extras.prompt_maps(clip, study.test.image[0], ["a photo of a dog", "grass"])
+    maps = experiments.prompt_maps(
+        clip, study.test.image[0], ["a photo of a dog", "grass"]
+    )
     assert maps.shape == (2, 32, 32) and maps.abs().max() <= 1
     model = recipe.build(recipe.VARIANTS["post-model"], clip, study.names, LAB, seed=0)
-    again = extras.prompt_maps(
+    again = experiments.prompt_maps(
         clip, study.test.image[0], ["a photo of a dog", "grass"], model.backbone.eval()
     )
     torch.testing.assert_close(maps, again)
-    alone = extras.prompt_maps(
+    alone = experiments.prompt_maps(
         clip, study.test.image[0], ["a photo of a dog", "grass"], values=True
     )
     assert not torch.allclose(alone, maps, atol=1e-3)
-    moved = extras.moved_text(model, study.test.image[:2])
+    moved = experiments.moved_text(model, study.test.image[:2])
     assert moved["angle"].shape == (2, 6) and moved["angle"].max() < 1, (
         "gamma starts at 1e-4"
     )
@@ -195,9 +201,9 @@ def test_prompt_maps_are_cosines_at_the_images_size(clip, study) -> None:
 
 def test_spread_by_hand() -> None:
     flat = torch.ones(1, 2, 2, 2)
-    assert extras.spread(flat) == pytest.approx(0, abs=1e-6)
+    assert experiments.spread(flat) == pytest.approx(0, abs=1e-6)
     crossed = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
-    assert extras.spread(crossed) == pytest.approx(1 - 0.5**0.5, rel=1e-5)
+    assert experiments.spread(crossed) == pytest.approx(1 - 0.5**0.5, rel=1e-5)
 
 
 def test_photos(tmp_path, clip) -> None:
@@ -212,25 +218,210 @@ def test_photos(tmp_path, clip) -> None:
                 tmp_path / f"{split}annot" / f"{number}.png"
             )
     values = replace(TINY, lab=replace(LAB, size=(30, 40)))
-    study = chapter.study_of(values, 0, "cpu", tmp_path, profile="photos")
+    tiny = replace(chapter.CHAPTER, profiles={"photos": values})
+    run = tiny.open(
+        profile="photos", seed=0, device="cpu", out=tmp_path / "out", data=tmp_path
+    )
+    study = run.study
     assert len(study.names) == 11 and len(study.test) == 2
     assert study.batches(0).image.shape == (4, 3, 30, 40)
     trained = chapter.train_variant("post-model", study, clip, values, seed=0)
     assert trained.score["head"].confusion.sum() == 2 * 30 * 40
-    with pytest.raises(ValueError, match="data='FOLDER'"):
-        chapter.study_of(values, 0, "cpu", "", profile="photos")
 
 
-def test_profiles_name_variants_that_exist() -> None:
+def test_profiles_name_variants_that_exist_and_the_main_one() -> None:
     for values in chapter.PROFILES.values():
-        assert set(values.variants) <= set(recipe.VARIANTS) and set(
-            values.detection
-        ) <= set(recipe.VARIANTS)
+        assert chapter.MAIN in values.variants
+        for named in (values.variants, values.detection):
+            assert set(named) <= set(recipe.VARIANTS)
 
 
-def test_the_main_training_is_the_chapters() -> None:
-    prepared = chapter.main_training("quick", seed=3)
-    assert prepared.config == chapter.PROFILES["quick"].lab.training(3)
-    assert prepared.model.config.guidance == "post"
-    with pytest.raises(ValueError, match="quick, full, photos"):
-        chapter.main_training("paper", seed=0)
+@pytest.fixture
+def run(tmp_path):
+    tiny = replace(chapter.CHAPTER, profiles={"quick": TINY})
+    return tiny.open(profile="quick", seed=3, device="cpu", out=tmp_path)
+
+
+def test_the_main_training_is_the_one_of_the_ladder(run, clip, monkeypatch) -> None:
+    model, history = run.train("post-model")
+    by_itself = chapter.train_variant("post-model", run.study, clip, TINY, seed=3)
+    for name in ("loss", "decode", "scores"):
+        assert by_itself.history.column(name) == history.column(name)
+    torch.testing.assert_close(model.state_dict(), by_itself.model.state_dict())
+    others = []
+
+    def noted(name, *args):
+        others.append(name)
+        return by_itself
+
+    monkeypatch.setattr(chapter, "train_variant", noted)
+    rungs = chapter.train_variants(run, clip, model, history)
+    assert list(rungs) == list(TINY.variants)
+    assert others == ["CLIP, no text", "shuffled names"], "it is not trained twice"
+    assert rungs["post-model"].model is model
+    assert rungs["post-model"].history is history
+    assert rungs["post-model"].score.keys() == {"head", "scores"}
+
+
+def test_a_trained_ladder_is_loaded_the_second_time(run, clip) -> None:
+    first = chapter.train_variants(run, clip, *run.train("post-model"))
+    folders = sorted(path.name for path in run.out.iterdir())
+    assert folders == ["CLIP-no-text", "main", "shuffled-names"]
+    model, history = run.train("post-model")
+    again = chapter.train_variants(run, clip, model, history)
+    for name in TINY.variants:
+        assert again[name].history.rows == first[name].history.rows
+        torch.testing.assert_close(
+            again[name].model.state_dict(), first[name].model.state_dict()
+        )
+
+
+def test_the_main_training_takes_its_clip_from_the_parameter(
+    tmp_path, monkeypatch
+) -> None:
+    loaded = []
+    monkeypatch.setattr(
+        recipe,
+        "load_clip",
+        lambda *given: loaded.append(given) or load_clip("mini-rn"),
+    )
+    for weights in ("", "mini-rn", "RN50-quickgelu/openai"):
+        given = parameters.check(
+            profile="quick", seed=3, device="cpu", out=tmp_path, weights=weights
+        )
+        training = chapter.main_training(given, TINY, chapter.study(given, TINY))
+        assert training.config == LAB.training(3)
+        assert training.model.config.guidance == "post"
+    named = [given[:2] for given in loaded]
+    assert named == [
+        ("mini-rn", None), ("mini-rn", None), ("RN50-quickgelu", "openai")
+    ]  # fmt: skip
+
+
+# --- What the notebook records and draws ----------------------------------------------
+
+
+def test_ious_for_records_and_tables(run, clip) -> None:
+    rungs = chapter.train_variants(run, clip, *run.train("post-model"))
+    means = chapter.mean_ious(rungs)
+    assert list(means) == list(TINY.variants)
+    assert list(chapter.mean_ious(rungs, "scores")) == ["post-model", "shuffled names"]
+    table = chapter.class_ious(rungs, run.study.names)
+    assert table.pop("names") == list(run.study.names)
+    for name, ious in table.items():
+        known = [iou for iou in ious if iou is not None]
+        assert len(ious) == 6
+        assert sum(known) / len(known) == pytest.approx(means[name], abs=1e-4)
+    assert chapter.rounded({"a": 0.123456}, 3) == {"a": 0.123}
+
+
+def test_the_table_of_photographs_has_a_row_per_class() -> None:
+    mean = [{"plain": 0.5, "text": 0.4}, {"plain": 0.3, "text": 0.2}]
+    classes = [
+        {"names": ["sky", "car"], "plain": [0.6, None], "text": [0.1, 0.7]},
+        {"names": ["sky", "car"], "plain": [0.2, 0.4], "text": [0.1, 0.3]},
+    ]
+    rows = plotting.columns_over_seeds(
+        chapter.photo_ious(mean, classes), ["plain", "text"], "{:.0%}"
+    )
+    assert rows == [
+        ["**mean**", "40% (30% to 50%)", "30% (20% to 40%)"],
+        ["sky", "40% (20% to 60%)", "10% (10% to 10%)"],
+        ["car", "40%", "50% (30% to 70%)"],
+    ]
+    assert chapter.photo_ious([], []) == []
+
+
+def test_one_class_everywhere_by_hand() -> None:
+    mask = torch.tensor([[[0, 0, 0, 1], [2, 255, 255, 255]]])
+    assert experiments.one_class_miou(mask, 3) == pytest.approx(3 / 5 / 3)
+
+
+def test_a_scene_with_all_classes() -> None:
+    scene = experiments.scene_of(("dog", "banana"), "grass", 32)
+    assert scene.shape == (3, 32, 32)
+    torch.testing.assert_close(
+        scene, experiments.scene_of(("dog", "banana"), "grass", 32)
+    )
+    with pytest.raises(ValueError, match="no scene of the first 60 .* fewer classes"):
+        experiments.scene_of(tuple(names()[:30]), "grass", 32)
+
+
+def test_label_maps_before_and_after_training(clip, study) -> None:
+    written, guided, plain = (
+        recipe.build(recipe.VARIANTS[name], clip, study.names, LAB, seed=0)
+        for name in ("written prompt", "post-model", "CLIP, no text")
+    )
+    maps = experiments.compared_maps(written, guided, plain, study.test.image[:2])
+    assert [name.replace("\n", " ") for name in maps] == [
+        "score map, before", "score map, after", "without text", "DenseCLIP"
+    ]  # fmt: skip
+    for labels in maps.values():
+        assert labels.shape == (2, 32, 32)
+        assert 0 <= labels.min() and labels.max() < len(study.names)
+    assert experiments.cells_of(plain, study.test.image[:2]).shape[:2] == (2, 128)
+
+
+FOUND = [
+    {
+        "boxes": torch.tensor([[1.0, 2, 11, 12], [1, 2, 11, 13], [20, 20, 28.123, 30]]),
+        "scores": torch.tensor([0.5, 0.9, 0.1]),
+        "labels": torch.tensor([0, 1, 2]),
+    },
+    {
+        "boxes": torch.zeros(0, 4),
+        "scores": torch.zeros(0),
+        "labels": torch.zeros(0, dtype=torch.int64),
+    },
+]
+
+
+def test_boxes_survive_a_record() -> None:
+    record = json.loads(json.dumps(experiments.listed_boxes(FOUND)))
+    for one, again in zip(FOUND, experiments.boxes_of(record), strict=True):
+        for key, value in one.items():
+            assert again[key].dtype == value.dtype
+            torch.testing.assert_close(again[key], value, atol=0.005, rtol=0)
+
+
+def test_boxes_are_drawn_once_and_if_likely() -> None:
+    batch = Batch(
+        image=torch.zeros(2, 3, 32, 32),
+        boxes=[one["boxes"][:1] for one in FOUND],
+        classes=[one["labels"][:1] for one in FOUND],
+    )
+    axes = figures.boxes(batch, FOUND, ["dog", "cat", "car"]).axes
+    assert len(axes) == 4
+    words = [[text.get_text() for text in ax.texts] for ax in axes]
+    assert words == [["dog"], [], ["cat"], []]
+    assert [axes[0].get_title(), axes[2].get_title()] == ["truth", "detected"]
+
+
+def test_maps_of_prompts_stand_beside_their_image() -> None:
+    maps = {"before": torch.zeros(2, 8, 8), "after": torch.ones(2, 8, 8)}
+    axes = figures.prompt_maps(torch.zeros(3, 8, 8), maps, ["dog", "sky"], (-1, 1)).axes
+    assert [ax.get_title() for ax in axes[:6]] == ["", '"dog"', '"sky"', "", "", ""]
+    assert [axes[0].get_ylabel(), axes[3].get_ylabel()] == ["before", "after"]
+    assert axes[1].images[0].get_array().max() == 0
+    assert axes[4].images[0].get_array().min() == 1
+    assert axes[4].images[0].get_clim() == (-1, 1)
+
+
+def test_losses_are_drawn_without_their_weight() -> None:
+    plain = History([{"step": 1, "loss": 3.0}])
+    guided = History([{"step": 1, "loss": 5.0, "decode": 2.0, "scores": 0.8}])
+    left, right = figures.losses({"plain": plain, "guided": guided}).axes
+    assert [line.get_ydata().tolist() for line in left.lines] == [[3.0], [2.0]]
+    assert [line.get_ydata().tolist() for line in right.lines] == [[2.0]]
+
+
+def test_bars_over_seeds_for_final_output_and_score_map() -> None:
+    final = [
+        {"CLIP, no text": 0.2, "post-model": 0.4},
+        {"CLIP, no text": 0.4, "post-model": 0.4},
+    ]
+    maps = [{"post-model": 0.1}, {"post-model": 0.3}]
+    above, below = figures.ladders(final, maps).axes
+    assert [patch.get_height() for patch in above.patches] == pytest.approx([0.3, 0.4])
+    assert [patch.get_height() for patch in below.patches] == pytest.approx([0.2])
+    assert [label.get_text() for label in below.get_xticklabels()] == ["post-\nmodel"]
