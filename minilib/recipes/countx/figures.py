@@ -132,7 +132,7 @@ def questions(batch: Batch) -> Figure:
     )
     for ax, image, points, asked in shown:
         ax.imshow(plotting.image_array(image))
-        x, y = (points.cpu() - 0.5).T
+        x, y = (points.cpu() - 0.5).T.tolist()
         for colour, edge, size in (("white", 2.4, 5), ("black", 1.0, 4)):
             ax.plot(
                 x,
@@ -155,7 +155,7 @@ def bells(points: Tensor, size: tuple[int, int], sigmas: Sequence[float]) -> Fig
     middle = size[1] // 2
     for ax, sigma in zip(fig.subplots(1, len(sigmas)), sigmas, strict=True):
         density = density_of_points(points, size, sigma)
-        ax.imshow(density.sqrt())
+        ax.imshow(density.sqrt().numpy())
         ax.axvline(middle - 0.5, color="white", linestyle=":")
         ax.set(title=f"σ = {sigma}", xticks=[], yticks=[])
         left, whole = density[:, :middle].sum(), density.sum()
@@ -185,7 +185,9 @@ def where_errors_are(
     top = true.max().item() + 2
     left.plot([0, top], [0, top], color="0.4", linestyle=":", linewidth=1)
     blue = plotting.PALETTE[0]
-    left.plot(true, answers, ".", color=blue, linestyle="none", alpha=0.6)
+    left.plot(
+        true.tolist(), answers.tolist(), ".", color=blue, linestyle="none", alpha=0.6
+    )
     left.set(xlabel="true count", ylabel="answer", title="every question")
     bins = count_errors(answers, true, bins=(0, 2, 4, 8, 12, 16, 20)).by_count
     middles = [b.low + 2 if b.high is None else (b.low + b.high) / 2 for b in bins]
@@ -216,7 +218,7 @@ def text_biases(
         silenced: by network what ``experiments.knock_out`` returned; may be empty.
     """
     unit = torch.nn.functional.normalize(biases, dim=-1)
-    likeness = (unit @ unit.mT).cpu()
+    likeness = (unit @ unit.mT).cpu().numpy()
     fig = Figure(figsize=(plotting.WIDTH, 2.9))
     *blocks, bars = fig.subplots(1, 3, width_ratios=(1, 1, 1.1))
     for b, ax in enumerate(blocks):
@@ -250,7 +252,7 @@ def merges(window: int, width: int, stride: int) -> Figure:
     for ax, (merge, title) in zip(axes, titles.items(), strict=True):
         ax.stackplot(
             range(width),
-            *window_weights(starts, window, width, merge),
+            *window_weights(starts, window, width, merge).numpy(),
             colors=plotting.PALETTE[: len(starts)],
             edgecolor="white",
         )
