@@ -137,8 +137,8 @@ class Training:
     loss: Loss
     batches: Callable[[int], Any]
     config: TrainConfig
-    after_step: Callable[[Any], None] | None = None
-    evaluate: Callable[[Any], Mapping[str, float]] | None = None
+    after_step: Callable[[nn.Module], None] | None = None
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
 
     def fit(
         self,
@@ -218,8 +218,8 @@ def fit(
     config: TrainConfig,
     *,
     out: Path | str | None = None,
-    after_step: Callable[[Any], None] | None = None,
-    evaluate: Callable[[Any], Mapping[str, float]] | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     progress: str | None = "training",
     accelerator: Accelerator | None = None,
 ) -> History:
