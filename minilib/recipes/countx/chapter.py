@@ -204,7 +204,13 @@ def study_training(
 
 def train_control(run: Run[Values, Study], switch: str) -> CounTX:
     """Train the main model with one switch of CONTROLS thrown, in the folder of its
-    name in ``run.out``; return it in evaluation mode."""
+    name in ``run.out``; return it in evaluation mode.
+
+    Raises:
+        ValueError: another switch.
+    """
+    if switch not in CONTROLS:
+        raise ValueError(f"switch={switch!r}: expected one of {', '.join(CONTROLS)}")
     frozen, blind = switch == "frozen", switch == "blind"
     schedule = replace(run.values.schedule, frozen=frozen, blind=blind)
     training = study_training(run.study, run.values, schedule, run.seed)

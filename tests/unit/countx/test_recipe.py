@@ -254,6 +254,10 @@ def test_a_switch_changes_one_thing(run: Run) -> None:
     first, second = main.batches(1), other.batches(1)
     assert torch.equal(first.image, second.image)
     assert set(second.caption) == {BLIND_TEXT} != set(first.caption)
+    with pytest.raises(
+        ValueError, match="switch='deaf': expected one of frozen, blind"
+    ):
+        train_control(run, "deaf")
 
 
 def test_processes_share_a_batch(run: Run) -> None:
