@@ -1,29 +1,24 @@
-"""Chapter 9's values per profile, and its data: scenes, or micrographs."""
+"""Chapter 9's values per profile, its data (scenes, or micrographs) and its
+trainings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from minilib import claims
 from minilib.batch import Batch
-from minilib.claims.chapter import Run
+from minilib.claims.chapter import Chapter, Run
+from minilib.datasets.fsc147 import load_fsc147
 from minilib.models.clip import CLIP
 from minilib.models.countx import CounTX
+from minilib.parameters import Parameters
+from minilib.recipes.countx import recipe
 from minilib.recipes.countx.mini import SCENES
-from minilib.recipes.countx.recipe import (
-    BLIND_TEXT,
-    Schedule,
-    build,
-    counter_of,
-    scene_batches,
-    train,
-)
+from minilib.recipes.countx.recipe import Schedule
 from minilib.recipes.shared.counting import (
     Counter,
     CountingScenes,
@@ -34,7 +29,8 @@ from minilib.recipes.shared.counting import (
 )
 from minilib.recipes.shared.counting_scenes import DescribedScenes, scenes_of
 from minilib.recipes.shared.photographs import bccd, bccd_crops, bccd_questions
-from minilib.training import History
+from minilib.training import Training
+from minilib.weights import load_clip
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Values:
     decoder_width: int = 32
     """Channels of the density decoder."""
     controls: tuple[str, ...] = ()
-    """Switches of the schedule, each set in one more training: "frozen", "blind"."""
+    """Switches of the schedule, each set in one more training; see CONTROLS."""
     continued: int = 0
     """Further steps of the shipped mini-countx, asked for everything, and asked as
     FSC-147 asks; 0 = none."""
@@ -79,6 +75,10 @@ PROFILES = {
 }
 # the scenes as at quick, and the released weights on FSC-147
 PROFILES["paper"] = PROFILES["quick"]
+CONTROLS = {"frozen": "image tower frozen", "blind": "blind to the text"}
+"""Switches of ``Schedule`` that make a control of the main training, in words."""
+ARMS = {"asked for everything": True, "only what fills it": False}
+"""The two further trainings of mini-countx: are questions of all kinds asked?"""
 MICROGRAPH = (72, 96)
 """Micrographs are read at this height and width: the window is as high, so a few
 windows cover one."""
@@ -88,6 +88,8 @@ windows cover one."""
 class Study:
     """Data as chapter 9 uses them."""
 
+    clip: CLIP
+    """``mini-vit``, from whose towers every training starts; it is not changed."""
     batches: Callable[[Schedule], Callable[[int], Batch]]
     """Training batches by step."""
     train: Questions
@@ -106,8 +108,38 @@ class Study:
         return (
             window_counter(model.density)
             if self.photos
-            else counter_of(model, BLIND_TEXT if blind else None)
+            else recipe.counter_of(model, recipe.BLIND_TEXT if blind else None)
         )
+
+    def baselines(self) -> dict[str, Counter]:
+        """Return counters that learn nothing but a number or three: the training mean
+        and the similarity threshold."""
+        device = self.clip.device
+        return {
+            "training mean": training_mean(self.train, by_name=self.photos),
+            "similarity threshold": similarity_threshold(self.clip, self.train, device)[
+                0
+            ],
+        }
+
+
+def study(run: Parameters, values: Values) -> Study:
+    """Return the data of a run: scenes, at profile ``photos`` micrographs.
+
+    At profile ``paper``, whose protocol reads its own data later, say now what they
+    lack.
+
+    Raises:
+        ValueError: data that cannot be read.
+        FileNotFoundError: files that are not there.
+    """
+    if run.photos:
+        assert run.data is not None  # CHAPTER.needs
+        return photos_study(values, run.seed, run.device, run.data)
+    if run.profile == "paper":
+        assert run.data is not None and run.weights_file  # CHAPTER.needs
+        load_fsc147(run.data, "test")
+    return scenes_study(values, run.seed, run.device)
 
 
 def scenes_study(
@@ -117,29 +149,29 @@ def scenes_study(
     shown in training."""
     shown = scenes_of(values.scenes, values.train_images, "train", "train", seed)
     unseen = scenes_of(values.scenes, values.test_images, "test", "test", seed)
+    seen = scenes_of(values.scenes, values.test_images, "train", "test", seed)
     return Study(
-        batches=lambda schedule: scene_batches(shown, schedule, seed, device),
+        clip=load_clip("mini-vit", device=device),
+        batches=lambda schedule: recipe.scene_batches(shown, schedule, seed, device),
         train=shown.leading(),
         test=unseen.leading(),
-        seen=scenes_of(
-            values.scenes, values.test_images, "train", "test", seed
-        ).leading(),
+        seen=seen.leading(),
         scenes=unseen,
     )
 
 
 def photos_study(
-    values: Values, seed: int, device: torch.device | str = "cpu", data: str | Path = ""
+    values: Values, seed: int, device: torch.device | str, data: Path
 ) -> Study:
     """Return BCCD as a study: every micrograph is asked for its three kinds of cells.
 
     Raises:
-        ValueError: no folder given.
-        FileNotFoundError: BCCD is not there.
+        FileNotFoundError: BCCD is not in the folder ``data``.
     """
     shown, test = (bccd(data, split, MICROGRAPH) for split in ("train", "test"))
     sigma = values.scenes.sigma
     return Study(
+        clip=load_clip("mini-vit", device=device),
         batches=lambda schedule: bccd_crops(
             shown, schedule.images, sigma, seed, device
         ),
@@ -149,32 +181,43 @@ def photos_study(
     )
 
 
-def trained(
-    study: Study,
-    clip: CLIP,
-    values: Values,
-    seed: int,
-    out: Path | None = None,
-    progress: str | None = None,
-    *,
-    frozen: bool = False,
-    blind: bool = False,
-) -> tuple[CounTX, History]:
-    """Train CounTX on a study; ``frozen`` and ``blind`` of Schedule
-    make the controls."""
-    schedule = replace(values.schedule, frozen=frozen, blind=blind)
-    model = build(
-        clip,
+def main_training(run: Parameters, values: Values, study: Study) -> Training:
+    """Return the training of the model that is examined."""
+    return study_training(study, values, values.schedule, run.seed)
+
+
+def study_training(
+    study: Study, values: Values, schedule: Schedule, seed: int
+) -> Training:
+    """Return the training of CounTX on a study by ``schedule``, the values' own or a
+    control's."""
+    model = recipe.build(
+        study.clip,
         values.scenes.size,
         values.decoder_width,
         seed,
         study.train.image[:200],
         study.train.names,
     )
-    history = train(
-        model, study.batches(schedule), schedule, seed, progress=progress, out=out
-    )
-    return model.eval(), history
+    return recipe.training(model, study.batches(schedule), schedule, seed)
+
+
+def train_control(run: Run[Values, Study], switch: str) -> CounTX:
+    """Train the main model with one switch of CONTROLS thrown, in the folder of its
+    name in ``run.out``; return it in evaluation mode.
+
+    Raises:
+        ValueError: another switch.
+    """
+    if switch not in CONTROLS:
+        raise ValueError(f"switch={switch!r}: expected one of {', '.join(CONTROLS)}")
+    frozen, blind = switch == "frozen", switch == "blind"
+    schedule = replace(run.values.schedule, frozen=frozen, blind=blind)
+    training = study_training(run.study, run.values, schedule, run.seed)
+    training.fit(run.out / switch, progress=switch)
+    model = training.model.eval()
+    assert isinstance(model, CounTX)  # for the type checker
+    return model
 
 
 def continued(
@@ -185,67 +228,62 @@ def continued(
 
     ``everything``: questions of all kinds; else only for what fills the picture.
     """
-    shown = scenes_of(
-        SCENES, 50 * values.schedule.images, "train", "train", 1000 + seed
-    )
+    images = values.schedule.images
+    shown = scenes_of(SCENES, 50 * images, "train", "train", 1000 + seed)
     schedule = Schedule(
         steps=values.continued,
-        images=values.schedule.images,
+        images=images,
         each=4,
         everything=everything,
         lr=1e-3,
         tower_lr=0.1,
     )
     model = deepcopy(reader)
-    train(
-        model,
-        scene_batches(shown, schedule, seed, model.device),
-        schedule,
-        seed,
-        progress="continued",
-        out=out,
-    )
+    batches = recipe.scene_batches(shown, schedule, seed, model.device)
+    recipe.train(model, batches, schedule, seed, progress="continued", out=out)
     return model.eval()
 
 
-def baselines(
-    study: Study, clip: CLIP, device: torch.device | str = "cpu"
-) -> dict[str, Counter]:
-    """Return counters that learn nothing but a number or three: the training mean and
-    the similarity threshold."""
+def continued_readers(run: Run[Values, Study], reader: CounTX) -> dict[str, CounTX]:
+    """Return what becomes of the shipped ``reader`` in each of ARMS; folders
+    in ``run.out``."""
     return {
-        "training mean": training_mean(study.train, by_name=study.photos),
-        "similarity threshold": similarity_threshold(clip, study.train, device)[0],
+        arm: continued(
+            reader,
+            run.values,
+            run.seed,
+            everything,
+            run.out / f"continued {everything}",
+        )
+        for arm, everything in ARMS.items()
     }
 
 
-def record(
-    claim_id: str,
-    run: Run,
-    *,
-    treatment: float,
-    control: float,
-    n: int,
-    controls: Mapping[str, float] | None = None,
-    interval: tuple[float, float] | None = None,
-    details: Mapping[str, Any] | None = None,
-) -> None:
-    """Record a measurement where the ledger has a test of the claim at the run's
-    profile; elsewhere do nothing.
+def wide_questions(values: Values, seed: int, images: int = 16) -> Questions:
+    """Ask for what fills it in scenes three times as wide as high, with up to
+    60 objects."""
+    side, crowded = values.scenes.size, replace(values.scenes, count=(12, 60))
+    wide = scenes_of(crowded, images, "test", "test", seed, shape=(side, 3 * side))
+    return wide.leading()
 
-    Arguments as in ``claims.record``.
-    """
-    if isinstance(claims.load("countx")[claim_id].tests[run.profile], str):
-        return
-    claims.record(
-        claim_id,
-        treatment=treatment,
-        control=control,
-        profile=run.profile,
-        seed=run.seed,
-        out=run.out,
-        n=n,
-        controls=controls,
-        interval=interval,
-        details=details,
-    )
+
+CHAPTER = Chapter(
+    "countx",
+    PROFILES,
+    study,
+    main_training,
+    needs={
+        "photos": {
+            "data": "the folder with BCCD's micrographs (python "
+            "data_scripts/get_bccd.py fetches them)"
+        },
+        "paper": {
+            "data": "the folder of FSC-147 (images_384_VarV2, "
+            "annotation_FSC147_384.json, Train_Test_Val_FSC_147.json, "
+            "ImageClasses_FSC147.txt, FSC-147-D.json)",
+            "weights": "the authors' checkpoint paper-model.pth (1.3 GB), see "
+            "CounTX's README",
+        },
+    },
+)
+open = CHAPTER.open

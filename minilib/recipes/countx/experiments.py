@@ -7,15 +7,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
+from minilib.claims.pictures import packed_densities
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.countx import CounTX
-from minilib.recipes.countx.recipe import counter_of, counting_loss
+from minilib.recipes.countx.recipe import (
+    counter_of,
+    counting_loss,
+    interaction_blocks,
+)
 from minilib.recipes.shared.counting import (
     Counter,
     Questions,
@@ -23,7 +29,7 @@ from minilib.recipes.shared.counting import (
     evaluate,
     window_counter,
 )
-from minilib.recipes.shared.counting_scenes import DescribedScenes
+from minilib.recipes.shared.counting_scenes import Asked, DescribedScenes
 from minilib.scenes import VOCABULARY
 
 WORDINGS = {
@@ -37,6 +43,32 @@ WORDINGS = {
 """Ways to ask for one class; ``{s}`` is its plural, ``{}`` its singular."""
 
 
+def telling_scenes(scenes: DescribedScenes) -> list[int]:
+    """Return the scenes whose picture shows that words matter: many of one class in two
+    colours, some of another class, and more animals than either."""
+
+    def tells(asked: Sequence[Asked]) -> bool:
+        sizes = {a.text: len(a.objects) for a in asked}
+        most = len(asked[0].objects)
+        colours = [len(a.objects) for a in asked if a.kind == "colour"]
+        return (
+            most > 4
+            and len(colours) == 2
+            and min(colours) > 1
+            and asked[1].kind == "class"
+            and sizes.get("animals", 0) > most
+        )
+
+    return [row for row, asked in enumerate(scenes.asked) if tells(asked)]
+
+
+def three_ways(asked: Sequence[Asked]) -> list[Asked]:
+    """Return three of a telling scene's questions: for what fills it, for one colour of
+    that, and for the animals."""
+    colour = next(a for a in asked if a.kind == "colour")
+    return [asked[0], colour, next(a for a in asked if a.text == "animals")]
+
+
 @torch.no_grad()
 def maps(model: CounTX, image: Tensor, texts: Sequence[str]) -> Tensor:
     """Return the densities (T, H, W) of one image (3, H, W) in [0, 1] or uint8,
@@ -45,6 +77,26 @@ def maps(model: CounTX, image: Tensor, texts: Sequence[str]) -> Tensor:
     return model.predict(
         image.to(model.device).expand(len(texts), -1, -1, -1), list(texts)
     ).cpu()
+
+
+def pictured(model: CounTX, questions: Questions, row: int) -> dict[str, Any]:
+    """Return a record of one micrograph's densities, for ``figures.micrograph``.
+
+    Args:
+        model: reads the micrograph through windows.
+        questions: of ``bccd_questions``, about M micrographs.
+        row: 0 ... M - 1.
+
+    Returns:
+        what ``packed_densities`` returns, and "asked" and "points": what was asked for,
+        and where it is, x y in pixels.
+    """
+    picture, about = questions.image[row], (questions.about == row).nonzero()[:, 0]
+    asked = [questions.asked[i] for i in about.tolist()]
+    drawn = [model.density(picture / 255, f"the {name}").cpu() for name in asked]
+    true = [questions.points[i].tolist() for i in about.tolist()]
+    packed = packed_densities(picture, torch.stack(drawn))
+    return packed | {"asked": asked, "points": true}
 
 
 def rephrased(questions: Questions, wording: str) -> Questions:
@@ -117,9 +169,8 @@ def text_bias(model: CounTX, texts: Sequence[str]) -> Tensor:
     """Return what the cross-attention of every block adds at every patch for each
     text, (blocks, T, E)."""
     y = model.encode_text(model.tokenize(texts))[:, 0]
-    return torch.stack(
-        [block.attn.proj(block.attn.wv(y)) for block in model.fim_blocks]
-    )
+    attentions = [block.attn for block in interaction_blocks(model)]
+    return torch.stack([attention.proj(attention.wv(y)) for attention in attentions])
 
 
 def dead_gradients(model: CounTX, batch: Batch) -> dict[str, float]:
@@ -127,14 +178,17 @@ def dead_gradients(model: CounTX, batch: Batch) -> dict[str, float]:
     relative to ``wv``'s."""
     model.zero_grad()
     counting_loss(model, batch)["loss"].backward()
-    block = model.fim_blocks[0]
+    block = interaction_blocks(model)[0]
     parts = {
-        "norm1": block.norm1,
-        "wq": block.attn.wq,
-        "wk": block.attn.wk,
-        "wv": block.attn.wv,
+        "norm1": block.norm1.weight,
+        "wq": block.attn.wq.weight,
+        "wk": block.attn.wk.weight,
+        "wv": block.attn.wv.weight,
     }
-    sizes = {name: part.weight.grad.abs().max().item() for name, part in parts.items()}
+    sizes = {
+        name: 0.0 if weight.grad is None else weight.grad.abs().max().item()
+        for name, weight in parts.items()
+    }
     model.zero_grad()
     return {name: size / sizes["wv"] for name, size in sizes.items()}
 
@@ -142,8 +196,9 @@ def dead_gradients(model: CounTX, batch: Batch) -> dict[str, float]:
 @contextmanager
 def without_text(model: CounTX, blocks: Sequence[int]) -> Iterator[None]:
     """Silence the cross-attention of some blocks: it adds nothing while this holds."""
+    every = interaction_blocks(model)
     hooks = [
-        model.fim_blocks[i].attn.register_forward_hook(
+        every[i].attn.register_forward_hook(
             lambda _, __, output: torch.zeros_like(output)
         )
         for i in blocks
@@ -159,7 +214,7 @@ def knock_out(model: CounTX, questions: Questions) -> dict[str, float]:
     """Return the MAE with the cross-attention of one block or of all
     blocks silenced."""
     counter, blocks = counter_of(model), range(len(model.fim_blocks))
-    cases = {
+    cases: dict[str, list[int]] = {
         "as trained": [],
         **{f"block {i + 1} silenced": [i] for i in blocks},
         "all silenced": list(blocks),
@@ -200,14 +255,14 @@ def merging(model: CounTX, wide: Questions) -> dict[str, CountErrors]:
 def tricks(model: CounTX, questions: Questions) -> dict[str, CountErrors]:
     """Return the errors of square images with each test-time trick switched on by
     itself; the paper uses none."""
-
     plain = counter_of(model)
 
     def mirrored(batch: Batch) -> Tensor:
         return (plain(batch) + plain(replace(batch, image=batch.image.flip(-1)))) / 2
 
     def positive(batch: Batch) -> Tensor:
-        return model.predict(batch.image, batch.caption).clamp_min(0).sum((1, 2))
+        asked = required(batch.caption, "caption")
+        return model.predict(batch.image, asked).clamp_min(0).sum((1, 2))
 
     counters: dict[str, Counter] = {
         "as it comes": plain,
@@ -219,6 +274,22 @@ def tricks(model: CounTX, questions: Questions) -> dict[str, CountErrors]:
     return {
         name: evaluate(counter, questions, model.device)
         for name, counter in counters.items()
+    }
+
+
+def tricks_on_answers(
+    predicted: Tensor, questions: Questions
+) -> dict[str, CountErrors]:
+    """Return the errors of answers (N,) with each trick of :func:`tricks` that needs no
+    second look at the pictures."""
+    variants = {
+        "as it comes": predicted,
+        "rounded": predicted.round(),
+        "never below zero": predicted.clamp_min(0),
+    }
+    return {
+        name: count_errors(answer, questions.counts)
+        for name, answer in variants.items()
     }
 
 
@@ -256,10 +327,14 @@ __all__ = [
     "knock_out",
     "maps",
     "merging",
+    "pictured",
     "prompt_matrix",
     "rephrased",
+    "telling_scenes",
     "text_bias",
+    "three_ways",
     "tricks",
+    "tricks_on_answers",
     "without_text",
     "wordings",
 ]

@@ -25,47 +25,6 @@ the paper itself."""
 WINDOW_STRIDE = 128
 
 
-def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
-    """Return the weights in the authors' file (``paper-model.pth``), or in a
-    safetensors file.
-
-    Their file holds optimiser and command line too. Nothing in it is run: beside
-    tensors, only the type of the command line, ``argparse.Namespace``, is let in.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds something else, or asks to run code.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no weights at {path}: download paper-model.pth (1.3 GB), see CounTX's "
-            "README"
-        )
-    return load_checkpoint(path)
-
-
-def check(data: str | Path, weights: str | Path) -> None:
-    """Say at once what profile ``paper`` lacks.
-
-    Raises:
-        ValueError: a parameter is empty.
-        FileNotFoundError: annotations or weights are not there.
-    """
-    if not str(data).strip() or not str(weights).strip():
-        raise ValueError(
-            "profile='paper' needs data='FOLDER' with FSC-147 (images_384_VarV2, "
-            "annotation_FSC147_384.json, Train_Test_Val_FSC_147.json, "
-            "ImageClasses_FSC147.txt, FSC-147-D.json) and weights='paper-model.pth'"
-        )
-    load_fsc147(data, "test")
-    if not Path(weights).expanduser().is_file():
-        raise FileNotFoundError(
-            f"no weights at {weights}: download paper-model.pth (1.3 GB), see "
-            "CounTX's README"
-        )
-
-
 def count_all(
     model: CounTX, split: FSC147, out: Path | None = None, merge: str = "recursive"
 ) -> torch.Tensor:
@@ -92,24 +51,35 @@ def count_all(
 
 
 def evaluate_released(
-    data: str | Path,
-    weights: str | Path,
+    data: Path,
+    weights: Path,
     device: torch.device | str = "cpu",
     out: Path | None = None,
 ) -> dict[tuple[str, str], CountErrors]:
     """Evaluate the released weights on val and test, by description and by bare class
     name (claim C2).
 
+    Args:
+        data: FSC-147's folder, see ``minilib.datasets.fsc147``.
+        weights: the authors' file (``paper-model.pth``), or a safetensors file. Nothing
+            in it is run: beside tensors, only the type of the command line,
+            ``argparse.Namespace``, is let in.
+        device: where to evaluate.
+        out: folder in which every count is kept as it is made.
+
     Returns:
         errors by (split, text).
+
+    Raises:
+        FileNotFoundError: annotations or weights are not there.
+        ValueError: a file holds something else, or asks to run code.
     """
-    check(data, weights)
-    model = CounTX.from_official(read_checkpoint(weights)).to(device)
+    model = CounTX.from_official(load_checkpoint(weights)).to(device)
     table = {}
     for split in ("val", "test"):
         for text in ("description", "class"):
             part = load_fsc147(data, split, text)
-            file = None if out is None else Path(out) / f"counts_{split}_{text}.json"
+            file = None if out is None else out / f"counts_{split}_{text}.json"
             table[split, text] = count_errors(count_all(model, part, file), part.counts)
     return table
 

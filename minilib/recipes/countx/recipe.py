@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
 from minilib.layers.resampling import resize_grid_positions
-from minilib.models.clip import CLIP
+from minilib.models.clip import CLIP, VisionTransformer
 from minilib.models.countx import (
     DENSITY_SCALE,
     CounTX,
     CounTXConfig,
+    InteractionBlock,
     density_loss,
     random_pixel_mask,
 )
@@ -25,7 +26,7 @@ from minilib.recipes.shared.counting import Counter
 from minilib.recipes.shared.counting_scenes import Asked, DescribedScenes
 from minilib.recipes.shared.randomness import seeded
 from minilib.scenes.renderer import density_map
-from minilib.training import History, TrainConfig, fit
+from minilib.training import History, TrainConfig, Training
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,13 @@ def build(
             :func:`start_centred`.
         names: what training counts.
     """
-    vision = clip.config.vision
+    patch = clip.config.vision.reduction
     config = CounTXConfig(
         clip=replace(clip.config, image_size=size),
         heads=8,
         decoder_width=decoder_width,
-        first_grid=size // vision.patch,
-        doublings=vision.patch.bit_length() - 1,
+        first_grid=size // patch,
+        doublings=patch.bit_length() - 1,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -144,12 +145,19 @@ def start_centred(model: CounTX, images: Tensor, names: Sequence[str]) -> CounTX
         model.tokenize([f"the {name.removeprefix('the ')}" for name in names])
     )[:, 0]
     length, mean, spread = patches.std(), texts.mean(0), (texts - texts.mean(0)).std()
-    model.clip_model.visual.proj /= length
-    for block in model.fim_blocks:
-        block.attn.wv.weight /= spread
-        block.attn.wv.bias -= block.attn.wv.weight @ mean
-    model.fim_blocks[0].attn.proj.bias -= patches.mean((0, 2, 3)) / length
+    tower, blocks = model.clip_model.visual, interaction_blocks(model)
+    assert isinstance(tower, VisionTransformer)  # CounTXConfig allows no other
+    tower.proj.div_(length)
+    for block in blocks:
+        block.attn.wv.weight.div_(spread)
+        block.attn.wv.bias.sub_(block.attn.wv.weight @ mean)
+    blocks[0].attn.proj.bias.sub_(patches.mean((0, 2, 3)) / length)
     return model
+
+
+def interaction_blocks(model: CounTX) -> list[InteractionBlock]:
+    """Return the blocks in which the patches read the text, first to last."""
+    return [block for block in model.fim_blocks if isinstance(block, InteractionBlock)]
 
 
 def scene_batches(
@@ -175,13 +183,14 @@ def scene_batches(
         image = images[torch.as_tensor(rows, device=device)].float() / 255
         mirrored = drawn.random(len(rows)) < 0.5
         image[torch.as_tensor(mirrored)] = image[torch.as_tensor(mirrored)].flip(-1)
+        height, width = image.shape[-2:]
         texts, points = [], []
         for row, turned in zip(rows.tolist(), mirrored, strict=True):
             for question in _pick(scenes.asked[row], schedule, drawn):
                 texts.append(("the " if drawn.random() < 0.5 else "") + question.text)
                 there = scenes.center[row][list(question.objects)]
                 points.append(
-                    torch.stack([image.shape[-1] - there[:, 0], there[:, 1]], dim=1)
+                    torch.stack([width - there[:, 0], there[:, 1]], dim=1)
                     if turned
                     else there
                 )
@@ -190,7 +199,7 @@ def scene_batches(
             image,
             texts,
             points=points,
-            density=density_map(points, image.shape[-2:], scenes.sigma),
+            density=density_map(points, (height, width), scenes.sigma),
         )
 
     return batch
@@ -218,20 +227,42 @@ def _pick(
 
 def counting_loss(model: CounTX, batch: Batch) -> dict[str, Tensor]:
     """Return the density loss of a batch whose questions come in equal numbers per
-    image; ``mask`` 255 is left out."""
+    image; ``mask`` 255, the same for all images, is left out."""
+    asked = required(batch.caption, "caption")
+    density = required(batch.density, "density")[:, 0]
     patches = model.encode_image(model.preprocess(batch.image))
-    patches = patches.repeat_interleave(len(batch.caption) // len(batch.image), dim=0)
-    output = model.decode(
-        model.interact(patches, model.encode_text(model.tokenize(batch.caption)))
-    )
+    patches = patches.repeat_interleave(len(asked) // len(batch), dim=0)
+    text = model.encode_text(model.tokenize(asked))
+    output = model.decode(model.interact(patches, text))
     kept = None if batch.mask is None else (batch.mask[0] != 255).float()
-    loss = density_loss(output, DENSITY_SCALE * batch.density[:, 0], kept)
-    error = (
-        (output.detach().sum((1, 2)) / DENSITY_SCALE - batch.density.sum((1, 2, 3)))
-        .abs()
-        .mean()
-    )
+    loss = density_loss(output, DENSITY_SCALE * density, kept)
+    counts = output.detach().sum((1, 2)) / DENSITY_SCALE
+    error = (counts - density.sum((1, 2))).abs().mean()
     return {"loss": loss, "count_error": error}
+
+
+def training(
+    model: CounTX, batches: Callable[[int], Batch], schedule: Schedule, seed: int
+) -> Training:
+    """Return the training of a model, whose towers are frozen at once as ``schedule``
+    says.
+
+    As in the authors' loss, a random fifth of the pixels is left out in every step.
+    """
+    model.freeze(image_tower=schedule.frozen)
+
+    def masked(step: int) -> Batch:
+        batch = batches(step)
+        height, width = batch.image.shape[-2:]
+        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
+        kept = random_pixel_mask((height, width), generator).to(batch.image.device)
+        # one mask for all images, said per image: processes share a batch by rows
+        mask = torch.where(kept > 0, 0, 255).expand(len(batch), -1, -1)
+        asked = required(batch.caption, "caption")
+        asked = [BLIND_TEXT] * len(asked) if schedule.blind else asked
+        return replace(batch, caption=asked, mask=mask)
+
+    return Training(model, counting_loss, masked, schedule.config(seed))
 
 
 def train(
@@ -239,36 +270,11 @@ def train(
     batches: Callable[[int], Batch],
     schedule: Schedule,
     seed: int,
-    evaluate: Callable[[CounTX], Mapping[str, float]] | None = None,
     progress: str | None = None,
     out: Path | None = None,
 ) -> History:
-    """Train in place. As in the authors' loss, a random fifth of the pixels is left
-    out in every step."""
-    model.freeze(image_tower=schedule.frozen)
-
-    def masked(step: int) -> Batch:
-        batch = batches(step)
-        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
-        kept = random_pixel_mask(tuple(batch.image.shape[-2:]), generator).to(
-            batch.image.device
-        )
-        batch.mask = torch.where(kept[None] > 0, 0, 255)
-        return (
-            replace(batch, caption=[BLIND_TEXT] * len(batch.caption))
-            if schedule.blind
-            else batch
-        )
-
-    return fit(
-        model,
-        counting_loss,
-        masked,
-        schedule.config(seed),
-        evaluate=evaluate,
-        progress=progress,
-        out=out,
-    )
+    """Train in place, as :func:`training` says."""
+    return training(model, batches, schedule, seed).fit(out, progress)
 
 
 def counter_of(model: CounTX, text: str | None = None) -> Counter:
@@ -277,7 +283,8 @@ def counter_of(model: CounTX, text: str | None = None) -> Counter:
 
     @torch.no_grad()
     def count(batch: Batch) -> Tensor:
-        asked = batch.caption if text is None else [text] * len(batch.caption)
+        asked = required(batch.caption, "caption")
+        asked = asked if text is None else [text] * len(asked)
         return model.predict(batch.image, asked).sum((1, 2))
 
     return count

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
 from minilib.datasets.density import dot_map, smooth
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.clip import CLIP, prompt_ensemble
@@ -83,14 +83,14 @@ class Questions:
         rows = [int(i) for i in indices]
         image = self.image[self.about[rows]].to(device).float() / 255
         points = [self.points[i].to(device) for i in rows]
-        width = image.shape[-1]
+        height, width = image.shape[-2:]
         for place, turned in enumerate(mirror or ()):
             if turned:
                 image[place] = image[place].flip(-1)
                 points[place] = torch.stack(
                     [width - points[place][:, 0], points[place][:, 1]], dim=1
                 )
-        density = density_map(points, tuple(image.shape[-2:]), self.sigma)
+        density = density_map(points, (height, width), self.sigma)
         return Batch(
             image, caption=[self.asked[i] for i in rows], points=points, density=density
         )
@@ -219,7 +219,7 @@ def window_counter(density: Callable[[Tensor, str], Tensor]) -> Counter:
 
     @torch.no_grad()
     def count(batch: Batch) -> Tensor:
-        pairs = zip(batch.image, batch.caption, strict=True)
+        pairs = zip(batch.image, required(batch.caption, "caption"), strict=True)
         return torch.stack([density(image, asked).sum() for image, asked in pairs])
 
     return count
@@ -245,9 +245,12 @@ def training_mean(train: Questions, by_name: bool = False) -> Counter:
             known[name] = torch.stack(
                 [c for c, n in zip(train.counts, train.asked, strict=True) if n == name]
             ).mean()
-    return lambda batch: torch.stack(
-        [known.get(name, overall) for name in batch.caption]
-    )
+
+    def count(batch: Batch) -> Tensor:
+        asked = required(batch.caption, "caption")
+        return torch.stack([known.get(name, overall) for name in asked])
+
+    return count
 
 
 @torch.no_grad()
@@ -306,7 +309,7 @@ def similarity_threshold(
 def _enlarged(clip: CLIP, batch: Batch) -> Tensor:
     """Return the similarity map at the image's size, in its own standard
     deviations, (B, H, W)."""
-    small = similarity_map(clip, batch.image, batch.caption)
+    small = similarity_map(clip, batch.image, required(batch.caption, "caption"))
     large = F.interpolate(small[:, None], size=batch.image.shape[-2:], mode="bicubic")[
         :, 0
     ]

@@ -135,6 +135,7 @@ def scenes_of(
         chunk = _rows(layout, slice(start, start + 128))
         picture = render(chunk, source.config.shape)
         images.append((picture.image * 255).round().to(torch.uint8))
+        assert picture.boxes is not None  # they are drawn unless told otherwise
         middle = (picture.boxes[:, :2] + picture.boxes[:, 2:]) / 2
         centers += middle.split((chunk.concept >= 0).sum(axis=1).tolist())
     asked = tuple(_asked(layout, b, allowed, drawn) for b in range(n))
@@ -158,6 +159,7 @@ def _recast(
 ) -> Layout:
     """Let the distractors of every scene be of few classes, and give some scenes'
     counted objects two colours."""
+    assert layout.target is not None  # a layout of the task "count"
     concept, tint = layout.concept.copy(), np.full_like(layout.tint, -1)
     for b, target in enumerate(layout.target):
         others = allowed[allowed != target]
@@ -183,6 +185,7 @@ def _asked(
 
     Objects are numbered as the renderer lists them: filled slots in order.
     """
+    assert layout.target is not None  # a layout of the task "count"
     concept, tint = layout.concept[b], layout.tint[b]
     filled = concept >= 0
     concept, tint = concept[filled], tint[filled]

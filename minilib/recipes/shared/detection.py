@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
 from minilib.metrics.detection import average_precision
 from minilib.scenes import EmojiScenes, find
 
@@ -69,7 +69,8 @@ def boxed_scenes(
             "them"
         )
     batch = source.batch("detect", n, split, seed, start)
-    return replace(batch, classes=local_classes(batch.classes, source.config.classes))
+    shown = required(batch.classes, "classes")
+    return replace(batch, classes=local_classes(shown, source.config.classes))
 
 
 def cropped(
@@ -165,7 +166,8 @@ def score_boxes(
     model.eval()
     chunks = test.image.split(batch_size)
     found = [detections for image in chunks for detections in model(image)]
-    return average_precision(found, test.boxes, test.classes)
+    boxes, classes = required(test.boxes, "boxes"), required(test.classes, "classes")
+    return average_precision(found, boxes, classes)
 
 
 def _window(

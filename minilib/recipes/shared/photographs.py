@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
 from minilib.datasets import PhotoFolder, load_photos
 from minilib.datasets.augment import shift_and_mirror
 from minilib.datasets.bccd import Bccd, load_bccd
@@ -144,7 +144,7 @@ class CamVidStream:
 
 def _moved(batch: Batch, shift: Tensor, mirror: Tensor) -> Batch:
     """Return images and masks shifted and mirrored alike."""
-    mask = shift_and_mirror(batch.mask[:, None], shift, mirror)[:, 0]
+    mask = shift_and_mirror(required(batch.mask, "mask")[:, None], shift, mirror)[:, 0]
     return Batch(image=shift_and_mirror(batch.image, shift, mirror), mask=mask)
 
 

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from minilib.claims.chapter import Run
+from minilib.datasets.bccd import Bccd
 from minilib.models.countx import CounTX
-from minilib.recipes.countx import experiments
-from minilib.recipes.countx import protocol as countx_paper
+from minilib.recipes.countx import chapter, experiments, figures, protocol
 from minilib.recipes.countx.chapter import (
-    PROFILES,
+    ARMS,
+    CHAPTER,
+    CONTROLS,
     Values,
-    baselines,
     continued,
-    photos_study,
+    continued_readers,
+    main_training,
     scenes_study,
-    trained,
+    study_training,
+    train_control,
+    wide_questions,
 )
 from minilib.recipes.countx.recipe import (
     BLIND_TEXT,
     Schedule,
     build,
     counter_of,
+    counting_loss,
     paper_learning_rate,
     scene_batches,
     train,
@@ -33,6 +40,8 @@ from minilib.recipes.countx.recipe import (
 from minilib.recipes.shared.counting import CountingScenes, answers, counted_classes
 from minilib.recipes.shared.counting_scenes import GROUPS, scenes_of
 from minilib.scenes import VOCABULARY
+from minilib.training import History
+from minilib.training.parallel import cut
 from minilib.weights import load_clip
 
 TINY = CountingScenes(size=32, count=(2, 6), distractors=(1, 4))
@@ -207,14 +216,63 @@ def test_training_repeats(scenes) -> None:
     torch.testing.assert_close(*weights)
 
 
-def test_the_study_from_end_to_end(tmp_path: Path) -> None:
-    study = scenes_study(VALUES, 0)
-    clip = load_clip("mini-vit")
-    model, history = trained(study, clip, VALUES, 0, tmp_path / "main")
-    assert (tmp_path / "main" / "metrics.jsonl").exists() and len(history.rows) > 0
-    for counter in [*baselines(study, clip).values(), study.counter(model)]:
-        assert answers(counter, study.test).shape == (len(study.test),)
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    tiny = replace(VALUES, controls=tuple(CONTROLS), continued=1)
+    chapter = replace(CHAPTER, profiles={"quick": tiny})
+    return chapter.open(profile="quick", seed=0, device="cpu", out=tmp_path)
+
+
+def test_the_chapter_from_end_to_end(run: Run) -> None:
+    study = run.study
+    model, history = run.train("CounTX")
+    assert (run.out / "main" / "metrics.jsonl").exists() and len(history.rows) > 0
+    controls = {switch: train_control(run, switch) for switch in run.values.controls}
+    counters = [*study.baselines().values(), study.counter(model)]
+    counters += [study.counter(control, True) for control in controls.values()]
+    found = [answers(counter, study.test) for counter in counters]
+    assert all(answer.shape == (len(study.test),) for answer in found)
+    assert len({tuple(answer.tolist()) for answer in found}) == len(found)
     assert len(study.test) == VALUES.test_images == len(set(study.test.about.tolist()))
+    assert {path.name for path in run.out.iterdir()} == {"main", "frozen", "blind"}
+
+
+def test_a_switch_changes_one_thing(run: Run) -> None:
+    """All trainings start from the same weights and see the same pictures; a frozen
+    tower stays, a blind network hears one thing."""
+    main = main_training(run, run.values, run.study)
+    start = {name: value.clone() for name, value in main.model.state_dict().items()}
+    frozen = train_control(run, "frozen")
+    tower = "clip_model.visual.conv1"
+    kept = [name for name, _ in frozen.named_parameters() if name.startswith(tower)]
+    assert kept and all(
+        torch.equal(frozen.state_dict()[name], start[name]) for name in kept
+    )
+    blind = replace(run.values.schedule, blind=True)
+    other = study_training(run.study, run.values, blind, run.seed)
+    torch.testing.assert_close(other.model.state_dict(), start)
+    first, second = main.batches(1), other.batches(1)
+    assert torch.equal(first.image, second.image)
+    assert set(second.caption) == {BLIND_TEXT} != set(first.caption)
+    with pytest.raises(
+        ValueError, match="switch='deaf': expected one of frozen, blind"
+    ):
+        train_control(run, "deaf")
+
+
+def test_processes_share_a_batch(run: Run) -> None:
+    """The mean loss of two halves of a batch is that of the whole, once batch
+    normalisation is fixed."""
+    training = main_training(run, run.values, run.study)
+    training.model.eval()
+    batch = training.batches(0)
+    assert batch.mask.shape == (len(batch), *batch.image.shape[-2:])
+    assert 0 < (batch.mask == 255).float().mean() < 0.5
+    with torch.no_grad():
+        whole = counting_loss(training.model, batch)
+        halves = [counting_loss(training.model, cut(batch, k, 2)) for k in range(2)]
+    for name, value in whole.items():
+        torch.testing.assert_close(sum(half[name] for half in halves) / 2, value)
 
 
 def test_what_training_asks_for(scenes) -> None:
@@ -260,17 +318,17 @@ def test_leading_questions(scenes) -> None:
     assert questions.asked[0] == f"the {scenes.asked[0][0].text}"
 
 
-def test_going_on_leaves_the_reader_as_it_was() -> None:
+def test_going_on_leaves_the_reader_as_it_was(run: Run) -> None:
     reader = build(load_clip("mini-vit"), 64, 8).eval()
     before = {name: value.clone() for name, value in reader.state_dict().items()}
-    values = replace(VALUES, continued=2)
-    kept, narrowed = (
-        continued(reader, values, 0, everything) for everything in (True, False)
-    )
-    assert all(
-        torch.equal(value, before[name]) for name, value in reader.state_dict().items()
-    )
-    assert not torch.equal(kept.decode_head0[0].weight, narrowed.decode_head0[0].weight)
+    arms = continued_readers(run, reader)
+    assert list(arms) == list(ARMS)
+    torch.testing.assert_close(reader.state_dict(), before, rtol=0, atol=0)
+    kept, narrowed = (arm.decode_head0[0].weight for arm in arms.values())
+    assert not torch.equal(kept, narrowed)
+    # a second call loads what the first one trained
+    again = continued(reader, run.values, 0, True, run.out / "continued True")
+    torch.testing.assert_close(again.decode_head0[0].weight, kept)
 
 
 def test_the_matrix_of_prompts(model: CounTX, scenes) -> None:
@@ -386,37 +444,218 @@ def test_the_papers_schedule(epoch: float, rate: float) -> None:
     assert paper_learning_rate(epoch) == pytest.approx(rate, abs=1e-12)
 
 
-def test_photos_and_paper_say_what_they_need(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="get_bccd.py"):
-        photos_study(PROFILES["photos"], 0)
-    with pytest.raises(FileNotFoundError):
-        photos_study(PROFILES["photos"], 0, data=tmp_path)
-    with pytest.raises(ValueError, match="paper-model.pth"):
-        countx_paper.check("", "")
-    with pytest.raises(FileNotFoundError, match="Train_Test_Val"):
-        countx_paper.check(tmp_path, tmp_path / "none.pth")
+# --- Photographs ----------------------------------------------------------------------
 
 
-def test_the_authors_file_is_read_without_running_it(
-    model: CounTX, tmp_path: Path
-) -> None:
-    state = model.state_dict()
-    file = tmp_path / "paper-model.pth"
-    torch.save({"model": state, "epoch": 7, "args": argparse.Namespace(lr=1.0)}, file)
-    read = countx_paper.read_checkpoint(file)
-    assert read.keys() == state.keys() and torch.equal(
-        read["fim_norm.weight"], state["fim_norm.weight"]
+@pytest.fixture
+def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run on two micrographs of 32 x 64 pixels."""
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [40.0, 4.0, 50.0, 8.0]])
+    image = torch.arange(2 * 3 * 32 * 64).view(2, 3, 32, 64).remainder(251).byte()
+    classes = [torch.tensor([0, 2]), torch.tensor([1])]
+    two = Bccd(image, [boxes, boxes[:1]], classes, ("a", "b"))
+    asked = []
+    monkeypatch.setattr(chapter, "bccd", lambda *given: asked.append(given) or two)
+    tiny = replace(CHAPTER, profiles={"photos": VALUES})
+    (tmp_path / "bccd").mkdir()
+    run = tiny.open(
+        profile="photos",
+        seed=0,
+        device="cpu",
+        out=tmp_path / "out",
+        data=tmp_path / "bccd",
     )
+    assert run.study.photos
+    assert [given[:2] for given in asked] == [(run.data, "train"), (run.data, "test")]
+    return run
 
-    class Harm:
-        def __reduce__(self):
-            return (print, ("this must not run",))
 
-    torch.save({"model": state, "args": Harm()}, file)
-    with pytest.raises(ValueError, match="cannot be read as plain tensors"):
-        countx_paper.read_checkpoint(file)
-    torch.save({"other": 3}, file)
-    with pytest.raises(ValueError, match="without tensors"):
-        countx_paper.read_checkpoint(file)
-    with pytest.raises(FileNotFoundError, match="paper-model.pth"):
-        countx_paper.read_checkpoint(tmp_path / "nothing.pth")
+def test_micrographs_are_trained_on_and_pictured(cells: Run) -> None:
+    model, _ = cells.train("CounTX")
+    test = cells.study.test
+    found = answers(cells.study.counter(model), test)
+    assert found.shape == (6,)
+    record = experiments.pictured(model, test, 1)
+    assert json.loads(json.dumps(record)) == record
+    assert record["asked"] == [test.asked[i] for i in (1, 3, 5)]
+    assert [len(points) for points in record["points"]] == [0, 1, 0]
+    picture = test.image[1] / 255
+    counts = [model.count(picture, f"the {text}") for text in record["asked"]]
+    assert record["counts"] == pytest.approx(counts, abs=0.01)
+    drawn = figures.micrograph(record)
+    assert [ax.get_title().endswith("(true 1)") for ax in drawn.axes[1:]] == [
+        False,
+        True,
+        False,
+    ]
+    tricks = experiments.tricks_on_answers(found, test)
+    assert tricks["rounded"].mae == (found.round() - test.counts).abs().mean().item()
+
+
+def test_the_table_of_cells() -> None:
+    runs = [
+        {
+            "platelets": {
+                "CounTX": {"mae": mae, "rmse": 2.0},
+                "training mean": {"mae": 3.0, "rmse": 4.0},
+            }
+        }
+        for mae in (0.5, 1.5)
+    ]
+    table = figures.cell_table("cells", runs).data.splitlines()
+    assert table[0].startswith("| cells | MAE | MAE of the training mean |")
+    assert table[2].startswith(
+        "| platelets | 1.00 (0.50 to 1.50) | 3.00 (3.00 to 3.00)"
+    )
+    assert "No record" in figures.cell_table("cells", []).data
+
+
+# --- Pictures -------------------------------------------------------------------------
+
+
+def test_a_telling_scene_is_asked_three_ways() -> None:
+    mixed = CountingScenes(size=32, count=(1, 12), distractors=(2, 12))
+    scenes = scenes_of(mixed, 60, "test", "test", 11, coloured=1.0)
+    rows = experiments.telling_scenes(scenes)
+    assert 0 < len(rows) < 60
+    for row in rows:
+        fills, colour, animals = experiments.three_ways(scenes.asked[row])
+        assert set(colour.objects) < set(fills.objects)
+        assert animals.text == "animals" and len(animals.objects) > len(fills.objects)
+
+
+def test_pictures_say_what_was_found(model: CounTX, scenes) -> None:
+    asked = scenes.asked[0][:2]
+    true = figures.true_densities(scenes, 0, asked)
+    assert [ax.get_title() for ax in true.axes[1:]] == [
+        f"the {a.text}: {len(a.objects)}" for a in asked
+    ]
+    maps = torch.full((2, 32, 32), 2.5 / 32**2)
+    given = figures.answered_densities(scenes, 0, asked, maps)
+    assert given.axes[1].get_title() == (
+        f"the {asked[0].text}:\n2.5 (true {len(asked[0].objects)})"
+    )
+    for true_counts, end in (((4, 0), "2.5 (true 0)"), ((), "2.5")):
+        image = scenes.image[0] / 255
+        row = figures.sentences(image, ["a", "b"], list(maps), true_counts)
+        assert row.axes[2].get_title() == f"b\n{end}"
+    eight = scenes.leading().batch(range(8))
+    titles = [ax.get_title() for ax in figures.questions(eight).axes]
+    assert titles == [
+        f"{text}: {len(points)}"
+        for text, points in zip(eight.caption, eight.points, strict=True)
+    ]
+    inside = torch.tensor([[8.0, 9.0], [30.0, 14.0], [20.0, 8.0]])
+    bells = figures.bells(inside, (32, 48), (0, 2))
+    assert bells.axes[0].get_xlabel() == "left 2.00, all 3.00"
+    assert len(figures.merges(48, 96, 16).axes) == 2
+
+
+def test_pictures_of_errors(model: CounTX, scenes) -> None:
+    questions = scenes.leading()
+    guess = questions.counts + 1
+    for known, lines in ((scenes, 4), (None, 3)):
+        left, right = figures.where_errors_are(guess, questions, known).axes
+        assert list(left.lines[1].get_ydata()) == guess.tolist()
+        assert len(right.lines) == lines
+        assert set(right.lines[0].get_ydata()) == {1.0}
+    texts = ["the dogs", "the cats", "the cars"]
+    biases = experiments.text_bias(model, texts)
+    assert biases.shape == (2, 3, 128)
+    drawn = figures.text_biases(biases, texts, {"who": {"a": 1.0, "b": 2.0}})
+    assert [bar.get_width() for bar in drawn.axes[2].patches] == [1.0, 2.0]
+    assert not figures.text_biases(biases, texts, {}).axes[2].axison
+    rows = [{"step": step, "loss": 1.0, "count_error": 2.0} for step in (1, 2)]
+    left, right = figures.learning(History(rows)).axes
+    assert right.lines[-1].get_ydata().tolist() == [2.0, 2.0]
+
+
+def test_wide_questions() -> None:
+    wide = wide_questions(VALUES, 0, images=2)
+    assert wide.image.shape == (2, 3, 32, 96) and len(wide) == 2
+
+
+# --- The paper's protocol -------------------------------------------------------------
+
+
+@pytest.fixture
+def fsc147(tmp_path: Path) -> Path:
+    """FSC-147 with one photograph per split; each is described with one word more."""
+    folder = tmp_path / "fsc147"
+    (folder / "images_384_VarV2").mkdir(parents=True)
+    splits = ("train", "val", "test")
+    for split in splits:
+        image = Image.new("RGB", (400, 384), (120, 90, 60))
+        image.save(folder / "images_384_VarV2" / f"{split}.jpg")
+    files = {
+        "Train_Test_Val_FSC_147.json": {split: [f"{split}.jpg"] for split in splits},
+        "annotation_FSC147_384.json": {
+            f"{split}.jpg": {"points": [[5, 6], [30, 9]]} for split in splits
+        },
+        "FSC-147-D.json": {
+            f"{split}.jpg": {
+                "data_split": split,
+                "text_description": f"the {split} things",
+            }
+            for split in splits
+        },
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    lines = "\n".join(f"{split}.jpg\t{split} things" for split in splits)
+    (folder / "ImageClasses_FSC147.txt").write_text(lines)
+    return folder
+
+
+def test_the_released_weights_are_evaluated_and_counts_kept(
+    fsc147: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Released:
+        def to(self, device: object) -> Released:
+            return self
+
+        def count(
+            self, image: torch.Tensor, text: str, stride: int, merge: str
+        ) -> float:
+            assert image.shape == (3, 384, 400) and stride == 128
+            asked.append(text)
+            return 2.0 + len(text)
+
+    weights = tmp_path / "paper-model.pth"
+    monkeypatch.setattr(protocol, "load_checkpoint", lambda path: {"from": path})
+    monkeypatch.setattr(
+        protocol.CounTX,
+        "from_official",
+        lambda state: Released() if state == {"from": weights} else None,
+    )
+    table = protocol.evaluate_released(fsc147, weights, "cpu", tmp_path)
+    assert asked == ["the val things", "val things", "the test things", "test things"]
+    assert table["test", "description"].mae == len("the test things")
+    data = protocol.as_data(table)
+    assert data["val by description"]["published"] == {"mae": 17.10, "rmse": 65.61}
+    assert data["val by class"]["published"] is None
+    assert protocol.evaluate_released(fsc147, weights, "cpu", tmp_path) == table
+    assert len(asked) == 4, "what is counted is not counted again"
+
+
+def test_profile_paper_says_at_once_what_is_missing(
+    fsc147: Path, tmp_path: Path
+) -> None:
+    given = {"profile": "paper", "seed": 0, "device": "cpu", "out": tmp_path / "out"}
+    with pytest.raises(ValueError, match="needs data.*FSC-147-D.json"):
+        CHAPTER.open(**given)
+    with pytest.raises(ValueError, match="needs weights.*paper-model.pth"):
+        CHAPTER.open(**given, data=fsc147)
+    run = CHAPTER.open(**given, data=fsc147, weights=str(tmp_path / "none.pth"))
+    with pytest.raises(FileNotFoundError, match="none.pth"):
+        _ = run.study
+    (tmp_path / "some.pth").touch()
+    run = CHAPTER.open(**given, data=tmp_path, weights=str(tmp_path / "some.pth"))
+    with pytest.raises(FileNotFoundError, match="Train_Test_Val"):
+        _ = run.study
+    run = replace(
+        run, data=fsc147, chapter=replace(CHAPTER, profiles={"paper": VALUES})
+    )
+    assert run.study.test.asked == scenes_study(VALUES, 0).test.asked
