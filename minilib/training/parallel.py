@@ -14,8 +14,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Loss = Callable[[nn.Module, Any], Mapping[str, Tensor]]
-"""``(model, batch) -> {"loss": scalar, ...}``."""
+Loss = Callable[[Any, Any], Mapping[str, Tensor]]
+"""``(model, batch) -> {"loss": scalar, ...}``; a recipe's own types of both."""
 
 
 def cut(batch: Any, index: int, parts: int) -> Any:
