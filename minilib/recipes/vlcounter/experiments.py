@@ -657,24 +657,34 @@ def _with_article(batch: Batch) -> Batch:
     return replace(batch, caption=[f"the {name}" for name in names])
 
 
-def beside(
-    models: Mapping[str, torch.nn.Module],
-    found: Mapping[str, Tensor],
-    questions: Questions,
-) -> dict[str, dict[str, float]]:
-    """Return each counter's "mae", "trained", the number of parameters that training
-    changes, and what :func:`by_presence` says.
+def against_countx(
+    study: Study, seed: int, m5: VLCounter, answer: Tensor
+) -> tuple[dict[str, dict[str, float]], Tensor]:
+    """Train CounTX, see :func:`train_countx`, and set it beside M5.
 
     Args:
-        models: by name.
-        found: their answers (N,), by the same names.
-        questions: what they answered.
+        study: what CounTX learns from, and the test questions.
+        seed: of its training.
+        m5: the trained VLCounter.
+        answer: (N,), its answers to the test questions.
+
+    Returns:
+        for "CounTX" and "VLCounter (M5)" the "mae", "trained", the number of parameters
+        that training changes, and what :func:`by_presence` says; and CounTX's answers
+        (N,).
     """
-    return {
-        name: {
-            "mae": count_errors(found[name], questions.counts).mae,
-            "trained": trained_parameters(model),
-            **by_presence(found[name], questions),
-        }
-        for name, model in models.items()
+    rival, counter = train_countx(study, seed, progress="CounTX")
+    theirs = answers(counter, study.test, study.clip.device)
+    both: dict[str, tuple[torch.nn.Module, Tensor]] = {
+        "CounTX": (rival, theirs),
+        "VLCounter (M5)": (m5, answer),
     }
+    report = {
+        name: {
+            "mae": count_errors(found, study.test.counts).mae,
+            "trained": trained_parameters(model),
+            **by_presence(found, study.test),
+        }
+        for name, (model, found) in both.items()
+    }
+    return report, theirs

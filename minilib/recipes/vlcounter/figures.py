@@ -98,11 +98,11 @@ def rank_bands(asked: Batch, sampled: Tensor, pooled: Tensor) -> Figure:
     plotting.show_image(axes[0], asked.image[0], name)
     _cross(axes[0], points, color="white", markersize=5, edge="black")
     density = required(asked.density, "density")[0, 0].cpu()
-    axes[1].imshow(density, cmap="viridis")
+    axes[1].imshow(density.numpy(), cmap="viridis")
     borders = torch.tensor([0.4, 0.6, 0.8])
     for ax, level in zip(axes[2:], (sampled.cpu(), pooled.cpu()), strict=True):
         bands = torch.bucketize(level, borders) + (level >= 1)
-        ax.imshow(bands, cmap="viridis", vmin=0, vmax=4)
+        ax.imshow(bands.numpy(), cmap="viridis", vmin=0, vmax=4)
     titles = ("target", "bands: sampled", "bands: largest")
     for ax, title in zip(axes[1:], titles, strict=True):
         ax.set_title(title, fontsize=8.5, fontweight="normal", pad=3)
@@ -174,7 +174,7 @@ def inside_the_gate(maps: Mapping[str, Tensor]) -> Figure:
     """Draw maps (h, w) under their titles, each with its colour scale."""
     fig, axes = plotting.panels(len(maps), height=2.1)
     for ax, (title, values) in zip(axes, maps.items(), strict=True):
-        drawn = ax.imshow(values.detach().cpu(), cmap="viridis")
+        drawn = ax.imshow(values.detach().cpu().numpy(), cmap="viridis")
         fig.colorbar(drawn, ax=ax, shrink=0.75, location="bottom")
         ax.set_title(title, fontsize=8.5, fontweight="normal", pad=3)
     return fig

@@ -446,14 +446,19 @@ def test_countx_trains_on_the_same_questions_and_refuses_oblong_images(
         experiments.train_countx(oblong, 0)
 
 
-def test_beside_compares_errors_and_trained_parameters(
+def test_countx_is_set_beside_m5(
     study: chapter.Study, trained: dict[str, VLCounter]
 ) -> None:
-    found = {name: study.test.counts + i for i, name in enumerate(trained)}
-    report = experiments.beside(trained, found, study.test)
-    assert [row["mae"] for row in report.values()] == pytest.approx([0, 1, 2], abs=1e-5)
-    assert report["M1"]["trained"] < report["M2"]["trained"] < report["M5"]["trained"]
-    assert report["M5"]["follows"] == pytest.approx(1)
+    m5, right = trained["M5"], study.test.counts
+    report, theirs = experiments.against_countx(study, 0, m5, right)
+    assert theirs.shape == right.shape
+    ours = report["VLCounter (M5)"]
+    assert (ours["mae"], ours["trained"]) == (0, recipe.trained_parameters(m5))
+    assert ours["follows"] == pytest.approx(1)
+    error = (theirs - right).abs().mean().item()
+    assert report["CounTX"]["mae"] == pytest.approx(error)
+    # it trains its image tower
+    assert report["CounTX"]["trained"] > 5 * ours["trained"]
 
 
 # --- Drawings -------------------------------------------------------------------------
