@@ -1,4 +1,4 @@
-"""Chapter 10's values per profile, its data, scenes or micrographs, and its main
+"""Chapter 10's values per profile, its data (scenes, or micrographs) and its main
 training."""
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Study:
     validation split."""
     values: Values
     photos: bool = False
+    """Whether these are micrographs."""
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -503,7 +503,7 @@ def inside_the_gate(model: VLCounter, batch: Batch, pick: int) -> dict[str, Tens
     Returns:
         maps by title: "W" and "B" of the affine map (h, w), "gate", which is S'
         (h, w), and the mean size over channels of what the last skip connection adds,
-        (8h, 8w) for four doublings.
+        as large as the decoder's map there.
 
     Raises:
         ValueError: the variant has no affine map or no skip connections.
