@@ -14,8 +14,8 @@ from minilib.datasets.fsc147 import load_fsc147
 from minilib.metrics.counting import count_errors
 from minilib.models.vlcounter import DENSITY_SCALE, VLCounter
 from minilib.models.vlcounter.prompts import plural
-from minilib.parameters import repository
 from minilib.recipes.shared.counting import validation_target
+from minilib.weights import load_checkpoint
 
 
 def paper_protocol(
@@ -30,7 +30,7 @@ def paper_protocol(
 
     Args:
         data: folder of FSC-147 as published (see ``minilib.datasets.fsc147``).
-        weights: the authors' checkpoint.
+        weights: the authors' checkpoint, to which their page links.
         split: ``val`` or ``test``.
         device: where to compute.
         files: only these photographs of the split; None = all.
@@ -41,38 +41,21 @@ def paper_protocol(
         merge), and "images".
 
     Raises:
-        ValueError: no folder or no checkpoint given, or one that is not a VLCounter's.
+        ValueError: the checkpoint is not a VLCounter's.
         FileNotFoundError: a file is not there.
     """
-    if not str(data).strip() or not str(weights).strip():
-        raise ValueError(
-            "profile='paper' needs data='FOLDER' with FSC-147 (images, "
-            "annotation_FSC147_384.json, Train_Test_Val_FSC_147.json, "
-            "ImageClasses_FSC147.txt) and weights='FILE', the authors' checkpoint"
-        )
-    root = repository() or Path.cwd()
-    photographs = load_fsc147(
-        root / Path(data).expanduser(), split, text="class", files=files
-    )
-    path = root / Path(weights).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no checkpoint at {path}: the authors' page links to theirs"
-        )
-    model = VLCounter.from_official(
-        torch.load(path, map_location="cpu", weights_only=True)
-    ).to(device)
+    photographs = load_fsc147(data, split, text="class", files=files)
+    model = VLCounter.from_official(load_checkpoint(weights)).to(device)
     found, smoothed = [], []
     for index, name in enumerate(photographs.names):
         image = photographs.image(index).float() / 255
         density = model.density(image, plural(name))
         found.append(density.sum().item())
-        shape = tuple(image.shape[-2:])
-        smoothed.append(
-            validation_target(photographs.points(index), shape, tuple(density.shape))
-            .sum()
-            .item()
+        (height, width), (rows, columns) = image.shape[-2:], density.shape
+        target = validation_target(
+            photographs.points(index), (height, width), (rows, columns)
         )
+        smoothed.append(target.sum().item())
     return {
         "errors": count_errors(found, photographs.counts).as_dict(),
         "errors_smoothed": count_errors(found, smoothed).as_dict(),

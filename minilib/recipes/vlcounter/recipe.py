@@ -5,18 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
 from minilib.models import vlcounter as paper
-from minilib.models.clip import CLIP
+from minilib.models.clip import CLIP, ViTConfig
 from minilib.models.vlcounter import VLCounter, VLCounterConfig
 from minilib.recipes.shared.counting import Counter, Questions, counted_classes
 from minilib.scenes import VOCABULARY
-from minilib.training import History, TrainConfig, fit
+from minilib.training import History, TrainConfig, Training
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Lab:
 def grid_of(clip: CLIP, questions: Questions) -> tuple[int, int]:
     """Return rows and columns of the patches that ``clip`` cuts the
     questions' images into."""
-    patch = clip.config.vision.patch
+    patch = clip.config.vision.reduction
     height, width = questions.image.shape[-2:]
     return height // patch, width // patch
 
@@ -115,10 +114,16 @@ def build(
 
     Raises:
         KeyError: there is no such variant.
+        ValueError: the image tower is not a vision transformer.
     """
     if variant not in VARIANTS:
         raise KeyError(f"variant={variant!r}: expected one of {', '.join(VARIANTS)}")
     chosen, vision = VARIANTS[variant], clip.config.vision
+    if not isinstance(vision, ViTConfig):
+        raise ValueError(
+            f"the image tower is a {type(vision).__name__}: expected a vision "
+            "transformer, whose tokens can be prompted"
+        )
     doublings = vision.patch.bit_length() - 1
     # the blocks right before the last one
     middle = tuple(range(vision.layers - doublings, vision.layers - 1))
@@ -175,22 +180,90 @@ class Words:
 RANK_LOSSES = {"official": paper.rank_loss, "paper": paper.nested_rank_loss}
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a training teaches: its rank-aware loss, and the words that go with the
+    images."""
+
+    rank: str = "official"
+    """The rank-aware loss: "official", the authors' code, or "paper", the formula."""
+    rank_weight: float = paper.RANK_WEIGHT
+    """Weight of that loss; 0 leaves it out."""
+    templates: tuple[str, ...] = PLURAL
+    """Sentences around the names."""
+    rename: Callable[[str], str] = str
+    """Applied to every name first."""
+    shuffled: bool = False
+    """Permute the names of a batch across its questions, as a control."""
+
+
+RELEASED = Lesson()
+"""The authors' loss, and plural words."""
+CONTROLS = {
+    "shuffled words": ("M2", Lesson(shuffled=True)),
+    "no rank loss": ("M5", Lesson(rank_weight=0.0)),
+    "the paper's rank loss, weight 0.1": ("M5", Lesson(rank="paper", rank_weight=0.1)),
+    "singular words": ("M5", Lesson(templates=SINGULAR, rename=singular)),
+}
+"""Controls of the ablation: the variant, and what it is taught."""
+
+
+def training(
+    model: VLCounter,
+    questions: Questions,
+    lab: Lab,
+    seed: int,
+    lesson: Lesson = RELEASED,
+) -> Training:
+    """Return the training of a fresh counter.
+
+    It logs "loss", its parts "count" and "rank", and "empty", what an empty map would
+    have cost on the same questions.
+
+    Args:
+        model: from :func:`build`; trained in place.
+        questions: what to learn from.
+        lab: the size.
+        seed: of dropout and of the order of the questions.
+        lesson: loss and words.
+    """
+    words = Words(model, lesson.templates, lesson.rename)
+    rank_loss = RANK_LOSSES[lesson.rank]
+
+    def loss(model: VLCounter, batch: Batch) -> dict[str, Tensor]:
+        text = words(required(batch.caption, "caption"))
+        if lesson.shuffled:
+            text = text.roll(1, 0)
+        output = model(model.preprocess(batch.image), text)
+        target = paper.DENSITY_SCALE * required(batch.density, "density")
+        count = paper.count_loss(output.density, target)
+        order = rank_loss(output.similarity, target)
+        empty = paper.count_loss(torch.zeros_like(target), target)
+        return {
+            "loss": count + lesson.rank_weight * order,
+            "count": count.detach(),
+            "rank": order.detach(),
+            "empty": empty,
+        }
+
+    return Training(
+        model=model,
+        loss=loss,
+        batches=questions.stream(lab.batch_size, seed, model.clip.device),
+        config=lab.training(seed),
+    )
+
+
 def train(
     clip: CLIP,
     questions: Questions,
     lab: Lab,
     variant: str,
     seed: int,
-    *,
-    rank: str = "official",
-    rank_weight: float = paper.RANK_WEIGHT,
-    templates: Sequence[str] = PLURAL,
-    rename: Callable[[str], str] = str,
-    shuffled: bool = False,
+    lesson: Lesson = RELEASED,
     progress: str | None = None,
-    out: Path | None = None,
 ) -> tuple[VLCounter, History]:
-    """Train one variant.
+    """Build and train one variant; return it with the history of its training.
 
     Args:
         clip: the frozen CLIP that it is built on.
@@ -198,41 +271,12 @@ def train(
         lab: the size.
         variant: one of VARIANTS.
         seed: of the initial weights, of dropout and of the order of the questions.
-        rank: "official", the authors' code, or "paper", the formula.
-        rank_weight: the weight of that loss; 0 leaves it out.
-        templates: sentences around the names.
-        rename: applied to every name first.
-        shuffled: permute the names of a batch across its questions, as a control.
-        progress: title of the progress bar.
-        out: folder for checkpoint and metrics.
-
-    Returns:
-        the trained model, and its history with "loss", its parts "count" and "rank",
-        and "empty", what an empty map would have cost on the same questions.
+        lesson: loss and words.
+        progress: title of the progress bar; None = no bar.
     """
     model = build(clip, lab, grid_of(clip, questions), variant, seed)
-    words, rank_loss = Words(model, templates, rename), RANK_LOSSES[rank]
-    batches = questions.stream(lab.batch_size, seed, model.clip.device)
-
-    def loss(model: VLCounter, batch: Batch) -> dict[str, Tensor]:
-        text = words(batch.caption)
-        if shuffled:
-            text = text.roll(1, 0)
-        output = model(model.preprocess(batch.image), text)
-        target = paper.DENSITY_SCALE * batch.density
-        count = paper.count_loss(output.density, target)
-        order = rank_loss(output.similarity, target)
-        empty = paper.count_loss(torch.zeros_like(target), target)
-        return {
-            "loss": count + rank_weight * order,
-            "count": count.detach(),
-            "rank": order.detach(),
-            "empty": empty,
-        }
-
-    return model, fit(
-        model, loss, batches, lab.training(seed), out=out, progress=progress
-    )
+    history = training(model, questions, lab, seed, lesson).fit(progress=progress)
+    return model, history
 
 
 def counter_of(
@@ -246,7 +290,8 @@ def counter_of(
 
     @torch.no_grad()
     def count(batch: Batch) -> Tensor:
-        output = model.eval()(model.preprocess(batch.image), words(batch.caption))
+        text = words(required(batch.caption, "caption"))
+        output = model.eval()(model.preprocess(batch.image), text)
         return output.density.sum((1, 2, 3)) / paper.DENSITY_SCALE
 
     return count
