@@ -124,9 +124,9 @@ def missing_file(path: Path, where: str, name: str) -> OSError | BadFile:
             f"{where}: {name!r} is a row of a list for one class (1, 0 or -1 behind "
             "the name); expected the name alone"
         )
-    if Path(name).suffix.lower() == path.suffix.lower():
+    if (suffix := Path(name).suffix.lower()) in (".jpg", ".jpeg", ".png", ".xml"):
         return BadFile(
-            f"{where}: {name!r} ends in {path.suffix}; expected the name without it"
+            f"{where}: {name!r} ends in {suffix}; expected the name without it"
         )
     return FileNotFoundError(
         f"{path} is missing, which {where} names: fetch it again or delete the row"
@@ -242,13 +242,14 @@ def text_of(element: Element, path: str, where: str) -> str:
     Raises:
         BadFile: there is none, or there are several.
     """
-    found = element.findall(path)
-    if len(found) != 1:
-        raise BadFile(
-            f"{where} cannot be read ({len(found)} times <{path.replace('/', '><')}>, "
-            "expected 1); correct it or fetch it again"
-        )
-    return (found[0].text or "").strip()
+    for tag in path.split("/"):
+        if len(found := element.findall(tag)) != 1:
+            raise BadFile(
+                f"{where} cannot be read ({len(found)} times <{tag}>, expected 1); "
+                "correct it or fetch it again"
+            )
+        element = found[0]
+    return (element.text or "").strip()
 
 
 def number_of(element: Element, path: str, where: str) -> float:

@@ -113,7 +113,8 @@ def _open_stored(path: Path) -> tuple[Image.Image, int]:
     if not is_file(path):
         raise FileNotFoundError(f"{path} is missing")
     try:
-        with Image.open(path) as opened:
+        # from memory: from a mapped file Pillow 13 scrambles a grey TIFF to be turned
+        with Image.open(io.BytesIO(path.read_bytes())) as opened:
             orientation = opened.getexif().get(ORIENTATION, 1)
             image = opened.copy()
             if opened.format == "TIFF" and orientation in _BACK:

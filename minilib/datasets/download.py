@@ -149,7 +149,7 @@ def is_finished(data: Published, folder: Path) -> bool:
                 "and run again"
             )
     if lost:
-        print(f"{lost[0]} is missing or damaged ({len(lost)} in all); mending {folder}")
+        _say(f"{lost[0]} is missing or damaged ({len(lost)} in all); mending {folder}")
     return not lost
 
 
@@ -209,7 +209,7 @@ def get(
     """
     folder, work = out / data.folder, out / f".{data.folder}-unfinished"
     if is_finished(data, folder):
-        print(f"{folder} is complete already; nothing to do")
+        _say(f"{folder} is complete already; nothing to do")
         return folder
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -218,7 +218,7 @@ def get(
     finally:
         with contextlib.suppress(OSError):  # an archive may be kept in it
             work.rmdir()
-    print(
+    _say(
         f"{folder}: "
         f"{', '.join(f'{count:,} {split}' for split, count in counts.items())} "
         "photographs"
@@ -368,18 +368,18 @@ def run(
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
+    return 0
+
+
+def _say(text: str) -> None:
+    """Print a line, on the standard error if the standard output is closed or full: the
+    work goes on."""
     try:
-        sys.stdout.flush()
-    except OSError as error:
+        print(text, flush=True)
+    except OSError:
         # else the interpreter would fail once more when it flushes at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(
-            f"error: {out / data.folder} is complete, but cannot be reported "
-            f"({error.strerror})",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+        print(text, file=sys.stderr)
 
 
 def _check_use(

@@ -100,14 +100,15 @@ def read_lists(folder: str | Path) -> FSC147Lists:
                 )
             if name not in class_of:
                 raise BadFile(
-                    f"{folder / CLASS_FILE}: {name} of split {split} has no line in it"
+                    f"{folder / SPLIT_FILE}: {name} of split {split} has no line in "
+                    f"{CLASS_FILE}"
                 )
             where[name] = split
             label = class_of[name]
             if home.setdefault(label, split) != split:
                 raise BadFile(
                     f"{folder / CLASS_FILE}: class {label!r} is in the splits "
-                    f"{home[label]} and {split}: expected one"
+                    f"{home[label]} and {split} of {SPLIT_FILE}: expected one"
                 )
     for part, whole in (("val_coco", "val"), ("test_coco", "test")):
         if strangers := set(files.get(part, ())) - set(files[whole]):
