@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from minilib.datasets.annotations import BadFile, is_file
@@ -126,9 +126,16 @@ def _open_stored(path: Path) -> tuple[Image.Image, int]:
 
 def _bad_picture(path: Path, error: Exception) -> BadFile:
     return BadFile(
-        f"{path} cannot be read ({type(error).__name__}: {error}); expected a complete "
-        "image file: fetch it again"
+        f"{path} cannot be read ({_reason(error)}); expected a complete image file: "
+        "fetch it again"
     )
+
+
+def _reason(error: Exception) -> str:
+    """Return why a picture cannot be read."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image"  # Pillow names an object in memory
+    return f"{type(error).__name__}: {error}"
 
 
 def decode(data: bytes, size: int) -> np.ndarray:
@@ -221,7 +228,7 @@ def _decode_chunks(
         # On broken data Pillow and zipfile raise nearly anything: OSError, SyntaxError,
         # struct.error, ...
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return _reason(error)
 
     workers = min(16, os.cpu_count() or 1)  # Pillow releases the GIL while it decodes
     with (

@@ -130,12 +130,11 @@ def is_finished(data: Published, folder: Path) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     record = _read_record(folder)
-    files, counts = record.get("files"), record["photographs"]
+    files, counts = record["files"], record["photographs"]
     if files is None:  # laid out before sizes were recorded
-        lost = [path for path in folder.rglob("*") if _is_empty(path)]
+        lost = [path for path in folder.rglob("*") if _size(path) == 0]
     else:
-        lost = [folder / name for name, size in files.items()
-                if _size(folder / name) != size]  # fmt: skip
+        lost = [folder / n for n, size in files.items() if _size(folder / n) != size]
     for split, count in counts.items():
         found = list((folder / split).glob(data.photographs))
         if files is None and len(found) < count:
@@ -143,10 +142,10 @@ def is_finished(data: Published, folder: Path) -> bool:
         known = [path.relative_to(folder).as_posix() for path in found]
         foreign = [name for name in known if files is not None and name not in files]
         if len(found) > count or foreign:
+            such = f", such as {foreign[0]}" if foreign else ""
             raise Refused(
                 f"{folder}/{split} has {len(found)} photographs, expected {count}"
-                f"{f', such as {foreign[0]}' * bool(foreign)}: move away what is yours "
-                "and run again"
+                f"{such}: move away what is yours and run again"
             )
     if lost:
         _say(f"{lost[0]} is missing or damaged ({len(lost)} in all); mending {folder}")
@@ -172,10 +171,6 @@ def _read_record(folder: Path) -> dict[str, Any]:
 def _size(path: Path) -> int | None:
     """Return a file's size in bytes, None if it is not a file."""
     return path.stat().st_size if path.is_file() else None
-
-
-def _is_empty(path: Path) -> bool:
-    return _size(path) == 0
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -488,12 +488,20 @@ def test_a_result_that_lost_files_is_mended(
 
 
 def test_a_result_without_recorded_sizes_is_checked_by_its_counts(
-    script: object, server: SimpleNamespace, tmp_path: Path
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     script.main(arguments(tmp_path, server))
     record = tmp_path / "cifar10" / "source.json"
     old = {k: v for k, v in json.loads(record.read_text()).items() if k != "files"}
     record.write_text(json.dumps(old))
+    mine = tmp_path / "cifar10/train/cat/mine.png"
+    mine.write_bytes(b"mine")
+    assert script.main(arguments(tmp_path, server)) == 1 and server.requests == 1
+    assert "101 photographs, expected 100: move away" in capsys.readouterr().err
+    mine.unlink()
     assert script.main(arguments(tmp_path, server)) == 0 and server.requests == 1
     next((tmp_path / "cifar10/train/cat").iterdir()).unlink()
     assert script.main(arguments(tmp_path, server)) == 0 and server.requests == 2
