@@ -1,16 +1,17 @@
 """Fetch BCCD, micrographs of blood with a box around every cell, as published.
 
-    python data_scripts/get_bccd.py                     # into data/bccd
-    python data_scripts/get_bccd.py --out DIR # into DIR/bccd python
-    data_scripts/get_bccd.py --archive FILE # from an archive that you have already
+    python data_scripts/get_bccd.py                  # into data/bccd
+    python data_scripts/get_bccd.py --out DIR        # into DIR/bccd
+    python data_scripts/get_bccd.py --archive FILE   # from an archive you have
 
 The result is ``bccd/JPEGImages/<name>.jpg`` (364 of 640 x 480),
 ``bccd/Annotations/<name>.xml`` (PASCAL VOC) and the lists
 ``bccd/ImageSets/Main/{train,val,test,trainval}.txt`` (205, 87, 72 and 292 names), the
 very files that are published; ``minilib.datasets.bccd.load_bccd`` reads them. It
 appears whole or not at all. Run again after an interruption: a whole archive is not
-fetched twice. The archive is a snapshot of a repository, which GitHub packs on request,
-so it has no fixed checksum: the script checks every file in it instead.
+fetched twice. Run again later: a file that is missing or of another size is mended. The
+archive is a snapshot of a repository, which GitHub packs on request, so it has no fixed
+checksum: the script checks every file in it instead.
 
 BCCD was put together by Shenggan from images and annotations of cosmicad and
 akshaylamba; MIT licence, kept beside the data.
@@ -29,7 +30,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from minilib.datasets.bccd import read_annotation
+from minilib.datasets.annotations import BadFile, read_list
+from minilib.datasets.bccd import check_annotation, read_annotation
 from minilib.datasets.download import Published, Refused, run
 
 URL = "https://github.com/Shenggan/BCCD_Dataset/archive/refs/heads/master.zip"
@@ -81,10 +83,13 @@ def _check(archive: Path, folder: Path) -> None:
     lists = {}
     for name, length in LISTS.items():
         path = folder / "ImageSets" / "Main" / f"{name}.txt"
-        lists[name] = path.read_text(encoding="utf-8").split() if path.is_file() else []
-        if len(set(lists[name])) != length:
+        try:
+            lists[name] = list(read_list(path)) if path.is_file() else []
+        except BadFile as error:
+            raise Refused(f"{archive}: {error}") from error
+        if len(lists[name]) != length:
             raise Refused(
-                f"{archive} lists {len(set(lists[name]))} images in {name}.txt, "
+                f"{archive} lists {len(lists[name])} images in {name}.txt, "
                 f"expected {length}: it is another file; take the one published at "
                 f"{URL}"
             )
@@ -104,8 +109,12 @@ def _check(archive: Path, folder: Path) -> None:
                 f"the one at {URL}"
             )
     for name in sorted(every):
+        path = folder / "Annotations" / f"{name}.xml"
         try:
-            read_annotation(folder / "Annotations" / f"{name}.xml")
+            annotation = read_annotation(path)
+            check_annotation(annotation, SIZE, path)
+            if not len(annotation.boxes):
+                raise BadFile("no cell in its annotation")
             with Image.open(
                 io.BytesIO((folder / "JPEGImages" / f"{name}.jpg").read_bytes())
             ) as image:
@@ -136,7 +145,7 @@ BCCD = Published(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 1 refused,
+    """Run the command line and return its exit status: 0 done, 1 failed, 2 wrong use,
     130 interrupted."""
     return run(BCCD, __doc__, arguments, Path(__file__).resolve().parents[1] / "data")
 

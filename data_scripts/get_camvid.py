@@ -1,23 +1,23 @@
 """Fetch CamVid in its 11-class form and lay out its frames and masks.
 
-    python data_scripts/get_camvid.py                     # into data/camvid
-    python data_scripts/get_camvid.py --out DIR # into DIR/camvid python
-    data_scripts/get_camvid.py --archive FILE # from an archive that you have already
+    python data_scripts/get_camvid.py                  # into data/camvid
+    python data_scripts/get_camvid.py --out DIR        # into DIR/camvid
+    python data_scripts/get_camvid.py --archive FILE   # from an archive you have
 
 The result is ``camvid/<split>/<frame>.png`` (480 x 360 photographs) and
 ``camvid/<split>annot/<frame>.png`` (masks of class numbers, 11 = void), 367 train, 101
 val and 233 test frames, the very files that are published;
 ``minilib.datasets.load_camvid`` reads them. It appears whole or not at all. Run again
-after an interruption: a whole archive is not fetched twice. The archive is a snapshot
-of a repository, which GitHub packs on request, so it has no fixed checksum: the script
-checks every file in it instead.
+after an interruption: a whole archive is not fetched twice. Run again later: a file
+that is missing or of another size is mended. The archive is a snapshot of a repository,
+which GitHub packs on request, so it has no fixed checksum: the script checks every file
+in it instead.
 
 CamVid was filmed and labelled by Gabriel Brostow, Julien Fauqueur and Roberto Cipolla;
 please cite "Semantic Object Classes in Video: A High-Definition Ground Truth Database",
-Pattern Recognition Letters,
-2009. The 11 classes, the splits and the size are those of SegNet (Badrinarayanan,
-      Kendall and Cipolla, 2017),
-from whose tutorial the archive comes. For research use.
+Pattern Recognition Letters, 2009. The 11 classes, the splits and the size are those of
+SegNet (Badrinarayanan, Kendall and Cipolla, 2017), from whose tutorial the archive
+comes. For research use.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ CAMVID = Published(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 1 refused,
+    """Run the command line and return its exit status: 0 done, 1 failed, 2 wrong use,
     130 interrupted."""
     return run(CAMVID, __doc__, arguments, Path(__file__).resolve().parents[1] / "data")
 

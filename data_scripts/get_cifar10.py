@@ -1,14 +1,15 @@
 """Fetch CIFAR-10 from its home page and lay it out as one folder of PNG
 files per class.
 
-    python data_scripts/get_cifar10.py                     # into data/cifar10
-    python data_scripts/get_cifar10.py --out DIR # into DIR/cifar10 python
-    data_scripts/get_cifar10.py --archive FILE # from an archive that you have already
+    python data_scripts/get_cifar10.py                  # into data/cifar10
+    python data_scripts/get_cifar10.py --out DIR        # into DIR/cifar10
+    python data_scripts/get_cifar10.py --archive FILE   # from an archive you have
 
 The result is ``cifar10/train/<class>/NNNNN.png`` (50,000 photographs) and
 ``cifar10/test/<class>/NNNNN.png`` (10,000), lossless, where NNNNN is the position in
 the published order; ``minilib.datasets.load_photos`` reads it. It appears whole or not
-at all. Run again after an interruption: a whole archive is not fetched twice.
+at all. Run again after an interruption: a whole archive is not fetched twice. Run again
+later: a file that is missing or of another size is mended.
 
 CIFAR-10 was collected by Alex Krizhevsky, Vinod Nair and Geoffrey Hinton; please cite
 A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
@@ -176,7 +177,7 @@ CIFAR10 = Published(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 1 refused,
+    """Run the command line and return its exit status: 0 done, 1 failed, 2 wrong use,
     130 interrupted."""
     return run(
         CIFAR10, __doc__, arguments, Path(__file__).resolve().parents[1] / "data"

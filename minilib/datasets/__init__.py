@@ -1,5 +1,6 @@
 """Real data sets that give the same ``Batch`` as the embedded scenes."""
 
+from minilib.datasets.annotations import BadFile
 from minilib.datasets.augment import augment
 from minilib.datasets.camvid import CamVid, load_camvid
 from minilib.datasets.folder import (
@@ -11,6 +12,7 @@ from minilib.datasets.folder import (
 
 __all__ = [
     "CAPTION_TEMPLATES",
+    "BadFile",
     "CamVid",
     "PhotoFolder",
     "augment",

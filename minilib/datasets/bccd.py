@@ -7,10 +7,10 @@ As published: ``Annotations/<name>.xml`` (PASCAL VOC), ``JPEGImages/<name>.jpg``
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,16 @@ from PIL import Image
 from torch import Tensor
 
 from minilib.batch import Batch
-from minilib.datasets.decode import to_rgb
+from minilib.datasets.annotations import (
+    BadFile,
+    is_file,
+    missing_file,
+    number_of,
+    read_list,
+    read_xml,
+    text_of,
+)
+from minilib.datasets.decode import read_picture
 
 SPLITS = ("train", "val", "test")
 LABELS = ("RBC", "WBC", "Platelets")
@@ -98,9 +107,11 @@ def load_bccd(
             None = as published.
 
     Raises:
-        ValueError: unknown split, a size that is not two positive numbers, an
-            annotation that cannot be read, an unknown class, a box outside its image,
-            or images of different sizes without ``size``.
+        ValueError: unknown split, a size that is not two positive numbers, or images
+            of different sizes without ``size``.
+        BadFile: (a ValueError) a list with a name twice, a picture or annotation that
+            cannot be read (see ``read_annotation``), or a picture of another size than
+            its annotation and boxes say.
         FileNotFoundError: the folder is not BCCD, or a file that the list
             names is missing.
     """
@@ -117,71 +128,110 @@ def load_bccd(
             f"no BCCD at {folder}: expected {listing}; `python "
             "data_scripts/get_bccd.py` makes data/bccd"
         )
-    files = tuple(listing.read_text(encoding="utf-8").split())
-    if not files:
-        raise ValueError(f"{listing} is empty: expected one file name per line")
+    files = read_list(listing)
     images: list[Tensor] = []
     boxes, classes = [], []
-    for name in files:
-        annotation = root / "Annotations" / f"{name}.xml"
-        cells, labels = read_annotation(annotation)
-        with Image.open(root / "JPEGImages" / f"{name}.jpg") as opened:
-            image = to_rgb(opened)
+    for name, row in files.items():
+        path = root / "Annotations" / f"{name}.xml"
+        picture = root / "JPEGImages" / f"{name}.jpg"
+        for needed in (path, picture):
+            if not is_file(needed):
+                raise missing_file(needed, f"{listing}, row {row}", name)
+        annotation = read_annotation(path)
+        stated = annotation.size
+        image = read_picture(picture, None if stated is None else stated.__eq__)
         width, height = image.size
-        if len(cells) and (
-            cells.min() < 0
-            or bool((cells.amax(0) > cells.new_tensor([width, height] * 2)).any())
-        ):
-            raise ValueError(
-                f"{annotation}: a box reaches outside the {width} x {height} image; "
-                "correct it"
-            )
+        check_annotation(annotation, (width, height), path)
+        cells = annotation.boxes
         if size is not None:
             image = image.resize(size[::-1], Image.Resampling.BICUBIC)
             cells = cells * cells.new_tensor([size[1] / width, size[0] / height] * 2)
         pixels = rearrange(torch.from_numpy(np.array(image)), "h w c -> c h w")
         if images and pixels.shape != images[0].shape:
             raise ValueError(
-                f"{name} is {width} x {height} unlike {files[0]}: pass size=(height, "
-                "width)"
+                f"{picture} is {width} x {height} unlike {next(iter(files))}: pass "
+                "size=(height, width)"
             )
         images.append(pixels)
         boxes.append(cells)
-        classes.append(labels)
-    return Bccd(torch.stack(images), boxes, classes, files)
+        classes.append(annotation.classes)
+    return Bccd(torch.stack(images), boxes, classes, tuple(files))
 
 
-def read_annotation(path: Path) -> tuple[Tensor, Tensor]:
-    """Return the boxes (n, 4) float x1 y1 x2 y2 and classes (n,) int64 of one
-    PASCAL VOC file.
+class Annotation(NamedTuple):
+    """What one PASCAL VOC file says."""
+
+    boxes: Tensor
+    """(n, 4) float x1 y1 x2 y2 in pixels, 0 <= x1 <= x2, 0 <= y1 <= y2."""
+    classes: Tensor
+    """(n,) int64 index into ``LABELS``."""
+    size: tuple[int, int] | None
+    """(width, height) of the picture, where the file states it."""
+
+
+def read_annotation(path: Path) -> Annotation:
+    """Return what one PASCAL VOC file says.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not XML, lacks a field, or names a class that
-            BCCD does not have.
+        BadFile: it is not XML with the root ``<annotation>``, an object lacks a field
+            or has it twice, a coordinate is not a finite number or comes after its
+            opposite, or a class is not one of BCCD's.
     """
-    try:
-        root = ElementTree.parse(path).getroot()
-        cells, labels = [], []
-        for item in root.iter("object"):
-            label = item.findtext("name", "").strip()
-            if label not in LABELS:
-                raise ValueError(
-                    f"class {label!r}, expected one of {', '.join(LABELS)}"
-                )
-            corners = [
-                float(item.findtext(f"bndbox/{side}", ""))
-                for side in ("xmin", "ymin", "xmax", "ymax")
-            ]
-            if corners[2] < corners[0] or corners[3] < corners[1]:
-                raise ValueError(
-                    f"a box {corners} whose right or lower edge comes before its left "
-                    "or upper one"
-                )
-            cells.append(corners)
-            labels.append(LABELS.index(label))
-    except (ElementTree.ParseError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); fetch it again") from error
-    return torch.tensor(cells, dtype=torch.float32).reshape(-1, 4), torch.tensor(
-        labels, dtype=torch.int64
+    root = read_xml(path, "annotation")
+    size = None
+    if root.find("size") is not None:
+        width, height = (
+            number_of(root, f"size/{side}", str(path)) for side in ("width", "height")
+        )
+        size = (round(width), round(height))
+    cells, labels = [], []
+    for count, item in enumerate(root.iter("object"), 1):
+        where = f"{path}, object {count}"
+        label = text_of(item, "name", where)
+        if label not in LABELS:
+            raise BadFile(
+                f"{where}: class {label!r}, expected one of {', '.join(LABELS)}"
+            )
+        corners = [
+            number_of(item, f"bndbox/{side}", where)
+            for side in ("xmin", "ymin", "xmax", "ymax")
+        ]
+        if corners[2] < corners[0] or corners[3] < corners[1]:
+            raise BadFile(
+                f"{where}: a box {corners} whose right or lower edge comes before its "
+                "left or upper one; correct it"
+            )
+        if min(corners) < 0:
+            raise BadFile(
+                f"{where}: a box {corners} that reaches outside its image; correct it"
+            )
+        cells.append(corners)
+        labels.append(LABELS.index(label))
+    return Annotation(
+        torch.tensor(cells, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(labels, dtype=torch.int64),
+        size,
     )
+
+
+def check_annotation(annotation: Annotation, size: tuple[int, int], path: Path) -> None:
+    """Check that an annotation belongs to a picture of ``size`` (width, height).
+
+    Raises:
+        BadFile: it states another size, or a box reaches outside.
+    """
+    width, height = size
+    if annotation.size not in (None, size):
+        raise BadFile(
+            f"{path} is about a picture of {annotation.size[0]} x "
+            f"{annotation.size[1]} pixels, but its picture is {width} x {height}: "
+            "fetch both again, or correct <size>"
+        )
+    limit = annotation.boxes.new_tensor([width, height] * 2)
+    if (outside := (annotation.boxes > limit).any(dim=1)).any():
+        first = int(outside.nonzero()[0])
+        raise BadFile(
+            f"{path}, object {first + 1}: a box {annotation.boxes[first].tolist()} "
+            f"that reaches outside the {width} x {height} image; correct it"
+        )

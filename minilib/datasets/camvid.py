@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from minilib.batch import Batch
-from minilib.datasets.decode import to_rgb
-from minilib.datasets.tree import IMAGE_SUFFIXES
+from minilib.datasets.annotations import BadFile, list_folder
+from minilib.datasets.decode import read_picture, read_stored
+from minilib.datasets.tree import is_image
 
 NAMES = (
     "sky",
@@ -79,9 +80,10 @@ def load_camvid(
 
     Raises:
         FileNotFoundError: the folder, or the split in it, is not there.
-        ValueError: an unknown split, a frame without a mask, a file that is not an
-            image, frames of several sizes without ``size``, or a mask with a value
-            that is not a class.
+        ValueError: an unknown split, a frame without a mask, or frames of several
+            sizes without ``size``.
+        BadFile: (a ValueError) two images of one name, a file that is not an image, a
+            mask of another size than its frame, or with a value that is not a class.
     """
     folder = Path(folder).expanduser()
     if split not in SPLITS:
@@ -114,14 +116,17 @@ def load_camvid(
 
 def _list(folder: Path, name: str) -> dict[str, Path]:
     """Return the images in a folder by their names without suffix."""
-    images = {
-        path.stem: path
-        for path in (folder / name).glob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    }
+    where = folder / name
+    images: dict[str, Path] = {}
+    for path in list_folder(where) if where.is_dir() else []:
+        if is_image(path.name) and images.setdefault(path.stem, path) != path:
+            raise BadFile(
+                f"{where} has {images[path.stem].name} and {path.name}: expected one "
+                "image for each name; delete one of them"
+            )
     if not images:
         raise FileNotFoundError(
-            f"no images in {folder / name}: expected CamVid's frames there; "
+            f"no images in {where}: expected CamVid's frames there; "
             "`python data_scripts/get_camvid.py` fetches them"
         )
     return images
@@ -131,29 +136,25 @@ def _decode(
     frame: Path, mask: Path, size: tuple[int, int] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return pixels (3, h, w) and classes (h, w), uint8."""
-    try:
-        with Image.open(frame) as opened, Image.open(mask) as opened_mask:
-            photograph, classes = to_rgb(opened), opened_mask.copy()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"{frame} or its mask {mask} cannot be read ({error}); fetch it again"
-        ) from error
+    classes = read_stored(mask)
     if classes.mode not in ("L", "P"):
-        raise ValueError(
+        raise BadFile(
             f"{mask} has the mode {classes.mode}: expected one class number per pixel"
         )
+    photograph = read_picture(frame, classes.size.__eq__)
     if photograph.size != classes.size:
-        raise ValueError(
+        raise BadFile(
             f"{frame} has {photograph.size} pixels and its mask {mask} {classes.size}"
+        )
+    stored = np.asarray(classes)
+    if (highest := stored[stored != VOID].max(initial=0)) > len(NAMES):
+        raise BadFile(
+            f"{mask} has the value {highest}: expected 0 to {len(NAMES) - 1}, "
+            f"{len(NAMES)} = void"
         )
     if size is not None:
         photograph = photograph.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         classes = classes.resize((size[1], size[0]), Image.Resampling.NEAREST)
     values = np.array(classes)
-    if (highest := values[values != VOID].max(initial=0)) > len(NAMES):
-        raise ValueError(
-            f"{mask} has the value {highest}: expected 0 to {len(NAMES) - 1}, "
-            f"{len(NAMES)} = void"
-        )
     values[values == len(NAMES)] = VOID
     return rearrange(np.asarray(photograph), "h w c -> c h w"), values

@@ -10,29 +10,50 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from minilib.datasets.annotations import BadFile, is_file
 from minilib.datasets.tree import Tree
 
 CACHE_VERSION = 1  # raise when the same files would decode to different pixels
 CHUNK = 1024  # photographs decoded before they are written
 
+ORIENTATION = 0x0112
+"""The EXIF tag that says how stored pixels are to be turned."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns stored pixels upright, by the value of ``ORIENTATION``."""
+_BACK = UPRIGHT | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB: upright, transparency on white, 16-bit grey scaled
-    rather than clipped.
+
+def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
+    """Convert any mode to 8-bit RGB: transparency on white, 16-bit grey scaled rather
+    than clipped.
+
+    Args:
+        image: the picture as opened.
+        upright: turn it as its EXIF orientation says; a picture with annotations is
+            read by ``read_picture`` instead.
 
     Raises:
         ValueError: floating-point pixels, whose range is not defined.
     """
-    image = ImageOps.exif_transpose(image)
+    if upright:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError(
             "floating-point pixels have no defined range; save it with 8 or 16 bits "
@@ -45,6 +66,76 @@ def to_rgb(image: Image.Image) -> Image.Image:
         colour = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
     return image.convert("RGB")
+
+
+def read_picture(
+    path: Path, fits: Callable[[tuple[int, int]], bool] | None = None
+) -> Image.Image:
+    """Return a picture that has annotations, in RGB.
+
+    Boxes, masks and dots are positions in the *stored* pixels, whatever EXIF
+    orientation a camera or an editor wrote beside them. So the pixels come as they are
+    stored, with one exception: where the annotations state a size that only the upright
+    picture has, they were made on that one, and it is returned. (Photographs in class
+    folders have no positions and are always turned upright.)
+
+    Args:
+        path: the picture.
+        fits: whether (width, height) is the size that the annotations state; None where
+            they state none.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        BadFile: it cannot be read.
+    """
+    image, orientation = _open_stored(path)
+    if fits and not fits(image.size) and orientation in UPRIGHT:
+        upright = image.transpose(UPRIGHT[orientation])
+        image = upright if fits(upright.size) else image
+    try:
+        return to_rgb(image, upright=False)
+    except ValueError as error:
+        raise _bad_picture(path, error) from error
+
+
+def read_stored(path: Path) -> Image.Image:
+    """Return a picture in its own mode, its pixels as they are stored: a mask.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        BadFile: it cannot be read.
+    """
+    return _open_stored(path)[0]
+
+
+def _open_stored(path: Path) -> tuple[Image.Image, int]:
+    """Return a picture as stored, and its EXIF orientation (1 where it has none)."""
+    if not is_file(path):
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        # from memory: from a mapped file Pillow 13 scrambles a grey TIFF to be turned
+        with Image.open(io.BytesIO(path.read_bytes())) as opened:
+            orientation = opened.getexif().get(ORIENTATION, 1)
+            image = opened.copy()
+            if opened.format == "TIFF" and orientation in _BACK:
+                image = image.transpose(_BACK[orientation])  # Pillow has turned it
+        return image, orientation
+    except Exception as error:  # on broken data Pillow raises nearly anything
+        raise _bad_picture(path, error) from error
+
+
+def _bad_picture(path: Path, error: Exception) -> BadFile:
+    return BadFile(
+        f"{path} cannot be read ({_reason(error)}); expected a complete image file: "
+        "fetch it again"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Return why a picture cannot be read."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image"  # Pillow names an object in memory
+    return f"{type(error).__name__}: {error}"
 
 
 def decode(data: bytes, size: int) -> np.ndarray:
@@ -90,7 +181,8 @@ def load_pixels(
     written, a warning says so.
 
     Raises:
-        ValueError: a photograph cannot be read and ``skip_unreadable`` is false.
+        BadFile: (a ValueError) a photograph cannot be read and ``skip_unreadable`` is
+            false.
     """
     entry = (cache or cache_folder()) / _key(tree, paths, size)
     loaded = _read_entry(entry, (len(paths), 3, size, size))
@@ -136,7 +228,7 @@ def _decode_chunks(
         # On broken data Pillow and zipfile raise nearly anything: OSError, SyntaxError,
         # struct.error, ...
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return _reason(error)
 
     workers = min(16, os.cpu_count() or 1)  # Pillow releases the GIL while it decodes
     with (
@@ -163,8 +255,8 @@ def _decode_chunks(
             yield pixels
 
 
-def _unreadable(tree: Tree, path: str, reason: str) -> ValueError:
-    return ValueError(
+def _unreadable(tree: Tree, path: str, reason: str) -> BadFile:
+    return BadFile(
         f"cannot read the photograph {tree.root}/{path} ({reason}); expected a "
         "complete image file: replace or delete it, or pass skip_unreadable=True to "
         "leave such files out"

@@ -3,6 +3,7 @@ objects with dots."""
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -64,9 +65,9 @@ def smooth(dots: Tensor, sigma: float, truncate: float = 4.0) -> Tensor:
     ``scipy.ndimage.gaussian_filter`` does by default: the sum stays the number of dots.
 
     Raises:
-        ValueError: sigma is negative (0 leaves the dots as they are).
+        ValueError: sigma is negative or not finite (0 leaves the dots as they are).
     """
-    if sigma < 0:
+    if not 0 <= sigma < math.inf:
         raise ValueError(f"sigma={sigma}: expected 0 or more pixels")
     if sigma == 0:
         return dots

@@ -4,6 +4,7 @@ classification set."""
 from __future__ import annotations
 
 import copy
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -385,10 +386,17 @@ def _class_names(folders: Sequence[str], names: Mapping[str, str]) -> tuple[str,
     given = tuple(
         names.get(folder, folder.replace("_", " ").strip()) for folder in folders
     )
-    for folder, name in zip(folders, given, strict=True):
-        if given.count(name) > 1 and folder not in names:
+    first: dict[str, int] = {}
+    for place, (folder, name) in enumerate(zip(folders, given, strict=True)):
+        if (other := first.setdefault(_normalised(name), place)) != place:
             raise ValueError(
-                f"two class folders are called {name!r}: rename {folder} or say "
-                f"names={{{folder!r}: ...}}"
+                f"two class folders are called {name!r}, {folders[other]} and "
+                f"{folder}: rename one, join them, or say names={{{folder!r}: ...}}"
             )
     return given
+
+
+def _normalised(name: str) -> str:
+    """Return a name as it reads: two that differ in case, in spaces or in how an accent
+    is stored are one text to a model."""
+    return " ".join(unicodedata.normalize("NFC", name.casefold()).split())

@@ -16,7 +16,6 @@ A folder holds
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +24,23 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
 from minilib.batch import Batch
-from minilib.datasets.decode import to_rgb
-from minilib.datasets.density import density_of_points
+from minilib.datasets.annotations import (
+    BadFile,
+    check_density,
+    check_name,
+    check_points,
+    is_coordinate,
+    is_file,
+    list_folder,
+    read_array,
+    read_json,
+    read_rows,
+)
+from minilib.datasets.decode import read_picture
+from minilib.datasets.density import density_of_points, points_inside
 
 SPLITS = ("train", "val", "test", "val_coco", "test_coco")
 SPLIT_FILE = "Train_Test_Val_FSC_147.json"
@@ -40,6 +50,12 @@ DESCRIPTION_FILE = "FSC-147-D.json"
 IMAGE_FOLDER = "images_384_VarV2"
 DENSITY_FOLDER = "gt_density_map_adaptive_384_VarV2"
 HEIGHT = 384
+SIZE_SLACK = 16
+"""By how many pixels a photograph may differ from the size that its annotation states,
+which was rounded."""
+TEXT_FILES = (
+    "expected the text files of cvlab-stonybrook/LearningToCountEverything (data/)"
+)
 TEXTS = ("class", "description")
 
 
@@ -64,66 +80,101 @@ def read_lists(folder: str | Path) -> FSC147Lists:
 
     Raises:
         FileNotFoundError: the split or the class file is missing.
-        ValueError: a file cannot be read, is in two splits, has no class, or is
-            described for another split; a class is in two splits (splits share no
-            class: what is tested was never seen in training).
+        BadFile: (a ValueError) a text file cannot be read or repeats a row; a
+            photograph is in two splits, has no class, or is described for another
+            split; a class is in two splits (splits share no class: what is tested was
+            never seen in training).
     """
     folder = Path(folder).expanduser()
-    splits = _read_json(folder / SPLIT_FILE)
-    if missing := [
-        split for split in SPLITS[:3] if not isinstance(splits.get(split), list)
-    ]:
-        raise ValueError(
-            f"{folder / SPLIT_FILE}: no list {missing[0]!r}; expected train, val and "
-            "test"
-        )
-    files = {split: tuple(splits[split]) for split in SPLITS if split in splits}
-    class_of = {}
-    for number, line in enumerate(_read(folder / CLASS_FILE).splitlines(), 1):
-        if line.strip():
-            name, tab, label = line.partition("\t")  # class names contain spaces
-            if not tab or not label.strip():
-                raise ValueError(
-                    f"{folder / CLASS_FILE}, line {number}: {line!r} is not '"
-                    "<file>, tab, <class name>'"
-                )
-            class_of[name.strip()] = label.strip()
+    files = _read_splits(folder / SPLIT_FILE)
+    class_of = _read_classes(folder / CLASS_FILE)
 
     where: dict[str, str] = {}
     home: dict[str, str] = {}
     for split in SPLITS[:3]:
         for name in files[split]:
             if name in where:
-                raise ValueError(
-                    f"{name} is in the splits {where[name]} and {split}: expected one"
+                raise BadFile(
+                    f"{folder / SPLIT_FILE}: {name} is in the splits {where[name]} "
+                    f"and {split}: expected one"
                 )
             if name not in class_of:
-                raise ValueError(f"{name} of split {split} has no line in {CLASS_FILE}")
+                raise BadFile(
+                    f"{folder / SPLIT_FILE}: {name} of split {split} has no line in "
+                    f"{CLASS_FILE}"
+                )
             where[name] = split
             label = class_of[name]
             if home.setdefault(label, split) != split:
-                raise ValueError(
-                    f"class {label!r} is in the splits {home[label]} and {split}: "
-                    "expected one"
+                raise BadFile(
+                    f"{folder / CLASS_FILE}: class {label!r} is in the splits "
+                    f"{home[label]} and {split} of {SPLIT_FILE}: expected one"
                 )
     for part, whole in (("val_coco", "val"), ("test_coco", "test")):
         if strangers := set(files.get(part, ())) - set(files[whole]):
-            raise ValueError(f"{min(strangers)} is in {part} but not in {whole}")
+            raise BadFile(
+                f"{folder / SPLIT_FILE}: {min(strangers)} is in {part} but not in "
+                f"{whole}"
+            )
 
     described = {}
-    if (folder / DESCRIPTION_FILE).is_file():
-        for name, entry in _read_json(folder / DESCRIPTION_FILE).items():
+    if is_file(folder / DESCRIPTION_FILE):
+        for name, entry in read_json(folder / DESCRIPTION_FILE).items():
             text = entry.get("text_description") if isinstance(entry, dict) else None
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{DESCRIPTION_FILE}: {name} has no text_description")
+                raise BadFile(
+                    f"{folder / DESCRIPTION_FILE}: {name} has no text_description"
+                )
             if entry.get("data_split") != where.get(name):
                 said, true = entry.get("data_split"), where.get(name)
-                raise ValueError(
-                    f"{DESCRIPTION_FILE}: {name} is described as in {said!r}, but it "
-                    f"is in {true!r}"
+                raise BadFile(
+                    f"{folder / DESCRIPTION_FILE}: {name} is described as in "
+                    f"{said!r}, but it is in {true!r}"
                 )
             described[name] = text
     return FSC147Lists(files, class_of, described)
+
+
+def _read_splits(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return the file names of every split."""
+    splits = read_json(path, TEXT_FILES)
+    files = {}
+    for split in SPLITS:
+        if split not in splits and split not in SPLITS[:3]:
+            continue
+        names = splits.get(split)
+        if not isinstance(names, list):
+            raise BadFile(f"{path}: no list {split!r}; expected train, val and test")
+        known = set()
+        for row, name in enumerate(names, 1):
+            check_name(name, f"{path}, {split}, name {row}")
+            if name in known:
+                raise BadFile(
+                    f"{path}, {split}, name {row}: {name} is in the list already; "
+                    "expected every name once"
+                )
+            known.add(name)
+        files[split] = tuple(names)
+    return files
+
+
+def _read_classes(path: Path) -> dict[str, str]:
+    """Return the class name of every file."""
+    class_of: dict[str, str] = {}
+    row_of: dict[str, int] = {}
+    for number, line in read_rows(path, TEXT_FILES):
+        name, _, label = map(str.strip, line.partition("\t"))  # labels have spaces
+        where = f"{path}, line {number}"
+        if "\t" not in line or not label:
+            raise BadFile(f"{where}: {line!r} is not '<file>, tab, <class name>'")
+        check_name(name, where)
+        if name in row_of:
+            raise BadFile(
+                f"{where}: {name} is in line {row_of[name]} already; expected every "
+                "file once: delete one of the lines"
+            )
+        class_of[name], row_of[name] = label, number
+    return class_of
 
 
 @dataclass(frozen=True)
@@ -166,40 +217,56 @@ class FSC147:
 
         Raises:
             FileNotFoundError: it is not in ``images_384_VarV2``.
-            ValueError: it is not 384 rows high, so the points would not fit it.
+            BadFile: (a ValueError) it cannot be read, is not 384 rows high, or has
+                another size than its annotation states, so the points would not fit.
         """
-        path = self.folder / IMAGE_FOLDER / self.files[index]
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing: unpack FSC147_384_V2.zip into {self.folder}"
+        name = self.files[index]
+        path = self.folder / IMAGE_FOLDER / name
+        if not is_file(path):
+            raise _missing_photograph(path)
+        stated = _stated_width(self.annotations[name], name)
+
+        def fits(size: tuple[int, int]) -> bool:
+            return size[1] == HEIGHT and (
+                stated is None or abs(size[0] - stated) <= SIZE_SLACK
             )
-        with Image.open(path) as opened:
-            pixels = np.array(to_rgb(opened))
-        if len(pixels) != HEIGHT:
-            raise ValueError(
-                f"{path} has {len(pixels)} rows: expected the resized photographs of "
-                f"{HEIGHT} rows"
+
+        picture = read_picture(path, fits)
+        if picture.height != HEIGHT:
+            raise BadFile(
+                f"{path} has {picture.height} rows: expected the resized photographs "
+                f"of {HEIGHT} rows"
             )
-        return rearrange(torch.from_numpy(pixels), "h w c -> c h w")
+        if not fits(picture.size):
+            raise BadFile(
+                f"{path} has {picture.width} columns, but {ANNOTATION_FILE} is about "
+                f"{stated:.0f}: they belong to different versions; fetch both again"
+            )
+        return rearrange(torch.from_numpy(np.array(picture)), "h w c -> c h w")
 
     def density(self, index: int, shape: tuple[int, int]) -> Tensor:
         """Return the published density map (H, W), or one made of the points inside
         ``shape`` where there is none.
 
         Raises:
-            ValueError: the published map has another size than the photograph.
+            BadFile: (a ValueError) the published map cannot be read, has another size
+                than the photograph, is not finite or negative, or does not sum to
+                about the number of points.
         """
+        points = self.points(index)
         path = self.folder / DENSITY_FOLDER / f"{Path(self.files[index]).stem}.npy"
-        if not path.is_file():
-            return density_of_points(self.points(index), shape, self.sigma)
-        density = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
-        if tuple(density.shape) != tuple(shape):
-            raise ValueError(
-                f"{path} is {tuple(density.shape)} but its photograph {tuple(shape)}: "
+        if not is_file(path):
+            return density_of_points(points, shape, self.sigma)
+        density = read_array(path)
+        if density.shape != tuple(shape):
+            raise BadFile(
+                f"{path} is {density.shape} but its photograph {tuple(shape)}: "
                 f"they belong to different versions; delete {DENSITY_FOLDER} to make "
                 "densities of the points"
             )
-        return density
+        inside = int(points_inside(points, shape).sum())
+        check_density(density, len(points), inside, path)
+        return torch.from_numpy(density.astype(np.float32))
 
     def item(self, index: int, device: torch.device | str = "cpu") -> Batch:
         """Return photograph ``index`` as a batch of one (widths differ) with caption,
@@ -229,9 +296,11 @@ def load_fsc147(
         files: only these of the split's files.
 
     Raises:
-        FileNotFoundError: annotations or descriptions are missing.
-        ValueError: unknown split or text, a file that is not in the split, or a
-            file without points.
+        FileNotFoundError: annotations or descriptions are missing, or a photograph is
+            while others are there.
+        ValueError: unknown split or text, or a file that is not in the split.
+        BadFile: (a ValueError) a text file as in ``read_lists``, or the row of a
+            photograph: points that are not finite pairs, or a size that is not one.
     """
     folder = Path(folder).expanduser()
     if split not in SPLITS or text not in TEXTS:
@@ -241,17 +310,20 @@ def load_fsc147(
         )
     lists = read_lists(folder)
     if split not in lists.files:
-        raise ValueError(f"{SPLIT_FILE} has no split {split!r}")
+        raise BadFile(f"{folder / SPLIT_FILE} has no split {split!r}")
     chosen = lists.files[split] if files is None else tuple(files)
     if strangers := set(chosen) - set(lists.files[split]):
         raise ValueError(f"{min(strangers)} is not in split {split}")
-    annotations = _read_json(folder / ANNOTATION_FILE)
+    annotations = read_json(folder / ANNOTATION_FILE, TEXT_FILES)
     for name in chosen:
-        points = annotations.get(name, {}).get("points")
-        if not isinstance(points, list) or any(len(p) != 2 for p in points):
-            raise ValueError(
-                f"{ANNOTATION_FILE} has no list of points [[x, y], ...] for {name}"
-            )
+        entry, where = annotations.get(name), f"{folder / ANNOTATION_FILE}, {name}"
+        check_points(entry.get("points") if isinstance(entry, dict) else None, where)
+        _stated_width(annotations[name], where)
+    photographs = folder / IMAGE_FOLDER
+    if photographs.is_dir():
+        there = {path.name for path in list_folder(photographs)}
+        if missing := [name for name in chosen if name not in there]:
+            raise _missing_photograph(photographs / missing[0])
     if text == "description" and (
         bare := [name for name in chosen if name not in lists.description_of]
     ):
@@ -275,23 +347,19 @@ def load_fsc147(
     )
 
 
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; expected the text files of "
-            "cvlab-stonybrook/LearningToCountEverything (data/)"
+def _stated_width(entry: Mapping[str, Any], where: str) -> float | None:
+    """Return the width in pixels of the resized photograph, where its row states it."""
+    if "W" not in entry or "ratio_w" not in entry:
+        return None
+    width, ratio = entry["W"], entry["ratio_w"]
+    if not (is_coordinate(width) and is_coordinate(ratio) and width * ratio > 0):
+        raise BadFile(
+            f"{where}: W={width!r} and ratio_w={ratio!r}, expected two positive numbers"
         )
-    return path.read_text(encoding="utf-8")
+    return float(width * ratio)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is incomplete ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} holds a {type(content).__name__}: expected one object with file "
-            "names"
-        )
-    return content
+def _missing_photograph(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{path} is missing: unpack FSC147_384_V2.zip into {path.parent.parent}"
+    )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from minilib.datasets.annotations import BadFile
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -30,19 +34,49 @@ class FolderTree:
     """The photographs below a folder; paths are relative, with forward slashes."""
 
     def __init__(self, root: Path) -> None:
+        """List the folder.
+
+        A link to a folder is never followed: one to a folder that is listed anyway is
+        left out with a warning, since its photographs would count twice, perhaps in
+        another class.
+
+        Raises:
+            BadFile: (a ValueError) a folder below it cannot be listed, or a link leads
+                to a folder that is not listed.
+        """
         self.root = root
         self.folders: list[str] = []
         self.files: list[str] = []
-        for folder, subfolders, names in os.walk(root, followlinks=True):
-            subfolders[:] = sorted(name for name in subfolders if _visible(name))
+        links: list[Path] = []
+        listed: set[Path] = set()
+        for folder, subfolders, names in os.walk(root, onerror=_unlistable):
+            listed.add(Path(folder).resolve())
+            visible = [Path(folder, name) for name in sorted(subfolders)]
+            visible = [path for path in visible if _visible(path.name)]
+            links += [path for path in visible if path.is_symlink()]
+            subfolders[:] = [path.name for path in visible if not path.is_symlink()]
             here = Path(folder).relative_to(root).as_posix()
             prefix = "" if here == "." else f"{here}/"
             self.folders += [prefix + name for name in subfolders]
-            self.files += [prefix + name for name in names if _is_image(name)]
+            self.files += [prefix + name for name in names if is_image(name)]
+        for link in links:
+            if (target := link.resolve()) not in listed:
+                raise BadFile(
+                    f"{link} is a link to {target}, which is not one of the folders "
+                    f"below {root}: put the photographs themselves there"
+                )
+            warnings.warn(
+                f"{link} is a link to {target}, whose photographs are listed there; "
+                "the link is left out",
+                stacklevel=2,
+            )
 
     def stamp(self, path: str) -> str:
         """Return size and modification time, which change when the file does."""
-        status = (self.root / path).stat()
+        try:
+            status = (self.root / path).stat()
+        except OSError as error:  # a link to nothing: reading it says so
+            return f"unreadable: {error.errno}"
         return f"{status.st_size}:{status.st_mtime_ns}"
 
     def read(self, path: str) -> bytes:
@@ -55,31 +89,46 @@ class ZipTree:
     everything is skipped."""
 
     def __init__(self, root: Path) -> None:
+        """List the file; separators may be ``/`` or ``\\``, and ``./`` may lead.
+
+        Raises:
+            BadFile: (a ValueError) it is not a zip file, or it names a file twice or
+                one outside.
+        """
         self.root = root
         try:
             self._zip = zipfile.ZipFile(root)
-        except zipfile.BadZipFile as error:
-            raise ValueError(
+        except Exception as error:  # on broken data zipfile raises nearly anything
+            raise BadFile(
                 f"{root} is not a complete zip file ({error}); copy or download it "
                 "again"
             ) from error
-        entries = [
-            info
-            for info in self._zip.infolist()
-            if all(map(_visible, info.filename.split("/")))
-        ]
-        files = [
-            info for info in entries if not info.is_dir() and _is_image(info.filename)
-        ]
-        folders = {info.filename.rstrip("/") for info in entries if info.is_dir()}
+        files: dict[str, zipfile.ZipInfo] = {}
+        folders: set[str] = set()
+        for info in self._zip.infolist():
+            parts = info.filename.replace("\\", "/").split("/")
+            is_folder = not parts[-1]
+            parts = [part for part in parts if part not in ("", ".")]
+            if ".." in parts:
+                raise BadFile(
+                    f"{root}: {info.filename!r} leads out of the zip file; pack it "
+                    "again without '..'"
+                )
+            name = "/".join(parts)
+            if not name or not all(map(_visible, parts)):
+                continue
+            if is_folder:
+                folders.add(name)
+            elif is_image(name):
+                if name in files:
+                    raise BadFile(f"{root} has two files {name!r}; pack it again")
+                files[name] = info
         folders |= {
-            str(parent)
-            for info in files
-            for parent in PurePosixPath(info.filename).parents
+            str(parent) for name in files for parent in PurePosixPath(name).parents
         }
         folders.discard(".")
         prefix = _wrapper(folders)
-        self._info = {info.filename.removeprefix(prefix): info for info in files}
+        self._info = {name.removeprefix(prefix): info for name, info in files.items()}
         self.files = list(self._info)
         self.folders = sorted(
             name.removeprefix(prefix) for name in folders if name != prefix.rstrip("/")
@@ -112,7 +161,8 @@ def open_tree(root: Path) -> Tree:
 
     Raises:
         FileNotFoundError: nothing is at ``root``.
-        ValueError: ``root`` is a file that is not a zip.
+        ValueError: ``root`` is a file that is not a zip, or cannot be listed as
+            ``FolderTree`` and ``ZipTree`` say.
     """
     if root.is_dir():
         return FolderTree(root)
@@ -134,13 +184,23 @@ def split_folders(tree: Tree) -> list[str]:
 
     A folder ``train`` with photographs directly in it is a class (the
     vehicle), not a split.
+
+    Raises:
+        ValueError: two of them differ in case alone.
     """
     known = TRAIN_FOLDERS + TEST_FOLDERS
-    return [
+    splits = [
         name
         for name in _children(tree, "")
         if name.casefold() in known and _children(tree, f"{name}/")
     ]
+    for name, other in itertools.pairwise(sorted(splits, key=str.casefold)):
+        if name.casefold() == other.casefold():
+            raise ValueError(
+                f"{tree.root} has the splits {name} and {other}: join them, or rename "
+                "one"
+            )
+    return splits
 
 
 def list_photographs(tree: Tree, split: str | None) -> Listing:
@@ -255,12 +315,21 @@ def _wrapper(folders: set[str]) -> str:
     return ""
 
 
+def _unlistable(error: OSError) -> None:
+    """Refuse a folder whose photographs would otherwise vanish."""
+    raise BadFile(
+        f"{error.filename} cannot be listed ({error.strerror}): see to its "
+        "permissions, or move it away"
+    ) from error
+
+
 def _visible(name: str) -> bool:
     """Return whether a name is the user's, not one that the operating system left."""
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Return whether a file's name is that of a photograph."""
     return (
         _visible(name.rpartition("/")[2])
         and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

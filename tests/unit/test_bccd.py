@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from minilib.datasets.annotations import BadFile
 from minilib.datasets.bccd import NAMES, load_bccd, read_annotation
 
 BCCD = "BCCD_Dataset-master/BCCD"
@@ -134,15 +135,21 @@ def test_reader_refuses_and_says_what_is_wrong(folder: Path, tmp_path: Path) -> 
         with pytest.raises(ValueError, match=message):
             load_bccd(folder, "test")
     (folder / "JPEGImages/BloodImage_00001.jpg").write_bytes(picture((320, 240)))
-    with pytest.raises(ValueError, match="pass size"):
+    with pytest.raises(BadFile, match="about a picture of 640 x 480 .* is 320 x 240"):
+        load_bccd(folder, "train")
+    path = folder / "Annotations/BloodImage_00001.xml"
+    path.write_text(annotation().replace("640", "320").replace("480", "240"))
+    with pytest.raises(ValueError, match="00001.jpg is 320 x 240 .* pass size"):
         load_bccd(folder, "train")
 
 
 def test_an_image_without_cells_has_empty_tensors(folder: Path) -> None:
-    boxes, classes = read_annotation(folder / "Annotations/BloodImage_00001.xml")
+    read = read_annotation(folder / "Annotations/BloodImage_00001.xml")
+    boxes, classes = read.boxes, read.classes
     assert (
         boxes.shape == (0, 4) and classes.shape == (0,) and classes.dtype == torch.int64
     )
+    assert read.size == (640, 480)
 
 
 # --- The script -----------------------------------------------------------------------
@@ -281,6 +288,31 @@ def test_the_archive_becomes_the_published_folder(
             ),
             "00100 cannot",
         ),
+        *[
+            (
+                lambda f, page=page: f.update(
+                    {f"{BCCD}/Annotations/BloodImage_00100.xml": page}
+                ),
+                message,
+            )
+            for page, message in (
+                (b"<html><body>quota exceeded</body></html>", "root is <html>"),
+                (b"<!DOCTYPE html><html><br></html>", "it is a web page"),
+                (b"<annotation/>", "no cell in its annotation"),
+                (annotation(("RBC", 1, 1, 700, 9)).encode(), "outside the 640 x 480"),
+            )
+        ],
+        (
+            lambda f: f.update(
+                {
+                    f"{BCCD}/ImageSets/Main/val.txt": f[
+                        f"{BCCD}/ImageSets/Main/val.txt"
+                    ]
+                    + b"BloodImage_00047\n"
+                }
+            ),
+            "'BloodImage_00047' is in row 1 already",
+        ),
     ],
 )
 def test_anything_but_the_published_content_leaves_nothing_behind(
@@ -297,6 +329,21 @@ def test_anything_but_the_published_content_leaves_nothing_behind(
     )
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "bccd").exists()
+
+
+def test_annotations_and_lists_of_a_finished_set_are_mended(
+    script: object, server: SimpleNamespace, tmp_path: Path
+) -> None:
+    """What is not a photograph counts as well."""
+    options = ["--out", str(tmp_path), "--url", server.url]
+    assert script.main(options) == 0
+    data = tmp_path / "bccd"
+    lost = [data / "Annotations/BloodImage_00007.xml", data / "ImageSets/Main/val.txt"]
+    whole = [path.read_bytes() for path in lost]
+    lost[0].unlink()
+    lost[1].write_bytes(b"")
+    assert script.main(options) == 0 and server.requests == 2
+    assert [path.read_bytes() for path in lost] == whole
 
 
 def test_a_truncated_archive_is_refused(

@@ -136,7 +136,132 @@ def test_a_zip_gives_the_same_as_its_folder(tmp_path: Path, wrapper: str) -> Non
     assert torch.equal(packed.take(range(5)).image, plain.take(range(5)).image)
 
 
+@pytest.mark.parametrize(
+    "written", ["{}", "./{}", "photos\\{}", ".\\{}", "/{}", "photos//{}"]
+)
+def test_a_zip_of_any_system_is_read(tmp_path: Path, written: str) -> None:
+    tree(tmp_path / "data", {"a": 3, "b": 2})
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for path in sorted((tmp_path / "data").rglob("*.png")):
+            name = written.format(path.relative_to(tmp_path / "data").as_posix())
+            if "\\" in written:
+                name = name.replace("/", "\\")
+            archive.writestr(zipfile.ZipInfo(name), path.read_bytes())
+    packed, plain = photos(tmp_path / "data.zip"), photos(tmp_path / "data")
+    assert packed.names == plain.names and packed.paths == plain.paths
+    assert torch.equal(packed.take(range(5)).image, plain.take(range(5)).image)
+
+
+def test_a_zip_that_leads_out_or_names_a_file_twice_is_refused(tmp_path: Path) -> None:
+    for names, message in (
+        (("a/1.png", "../b/1.png"), r"'\.\./b/1\.png' leads out"),
+        (("a/1.png", "..\\b\\1.png"), "leads out"),
+        (("a/1.png", "./a/1.png", "b/1.png"), r"two files 'a/1\.png'"),
+    ):
+        with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+            for name in names:
+                archive.writestr(zipfile.ZipInfo(name), b"")
+        with pytest.raises(ValueError, match=rf"data\.zip.*{message}"):
+            photos(tmp_path / "data.zip")
+
+
+# --- links ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["..", "../dogs", ".", "../cats", "../.."])
+def test_a_link_does_not_count_photographs_twice(tmp_path: Path, target: str) -> None:
+    root = tree(tmp_path / "photos", {"cats": 4, "dogs": 4})
+    (root / "cats" / "all").symlink_to(target)
+    if target == "../..":
+        with pytest.raises(ValueError, match=rf"cats/all is a link to {tmp_path},"):
+            photos(root)
+        return
+    with pytest.warns(UserWarning, match=r"cats/all is a link to .* is left out"):
+        data = photos(root)
+    assert data.labels.tolist() == [0] * 4 + [1] * 4
+    assert not any("all" in path for path in data.paths)
+
+
+def test_a_link_in_place_of_a_class_is_named(tmp_path: Path) -> None:
+    root = tree(tmp_path / "photos", {"cats": 4, "dogs": 4})
+    (root / "hounds").symlink_to("dogs")
+    with pytest.warns(UserWarning, match="hounds is a link to .*dogs"):
+        assert photos(root).names == ("cats", "dogs")
+    (root / "hounds").unlink()
+    tree(tmp_path / "elsewhere", {"foxes": 2})
+    (root / "foxes").symlink_to(tmp_path / "elsewhere" / "foxes")
+    with pytest.raises(ValueError, match=r"foxes is a link to .*elsewhere/foxes, whi"):
+        photos(root)
+
+
+def test_linked_files_and_a_linked_root_are_read(tmp_path: Path) -> None:
+    root = tree(tmp_path / "photos", {"cats": 2, "dogs": 2})
+    write(tmp_path / "store.png")
+    (root / "cats" / "x.png").symlink_to(tmp_path / "store.png")
+    (tmp_path / "link").symlink_to(root)
+    assert len(photos(tmp_path / "link")) == 5
+
+
+def test_a_link_to_nothing_is_an_unreadable_photograph(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"cats": 2, "dogs": 2})
+    (root / "cats" / "x.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(ValueError, match=r"cats/x\.png .*FileNotFoundError"):
+        photos(root)
+    assert set(photos(root, skip_unreadable=True).skipped) == {"cats/x.png"}
+
+
+@pytest.mark.parametrize("below", ["cats/sub", "cats", ""])
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    """As for a user without permission; root has it always."""
+    tree(tmp_path, {"cats": 2, "cats/sub": 2, "dogs": 2})
+    closed, scandir = tmp_path / below, os.scandir
+
+    def refuse(path: str | Path) -> object:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=rf"{closed} cannot be listed \(Permission"):
+        photos(tmp_path)
+
+
 # --- errors ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Dog", "dog"),
+        ("hot dog", "hot  dog"),
+        ("hot_dog", "Hot dog"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("STRASSE", "stra\u00dfe"),
+    ],
+)
+def test_classes_that_read_alike_are_refused_by_name(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    tree(tmp_path, {first: 2, second: 2, "cat": 2})
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this disk takes both names for one")
+    with pytest.raises(ValueError, match="two class folders are called") as raised:
+        photos(tmp_path)
+    assert first in str(raised.value) and second in str(raised.value)
+    assert photos(tmp_path, names={first: "beagle"}).names.count("beagle") == 1
+    with pytest.raises(ValueError, match="two class folders are called"):
+        photos(tmp_path, names={first: "beagle", second: "Beagle"})
+
+
+def test_splits_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "Train", "test"):
+        tree(tmp_path / split, {"a": 2, "b": 2})
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this disk takes both names for one")
+    with pytest.raises(ValueError, match="has the splits Train and train"):
+        load_photos(tmp_path, SIZE, progress=False)
 
 
 def test_errors_of_layout_name_the_folder_and_the_mend(tmp_path: Path) -> None:

@@ -92,9 +92,10 @@ def test_bad_points(points: torch.Tensor, message: str) -> None:
         dot_map(points, (8, 8))
 
 
-def test_negative_sigma() -> None:
-    with pytest.raises(ValueError, match="sigma=-1"):
-        smooth(torch.zeros(4, 4), -1)
+@pytest.mark.parametrize("sigma", [-1, float("nan"), float("inf")])
+def test_a_sigma_that_is_no_width(sigma: float) -> None:
+    with pytest.raises(ValueError, match=f"sigma={sigma}: expected 0 or more"):
+        smooth(torch.zeros(4, 4), sigma)
 
 
 def test_mosaic_keeps_whole_dots_and_unblended_centres() -> None:

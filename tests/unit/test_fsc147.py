@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,10 +124,10 @@ def test_published_density_is_used(miniature: Path) -> None:
     (miniature / "gt_density_map_adaptive_384_VarV2").mkdir()
     np.save(
         miniature / "gt_density_map_adaptive_384_VarV2" / "8.npy",
-        np.full((384, 683), 7 / (384 * 683)),
+        np.full((384, 683), 1.5 / (384 * 683)),
     )
     train = load_fsc147(miniature, "train")
-    torch.testing.assert_close(train.item(1).density.sum(), torch.tensor(7.0))
+    torch.testing.assert_close(train.item(1).density.sum(), torch.tensor(1.5))
     torch.testing.assert_close(train.item(0).density.sum(), torch.tensor(2.0))
 
 
@@ -149,7 +150,10 @@ def test_a_photograph_that_was_not_resized_is_refused(miniature: Path) -> None:
 
 def test_missing_files_are_named(miniature: Path) -> None:
     (miniature / "images_384_VarV2" / "7.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match="7.jpg"):
+    with pytest.raises(FileNotFoundError, match="7.jpg is missing: unpack"):
+        load_fsc147(miniature, "train")  # at once, not when it is asked for
+    shutil.rmtree(miniature / "images_384_VarV2")
+    with pytest.raises(FileNotFoundError, match="7.jpg is missing: unpack"):
         load_fsc147(miniature, "train").item(0)
     (miniature / "FSC-147-D.json").unlink()
     assert load_fsc147(miniature, "train", text="class").texts == ("go game", "go game")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import http.server
@@ -11,6 +12,7 @@ import pickle
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -20,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import numpy as np
 import pytest
 from PIL import Image
@@ -203,6 +206,10 @@ def test_the_archive_becomes_a_folder_per_class(
         planes = np.asarray(Image.open(path)).transpose(2, 0, 1)
         assert np.array_equal(planes.reshape(-1), content[b"data"][row])
     record = json.loads((tmp_path / "cifar10" / "source.json").read_text())
+    files = {p.relative_to(tmp_path / "cifar10") for p in tmp_path.rglob("*.png")}
+    assert record.pop("files") == {
+        file.as_posix(): (tmp_path / "cifar10" / file).stat().st_size for file in files
+    }
     assert record == {
         "source": server.url,
         "md5": md5(server.body),
@@ -315,7 +322,10 @@ def test_no_server_and_no_page_are_said_plainly(
         script, arguments(tmp_path, server), capsys
     )
     missing = [*arguments(tmp_path, server), "--archive", str(tmp_path / "nowhere")]
-    assert "no archive at" in refused(script, missing, capsys)
+    with pytest.raises(SystemExit) as exit:
+        script.main(missing)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 class Malicious:
@@ -453,16 +463,190 @@ def test_a_folder_of_someone_elses_is_left_alone(
     assert [path.name for path in (tmp_path / "cifar10").iterdir()] == ["mine.txt"]
 
 
-def test_a_result_that_lost_files_is_noticed(
+def test_a_result_that_lost_files_is_mended(
     script: object,
     server: SimpleNamespace,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
     script.main(arguments(tmp_path, server))
-    next((tmp_path / "cifar10" / "train" / "cat").iterdir()).unlink()
+    data = tmp_path / "cifar10"
+    whole = {path: path.read_bytes() for path in data.rglob("*.png")}
+    deleted, emptied, cut = sorted(whole)[3], sorted(whole)[40], sorted(whole)[-1]
+    (data / "notes.txt").write_text("mine")
+    deleted.unlink()
+    emptied.write_bytes(b"")
+    cut.write_bytes(whole[cut][:-9])
+    assert script.main(arguments(tmp_path, server)) == 0
+    said = capsys.readouterr().out
+    assert "is missing or damaged (3 in all)" in said and server.requests == 2
+    assert {path: path.read_bytes() for path in data.rglob("*.png")} == whole
+    assert (data / "notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar10"]
+    assert script.main(arguments(tmp_path, server)) == 0
+    assert "complete already" in capsys.readouterr().out and server.requests == 2
+
+
+def test_a_result_without_recorded_sizes_is_checked_by_its_counts(
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    script.main(arguments(tmp_path, server))
+    record = tmp_path / "cifar10" / "source.json"
+    old = {k: v for k, v in json.loads(record.read_text()).items() if k != "files"}
+    record.write_text(json.dumps(old))
+    mine = tmp_path / "cifar10/train/cat/mine.png"
+    mine.write_bytes(b"mine")
+    assert script.main(arguments(tmp_path, server)) == 1 and server.requests == 1
+    assert "101 photographs, expected 100: move away" in capsys.readouterr().err
+    mine.unlink()
+    assert script.main(arguments(tmp_path, server)) == 0 and server.requests == 1
+    next((tmp_path / "cifar10/train/cat").iterdir()).unlink()
+    assert script.main(arguments(tmp_path, server)) == 0 and server.requests == 2
+    assert len(list((tmp_path / "cifar10").rglob("*.png"))) == 110
+
+
+def test_a_damaged_result_stays_as_it_is_while_the_archive_cannot_be_had(
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    script.main(arguments(tmp_path, server))
+    next((tmp_path / "cifar10/train/cat").iterdir()).unlink()
+    server.status = 503
     assert script.main(arguments(tmp_path, server)) == 1
-    assert "train has 99 of 100 photographs" in capsys.readouterr().err
+    assert "could not download" in capsys.readouterr().err
+    assert len(list((tmp_path / "cifar10").rglob("*.png"))) == 109
+
+
+def test_photographs_of_ones_own_in_the_result_are_named_and_kept(
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    script.main(arguments(tmp_path, server))
+    mine = tmp_path / "cifar10/train/cat/mine.png"
+    mine.write_bytes(b"mine")
+    assert script.main(arguments(tmp_path, server)) == 1
+    assert "101 photographs, expected 100, such as train/cat/mine.png" in (
+        capsys.readouterr().err
+    )
+    assert mine.read_bytes() == b"mine"
+
+
+def test_an_archive_that_cannot_be_read_is_fetched_again(
+    script: object, server: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Also where its checksum is the expected one, as a mirror may say."""
+    good = server.body
+    server.body = pack(without("batches.meta"))
+    assert script.main(arguments(tmp_path, server)) == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    server.body = good
+    assert script.main(arguments(tmp_path, server)) == 0 and server.requests == 2
+
+
+@pytest.mark.parametrize("damage", [RuntimeError("encrypted"), struct.error("short")])
+def test_whatever_an_archive_raises_is_one_line(
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Exception,
+) -> None:
+    def read(*_: object) -> None:
+        raise damage
+
+    monkeypatch.setattr(script, "read_archive", read)
+    message = refused(script, arguments(tmp_path, server), capsys)
+    assert "is damaged" in message and type(damage).__name__ in message
+    assert not list(tmp_path.rglob("*.gz"))
+
+
+def test_a_disk_that_fills_up_leaves_no_result_and_keeps_the_archive(
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def save(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", save)
+        message = refused(script, arguments(tmp_path, server), capsys)
+    assert message.splitlines()[-1] == (
+        f"error: the disk of {tmp_path} is full; make space or choose another --out"
+    )
+    assert script.main(arguments(tmp_path, server)) == 0 and server.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--nonsense"], "--nonsense"),
+        (["--md5", "abc"], "--md5 'abc': expected 32"),
+        (["--url", "ftp://x/y"], "--url 'ftp://x/y': expected an address"),
+        (["--url", "http://[::1"], "expected an address"),
+        (["--url", ""], "expected an address"),
+        (["--archive", "nowhere.tar.gz"], "--archive nowhere.tar.gz"),
+        (["--out", str(SCRIPT)], "it is a file, expected a folder"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(
+    script: object, capsys: pytest.CaptureFixture, wrong: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        script.main(wrong)
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and message in said and said.count("\n") == 1
+
+
+def test_a_second_run_at_the_same_time_is_refused(
+    script: object,
+    server: SimpleNamespace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / ".cifar10-unfinished").mkdir()
+    with filelock.FileLock(tmp_path / ".cifar10-unfinished/lock"):
+        assert "another run is filling" in refused(
+            script, arguments(tmp_path, server), capsys
+        )
+    assert server.requests == 0
+    assert script.main(arguments(tmp_path, server)) == 0
+
+
+def test_an_empty_folder_is_filled(
+    script: object, server: SimpleNamespace, tmp_path: Path
+) -> None:
+    (tmp_path / "cifar10").mkdir()
+    assert script.main(arguments(tmp_path, server)) == 0
+    assert len(list((tmp_path / "cifar10").rglob("*.png"))) == 110
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_an_output_that_cannot_be_written_is_no_traceback(
+    server: SimpleNamespace, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(SCRIPT), *arguments(tmp_path, server)]
+    environment = os.environ | {
+        "PYTHONPATH": str(SCRIPT.parents[1]),
+        "PYTHONIOENCODING": "ascii",
+    }
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, env=environment, text=True
+        )
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert done.stderr.endswith("cifar10: 100 train, 10 test photographs\n")
+    assert len(list((tmp_path / "cifar10").rglob("*.png"))) == 110
 
 
 # --- interruptions --------------------------------------------------------------------
@@ -497,7 +681,8 @@ def test_a_run_killed_while_downloading_leaves_nothing_behind_after_the_next(
     script: object, server: SimpleNamespace, tmp_path: Path
 ) -> None:
     def files() -> list[Path]:
-        return [path for path in tmp_path.rglob("*") if path.is_file()]
+        found = [path for path in tmp_path.rglob("*") if path.is_file()]
+        return [path for path in found if path.name != "lock"]
 
     server.stall = threading.Event()
     command = [sys.executable, str(SCRIPT), *arguments(tmp_path, server)]
