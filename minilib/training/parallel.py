@@ -14,7 +14,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Loss = Callable[[nn.Module, Any], Mapping[str, Tensor]]
+Loss = Callable[[Any, Any], Mapping[str, Tensor]]
 """``(model, batch) -> {"loss": scalar, ...}``."""
 
 

@@ -401,7 +401,9 @@ class CLIP(TextTransformer):
         features = self.visual.patches(pixels, mode)
         return F.normalize(features, dim=1) if normalize else features
 
-    def forward(self, pixels: Tensor, tokens: Tensor) -> CLIPOutput:
+    def forward(  # type: ignore[override]  # the text tower's takes texts alone
+        self, pixels: Tensor, tokens: Tensor
+    ) -> CLIPOutput:
         """Encode pairs of pixels (B, 3, R, R') and ids (B, L) for a loss.
 
         The losses take the fields in order: ``clip_loss(*model(pixels, tokens))``.
@@ -423,7 +425,7 @@ class CLIP(TextTransformer):
 
 
 @torch.no_grad()
-def _assert_same_embeddings(model: CLIP, module: nn.Module) -> None:
+def _assert_same_embeddings(model: CLIP, module: Any) -> None:
     """Send one random pair through a converted model and its origin; ValueError
     if they disagree.
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minilib.models.clip.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from minilib.models.loading import numbered, require, unwrapped
@@ -141,8 +141,9 @@ def infer_config(
     )
 
 
-def open_clip_config(module: nn.Module, state: Mapping[str, Tensor]) -> CLIPConfig:
-    """Read the configuration of an open_clip model with the converted weights."""
+def open_clip_config(module: Any, state: Mapping[str, Tensor]) -> CLIPConfig:
+    """Read the configuration of an open_clip model, an ``nn.Module`` without types,
+    with the converted weights."""
     text = getattr(module, "text", module)
     visual = module.visual
     pooling = getattr(text, "pool_type", None) or getattr(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minilib.layers.resampling import resize_grid_positions
 from minilib.layers.windows import fit_to_windows, over_windows
-from minilib.models.clip import CLIP
+from minilib.models.clip import CLIP, VisionTransformer
 from minilib.models.countx.config import CounTXConfig
 from minilib.models.countx.official import infer_config
 from minilib.models.loading import load_strictly, unwrapped
@@ -256,6 +256,7 @@ class CounTX(nn.Module):
         gradient. Nothing is scaled to unit length.
         """
         tower = self.clip_model.visual
+        assert isinstance(tower, VisionTransformer)  # the config allows no other
         stem = tower.conv1(pixels)
         patches = tower.transformer(tower.tokens(stem))[:, 1:] @ tower.proj
         return rearrange(patches, "b (h w) e -> b e h w", h=stem.shape[-2])

@@ -171,6 +171,11 @@ class TextGuided(nn.Module):
         ValueError: no names, equal names, or a name that does not fit the text tower.
     """
 
+    tokens: Tensor
+    prototypes: nn.Parameter
+    contexts: nn.Parameter
+    stored_text: Tensor
+
     def __init__(
         self,
         config: DenseCLIPConfig,
@@ -466,9 +471,10 @@ def denseclip_loss(
     its place. Args as in ``pixel_cross_entropy``; ``score_weight`` is 0.4 in the
     authors' code.
     """
-    losses = {"decode": pixel_cross_entropy(output.full(), mask, over=over)}
-    if output.scores is not None:
-        losses["scores"] = score_weight * pixel_cross_entropy(
-            output.full(output.scores / tau), mask, over=over
-        )
-    return {"loss": sum(losses.values()), **losses}
+    decode = pixel_cross_entropy(output.full(), mask, over=over)
+    if output.scores is None:
+        return {"loss": decode, "decode": decode}
+    scores = score_weight * pixel_cross_entropy(
+        output.full(output.scores / tau), mask, over=over
+    )
+    return {"loss": decode + scores, "decode": decode, "scores": scores}

@@ -8,7 +8,7 @@ dimension; embeddings have h x w = H / 2 x W / 2 places.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 from minilib.layers.dpt import DPTDecoder
 from minilib.layers.pixels import standardise
-from minilib.models.clip import TextTransformer
+from minilib.models.clip import CLIP
 from minilib.models.loading import load_strictly
 from minilib.models.lseg.backbones import make_backbone
 from minilib.models.lseg.config import LSegConfig
 from minilib.models.lseg.official import convert, infer_config
 
-ACTIVATIONS = {"lrelu": F.leaky_relu, "tanh": torch.tanh, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "lrelu": F.leaky_relu,
+    "tanh": torch.tanh,
+    "relu": F.relu,
+}
 
 
 class LabelBlock(nn.Module):
@@ -189,6 +193,8 @@ class LSeg(nn.Module):
             path: the decoder's map (B, F, h, w).
             text: as in ``correlate``.
         """
+        head_bias = self.head.bias
+        assert head_bias is not None  # made with one
         # |I|^2 is a sum with differences in it: never in half precision.
         with torch.autocast(path.device.type, enabled=False):
             dtype = torch.promote_types(path.dtype, torch.float32)
@@ -198,7 +204,7 @@ class LSeg(nn.Module):
             )
             weight, bias = (
                 self.head.weight[:, :, 0, 0].to(dtype),
-                self.head.bias.to(dtype),
+                head_bias.to(dtype),
             )
             product = (words @ weight) @ x + (words @ bias)[..., None]
             squares = (x * (weight.T @ weight @ x + 2 * (bias @ weight)[:, None])).sum(
@@ -274,7 +280,7 @@ class LSeg(nn.Module):
 
 @torch.no_grad()
 def embed_labels(
-    clip: TextTransformer,
+    clip: CLIP,
     labels: Sequence[str],
     template: str = "{}",
     allow_duplicates: bool = False,

@@ -19,7 +19,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from minilib.layers.windows import fit_to_windows, over_windows
-from minilib.models.clip import CLIP, prompt_ensemble
+from minilib.models.clip import CLIP, VisionTransformer, prompt_ensemble
 from minilib.models.loading import load_strictly
 from minilib.models.vlcounter.config import VLCounterConfig
 from minilib.models.vlcounter.encoder import SemanticPrompts, encode_image
@@ -42,7 +42,8 @@ class AffineMap(nn.Module):
     def forward(self, similarity: Tensor) -> Tensor:
         """Transform (B, 1, h, w); on another grid than the stored one, both are resized
         to it (bilinear)."""
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if weight.shape[-2:] != similarity.shape[-2:]:
             size = tuple(similarity.shape[-2:])
             weight, bias = (
@@ -141,7 +142,7 @@ class CounterHead(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02, a=-2, b=2)
             elif isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
     def forward(
@@ -284,8 +285,10 @@ class VLCounter(nn.Module):
             pixels: (B, 3, H, W) from ``preprocess``.
             text: (B, E) from ``encode_names``.
         """
+        visual = self.clip.visual
+        assert isinstance(visual, VisionTransformer)  # the config allows no other
         tapped, patches = encode_image(
-            self.clip.visual, self.prompts, pixels, text, self.config.tapped_blocks
+            visual, self.prompts, pixels, text, self.config.tapped_blocks
         )
         return self.head(tapped, patches, text)
 
