@@ -19,7 +19,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from minilib.layers.fpn import FeaturePyramid, SemanticHead
-from minilib.layers.pixels import standardise
+from minilib.layers.pixels import standardise, unit_images
 from minilib.layers.prompt import encode_prompted, learned_contexts
 from minilib.layers.segmentation import pixel_cross_entropy
 from minilib.models.clip import CLIP, TextTransformer
@@ -250,10 +250,14 @@ class TextGuided(nn.Module):
             load_strictly(self.text_encoder, text, "DenseCLIP's text tower")
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Make pixels from images (B, 3, R, R') in [0, 1], at any size."""
-        return standardise(
-            image, self.config.clip.image_mean, self.config.clip.image_std
-        )
+        """Make pixels from images (B, 3, R, R'), uint8 or float in [0, 1], of any size.
+
+        Raises:
+            ValueError: not images, see :func:`minilib.layers.pixels.check_images`.
+        """
+        clip, dtype = self.config.clip, next(self.parameters()).dtype
+        image = unit_images(image, self)
+        return standardise(image, clip.image_mean, clip.image_std, dtype)
 
     def text_features(self, context: Tensor | None = None) -> Tensor:
         """Return the text before it is refined by the image: (1, K, E), or (B, K, E)

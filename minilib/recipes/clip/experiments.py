@@ -825,7 +825,9 @@ def polysemy(
         label = required(pool.label, "label")
         texts = {"bare": [word] * len(concepts), "edited": [c.name for c in concepts]}
         report[word] = {
-            kind: tie_accuracy(image @ classifier(model, labels, TEMPLATES), label)
+            kind: tie_accuracy(
+                image @ classifier(model, labels, TEMPLATES, kind == "bare"), label
+            )
             for kind, labels in texts.items()
         }
     report["mean"] = {

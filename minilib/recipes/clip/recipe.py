@@ -265,15 +265,20 @@ def embed_texts(model: CLIP, texts: Sequence[str], batch_size: int = 512) -> Ten
 
 
 def classifier(
-    model: CLIP, class_list: Sequence[str], templates: Sequence[str] = TEMPLATES[:1]
+    model: CLIP,
+    class_list: Sequence[str],
+    templates: Sequence[str] = TEMPLATES[:1],
+    allow_duplicates: bool = False,
 ) -> Tensor:
-    """Return the zero-shot classifier (E, K) of class names,
-    averaged over templates."""
+    """Return the zero-shot classifier (E, K) of class names, averaged over
+    templates; ``allow_duplicates`` as in ``zero_shot_weights``."""
     functions = [
         lambda name, template=template: prompts(template, [name])[0]
         for template in templates
     ]
-    return zero_shot_weights(model, class_list, functions)
+    return zero_shot_weights(
+        model, class_list, functions, allow_duplicates=allow_duplicates
+    )
 
 
 @lru_cache(maxsize=16)
