@@ -204,10 +204,10 @@ class TextTransformer(nn.Module):
         """
         end = tokens.argmax(dim=1)
         # Trimmed before the move: of tokens on the host, the length is known without
-        # stalling the device.
-        tokens = tokens[:, : int(end.max()) + 1].to(
-            self.text_projection.device, non_blocking=True
-        )
+        # stalling the device. A program that is exported has one length for all.
+        if not torch.compiler.is_exporting():
+            tokens = tokens[:, : int(end.max()) + 1]
+        tokens = tokens.to(self.text_projection.device, non_blocking=True)
         return tokens, end.to(tokens.device, non_blocking=True)
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
@@ -285,17 +285,21 @@ class CLIP(TextTransformer):
         vision_heads: int | None = None,
         text_heads: int | None = None,
         quick_gelu: bool = True,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
     ) -> CLIP:
         """Build a CLIP from weights in OpenAI's layout, inferring the configuration.
 
         Args:
             state_dict: as released, or a whole training file; also in half precision,
-                with a ``module.`` prefix or with the three extra numbers that OpenAI's
-                archives carry.
+                with a ``module.`` prefix, with the three extra numbers that OpenAI's
+                archives carry, or in Hugging Face's layout.
             vision_heads: heads of the image tower, which cannot be inferred from
-                shapes; by default one per 64 channels.
-            text_heads: likewise of the text tower.
+                shapes; by default one per 64 channels, 16 in ViT-H and larger.
+            text_heads: likewise of the text tower; by default one per 64 channels.
             quick_gelu: which activation the weights were trained with.
+            image_mean: of the pixels they were trained with, by default OpenAI's.
+            image_std: likewise.
 
         Returns:
             The model in float32 and in evaluation mode.
@@ -305,9 +309,10 @@ class CLIP(TextTransformer):
                 missing or left over.
         """
         state = convert(state_dict)
-        return cls.from_config(
-            infer_config(state, vision_heads, text_heads, quick_gelu), state
+        config = infer_config(
+            state, vision_heads, text_heads, quick_gelu, image_mean, image_std
         )
+        return cls.from_config(config, state)
 
     @classmethod
     def from_open_clip(cls, module: nn.Module) -> CLIP:
