@@ -255,8 +255,9 @@ def check_words(
         allow_duplicates: let the same tokens come twice.
 
     Raises:
-        ValueError: not a list, none at all, one that is not a string, is empty or holds
-            a token that starts or ends a text; or two that are the same tokens.
+        ValueError: not a list, none at all, one that is not a string, is empty, longer
+            than the context or holds a token that starts or ends a text; or two that
+            are the same tokens.
     """
     if isinstance(words, str | bytes | set | frozenset) or not _listed(words):
         raise ValueError(f"expected a list of at least one {what}, got {words!r:.80}")
@@ -277,6 +278,11 @@ def check_words(
             raise ValueError(
                 f"{what} {word!r:.80} holds a token that starts or ends a text: "
                 "leave it out"
+            )
+        if len(ids) + 2 > tokenizer.context:
+            raise ValueError(
+                f"{what} {number} has {len(ids) + 2} tokens, start and end included, "
+                f"but the text tower reads {tokenizer.context}: shorten {word!r:.80}"
             )
         if ids in seen and not allow_duplicates:
             first = seen[ids]

@@ -469,7 +469,7 @@ def _warn_of_guesses(path: Path, told: Told, state: Mapping[str, Tensor]) -> Non
             f"{path} does not tell {listed}. Another value than the one that the "
             "weights were trained with gives wrong features without an error: pass "
             f"{', '.join(argument for _, _, argument in open_rows)}, or put the "
-            "config.json that they were published with beside them",
+            "configuration that they were published with beside them",
             stacklevel=4,
         )
 

@@ -188,6 +188,7 @@ def test_two_labels_that_are_one_to_the_text_tower(pair: list[str]) -> None:
         (["dog", 3], "label 1 is of the type int"),
         (["dog", "dog"], "'dog' is given twice"),
         (["a <|endoftext|>"], "starts or ends a text"),
+        (["dog", "very " * 90], "label 1 has 92 tokens, .* reads 77: shorten 'very"),
     ],
 )
 def test_what_is_not_a_list_of_labels(words: object, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ class Study:
 def study(run: Parameters, values: Values) -> Study:
     """Return the data of a run: EmojiScenes, or photographs in folders."""
     if run.photos:
-        return photos_study(run, values)
+        return photos_study(values, run.seed, run.device, run.data or "")
     return scenes_study(values, run.seed, run.device)
 
 
@@ -145,7 +146,13 @@ def scenes_study(
     )
 
 
-def photos_study(run: Parameters, values: Values, fraction: float = 1.0) -> Study:
+def photos_study(
+    values: Values,
+    seed: int,
+    device: torch.device | str,
+    data: Path | str,
+    fraction: float = 1.0,
+) -> Study:
     """Return a folder per class (or a zip of it) as a study; captions are templates
     filled with class names.
 
@@ -154,10 +161,8 @@ def photos_study(run: Parameters, values: Values, fraction: float = 1.0) -> Stud
     Raises:
         ValueError: the folder is not a data set (see ``minilib.datasets``).
     """
-    training, seed = values.main or photo_pretraining(), run.seed
-    assert run.data is not None  # the chapter's needs
-    size = training.model.image_size
-    train, test = class_folders(run.data, size, seed, run.device)
+    training = values.main or photo_pretraining()
+    train, test = class_folders(data, training.model.image_size, seed, device)
     generator = torch.Generator().manual_seed(seed)
     if fraction < 1:
         keep = torch.randperm(len(train), generator=generator)[
@@ -251,7 +256,7 @@ def few_shot_test(
 def starved_photos(run: Run[Values, Study], top1: float) -> dict[str, float]:
     """Train on an eighth of the photographs, for as many steps; return its top-1 beside
     ``top1`` on all."""
-    few = photos_study(run, run.values, fraction=1 / 8)
+    few = photos_study(run.values, run.seed, run.device, run.data or "", 1 / 8)
     training = study_training(few, run.seed, run.device)
     training.fit(run.out / "eighth", progress="an eighth of the photographs")
     weights = recipe.classifier(training.model, few.names, few.templates)

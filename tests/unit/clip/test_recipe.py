@@ -487,5 +487,5 @@ def test_a_folder_of_photographs_becomes_the_chapters_study(tmp_path: Path) -> N
     batch = study.pairs(3)
     assert len(batch) == study.training.batch_size
     assert torch.equal(chapter.study(run, values).pairs(3).image, batch.image)
-    few = chapter.photos_study(run, values, fraction=1 / 4)
+    few = chapter.photos_study(values, 5, "cpu", tmp_path, fraction=1 / 4)
     assert few.names == study.names
