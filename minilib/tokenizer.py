@@ -236,6 +236,89 @@ class Tokenizer:
         return rows
 
 
+def check_words(
+    words: Sequence[str],
+    tokenizer: Tokenizer,
+    what: str = "label",
+    allow_duplicates: bool = False,
+) -> list[str]:
+    """Return the words of a classifier or of questions, once they are known to be so.
+
+    What tells two labels apart is what the text tower reads of them: "Dog" and "dog",
+    "&amp;" and "&" or two spellings of one accent are the same tokens, and of two equal
+    labels the second could never win.
+
+    Args:
+        words: names, labels or descriptions.
+        tokenizer: the text tower's.
+        what: what they are, for the message.
+        allow_duplicates: let the same tokens come twice.
+
+    Raises:
+        ValueError: not a list, none at all, one that is not a string, is empty, longer
+            than the context or holds a token that starts or ends a text; or two that
+            are the same tokens.
+    """
+    if isinstance(words, str | bytes | set | frozenset) or not _listed(words):
+        raise ValueError(f"expected a list of at least one {what}, got {words!r:.80}")
+    words = list(words)
+    seen: dict[tuple[int, ...], str] = {}
+    for number, word in enumerate(words):
+        if not isinstance(word, str):
+            raise ValueError(
+                f"{what} {number} is of the type {type(word).__name__}: expected a "
+                f"string, got {word!r:.80}"
+            )
+        ids = tuple(tokenizer.encode(word))
+        if not ids:
+            raise ValueError(
+                f"{what} {number} is empty ({word!r:.80}): expected a word or a phrase"
+            )
+        if max(ids) >= tokenizer.start:
+            raise ValueError(
+                f"{what} {word!r:.80} holds a token that starts or ends a text: "
+                "leave it out"
+            )
+        if len(ids) + 2 > tokenizer.context:
+            raise ValueError(
+                f"{what} {number} has {len(ids) + 2} tokens, start and end included, "
+                f"but the text tower reads {tokenizer.context}: shorten {word!r:.80}"
+            )
+        if ids in seen and not allow_duplicates:
+            first = seen[ids]
+            raise ValueError(
+                f"{what} {word!r:.80} is given twice: say it once"
+                if first == word
+                else f"{what}s {first!r:.80} and {word!r:.80} are the same tokens to "
+                "the text tower: merge them or rename one"
+            )
+        seen.setdefault(ids, word)
+    return words
+
+
+def _listed(words: Sequence[str]) -> bool:
+    try:
+        return len(words) > 0
+    except TypeError:
+        return False
+
+
+def check_templates(templates: Sequence[object]) -> None:
+    """Raise ValueError unless there is a list of templates, each a function of the name
+    or a sentence with ``{}`` for it."""
+    if isinstance(templates, str) or not len(templates):
+        raise ValueError(
+            f"expected a list of at least one template, got {templates!r}: '{{}}' is "
+            "the bare name"
+        )
+    for template in templates:
+        if isinstance(template, str) and "{}" not in template:
+            raise ValueError(
+                f"template {template!r} has no place for the name: write {{}} where "
+                "it goes"
+            )
+
+
 def _token_to_bytes(token: str) -> bytes:
     """Undo the printable spelling of a BPE token; the end of a word becomes a space."""
     stem = token.removesuffix(_END)

@@ -1,7 +1,7 @@
 """Building blocks that several papers share: transformer, CLIP's ResNet,
 position resampling."""
 
-from minilib.layers.pixels import standardise
+from minilib.layers.pixels import check_images, standardise, unit_images
 from minilib.layers.resampling import (
     resize_grid_positions,
     resize_images,
@@ -23,8 +23,10 @@ __all__ = [
     "ResidualAttentionBlock",
     "SelfAttention",
     "Transformer",
+    "check_images",
     "resize_grid_positions",
     "resize_images",
     "resize_sequence_positions",
     "standardise",
+    "unit_images",
 ]

@@ -133,6 +133,8 @@ class FusionBlock(nn.Module):
                 factor of 2 apart.
         """
         if skip is not None:
+            if self.resConfUnit1 is None:
+                raise ValueError("the block was made with skip=False: it merges no map")
             path = path + self.resConfUnit1(skip)
         path = self.resConfUnit2(path)
         size = size or (2 * path.shape[-2], 2 * path.shape[-1])

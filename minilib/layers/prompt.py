@@ -7,6 +7,8 @@ width, E joint dimension.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
@@ -26,7 +28,17 @@ def learned_contexts(length: int, width: int) -> nn.Parameter:
     )
 
 
-def encode_prompted(tower: nn.Module, tokens: Tensor, contexts: Tensor) -> Tensor:
+class TextTower(Protocol):
+    """The parts that CLIP's text tower has."""
+
+    token_embedding: nn.Embedding
+    positional_embedding: nn.Parameter
+    transformer: Transformer
+    ln_final: nn.LayerNorm
+    text_projection: nn.Parameter
+
+
+def encode_prompted(tower: TextTower, tokens: Tensor, contexts: Tensor) -> Tensor:
     """Encode K names behind learned contexts (CoOp, arXiv 2109.01134):
     ``[start, p_1 ... p_N, name, end]``.
 
@@ -35,9 +47,7 @@ def encode_prompted(tower: nn.Module, tokens: Tensor, contexts: Tensor) -> Tenso
     itself is frozen.
 
     Args:
-        tower: a text tower with CLIP's parts: ``token_embedding``,
-            ``positional_embedding``, ``transformer``, ``ln_final`` and
-            ``text_projection``.
+        tower: a CLIP, or another module with the parts of its text tower.
         tokens: (K, L) ids ``[start, name, end, padding]``; the end has the highest id.
         contexts: (C, N, W); C = 1 for one prompt, C = B for a prompt per image.
 
@@ -48,8 +58,7 @@ def encode_prompted(tower: nn.Module, tokens: Tensor, contexts: Tensor) -> Tenso
         ValueError: names and contexts together are longer than the tower's context, or
             of another width.
     """
-    positions: Tensor = tower.positional_embedding
-    transformer: Transformer = tower.transformer
+    positions = tower.positional_embedding
     prompts, added, width = contexts.shape
     length = added + tokens.shape[1]
     if width != positions.shape[1]:
@@ -70,6 +79,8 @@ def encode_prompted(tower: nn.Module, tokens: Tensor, contexts: Tensor) -> Tenso
         + positions[:length]
     )
     end = repeat(tokens.argmax(dim=1) + added, "k -> (c k)", c=prompts)
-    pooled = transformer(rearrange(x, "c k l w -> (c k) l w"), causal=True, at=end)
+    pooled = tower.transformer(
+        rearrange(x, "c k l w -> (c k) l w"), causal=True, at=end
+    )
     features = tower.ln_final(pooled) @ tower.text_projection
     return rearrange(features, "(c k) e -> c k e", c=prompts)

@@ -134,6 +134,11 @@ class ModifiedResNet(nn.Module):
         strides: stride of each stage after the stem's 4; (1, 2, 2, 2) in the paper.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(
         self,
         blocks: Sequence[int],

@@ -7,6 +7,8 @@ Shapes: B sequences, L tokens, W width, H heads, D = W / H.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -49,9 +51,10 @@ class SelfAttention(nn.Module):
 
     def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        return rearrange(
+        q, k, v = rearrange(
             packed, "b l (three h d) -> three b h l d", three=3, h=self.heads
-        ).unbind()
+        )
+        return q, k, v
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         """Mix the tokens of x (B, L, W); with ``causal`` a token sees itself and
@@ -104,6 +107,13 @@ class SelfAttention(nn.Module):
         return scores.softmax(dim=-1)
 
 
+class MLP(nn.Sequential):
+    """Widening, activation, narrowing: the parts of a block's MLP by name."""
+
+    c_fc: nn.Linear
+    c_proj: nn.Linear
+
+
 class ResidualAttentionBlock(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x)) with four times
     the width inside."""
@@ -114,7 +124,7 @@ class ResidualAttentionBlock(nn.Module):
         super().__init__()
         self.attn = SelfAttention(width, heads)
         self.ln_1 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = nn.Sequential(
+        self.mlp = MLP(
             OrderedDict(
                 c_fc=nn.Linear(width, 4 * width),
                 gelu=QuickGELU() if quick_gelu else nn.GELU(),
@@ -158,10 +168,12 @@ class Transformer(nn.Module):
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(
+        blocks = nn.ModuleList(
             ResidualAttentionBlock(width, heads, quick_gelu, norm_eps)
             for _ in range(layers)
         )
+        # To the type checker, a ModuleList holds modules of any kind.
+        self.resblocks = cast("Sequence[ResidualAttentionBlock]", blocks)
 
     def forward(
         self, x: Tensor, causal: bool = False, at: Tensor | None = None

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from minilib.layers.pixels import unit_images
+
 
 def window_starts(width: int, window: int, stride: int) -> list[int]:
     """Return the left edges of windows that cover ``width``: multiples of ``stride``,
@@ -90,23 +92,19 @@ def merge_windows(
 def fit_to_windows(
     image: Tensor, window: int, multiple: int = 16
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Resize an image (3, H, W) in [0, 1] for :func:`over_windows`.
+    """Resize an image (3, H, W), uint8 or float in [0, 1], for :func:`over_windows`.
 
     The shorter side becomes ``window`` (bilinear, antialiased), the longer one a
     multiple of ``multiple`` rounded down, at least ``window``. An image that already
     fits keeps its pixels.
 
     Returns:
-        the image (3, H', W') and (H', W').
+        the image (3, H', W'), float in [0, 1], and (H', W').
 
     Raises:
-        ValueError: not an image, or one without pixels.
+        ValueError: not an image, see :func:`minilib.layers.pixels.check_images`.
     """
-    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise ValueError(
-            f"an image of shape {tuple(image.shape)}: expected (3, height, width) "
-            "with pixels"
-        )
+    image = unit_images(image, axes=3)
     height, width = image.shape[-2:]
     longer = max(height, width) * window / min(height, width)
     longer = max(window, int(longer) // multiple * multiple)

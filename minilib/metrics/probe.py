@@ -161,13 +161,10 @@ def sweep_C(
             nearest = min(fits, key=lambda other: abs(other - step), default=None)
             # only saves iterations
             init = None if nearest is None else fits[nearest][1].weight
-            options = {
-                "classes": classes,
-                "init": init,
-                "max_iter": max_iter,
-                "tolerance": tolerance,
-            }
-            probe = LinearProbe.fit(*train, C=10 ** (-step / 8), **options)
+            probe = LinearProbe.fit(
+                *train, C=10 ** (-step / 8), classes=classes, init=init,
+                max_iter=max_iter, tolerance=tolerance,
+            )  # fmt: skip
             fits[step] = probe.accuracy(*validation), probe
         return fits[step][0]
 

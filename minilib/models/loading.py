@@ -6,18 +6,21 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 SHOWN = 3
 """Names that an error lists of each kind."""
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+"""Entries under which trainings keep the weights, in files of their own making."""
 
 
 def unwrapped(content: Mapping[str, Any], *prefixes: str) -> dict[str, Tensor]:
     """Return the flat weights, in float32, of whatever a training file holds.
 
-    Such files keep the weights under ``state_dict`` or ``model``, beside the epoch and
-    the optimiser. Parallel training, ``torch.compile`` and Lightning put ``module.``,
+    Such files keep the weights under one of :data:`WRAPPERS`, beside the epoch and the
+    optimiser. Parallel training, ``torch.compile`` and Lightning put ``module.``,
     ``_orig_mod.`` and a name of their own in front of every weight.
 
     Args:
@@ -27,24 +30,49 @@ def unwrapped(content: Mapping[str, Any], *prefixes: str) -> dict[str, Tensor]:
     Raises:
         ValueError: there is not a single tensor in it.
     """
-    inside: Any = content
-    for entry in ("model", "state_dict", "model"):  # however they are nested
-        if isinstance(inside, Mapping) and isinstance(inside.get(entry), Mapping):
-            inside = inside[entry]
+    state = {}
+    for key, value in entries(content).items():
+        name = _bare(key, ("module.", *prefixes))
+        state[name] = value.float() if value.is_floating_point() else value
+    return state
+
+
+def entries(content: Any) -> dict[str, Tensor]:
+    """Return the weights in whatever a training file holds, under the file's own names.
+
+    Raises:
+        ValueError: there is not a single tensor in it.
+    """
+    inside = content
+    for _ in WRAPPERS:  # however they are nested
+        inner = _wrapped(inside)
+        inside = inside if inner is None else inner
     if not isinstance(inside, Mapping):
         kind = type(inside).__name__
         raise ValueError(f"weights are a mapping of names to tensors, not a {kind}")
-    state = {}
-    for key, value in inside.items():
-        if isinstance(value, Tensor):
-            name = _bare(key, ("module.", *prefixes))
-            state[name] = value.float() if value.is_floating_point() else value
+    state = {
+        key: value
+        for key, value in inside.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }
     if not state:
         raise ValueError(
             f"there are no weights among {sorted(map(str, inside))[:SHOWN]}: pass the "
             "file's content, or its entry 'state_dict' or 'model'"
         )
     return state
+
+
+def _wrapped(content: Any) -> Mapping[str, Any] | None:
+    """Return the mapping with weights inside a training file, None if there is none."""
+    for name in WRAPPERS:
+        inner = content.get(name) if isinstance(content, Mapping) else None
+        if isinstance(inner, Mapping) and (
+            any(isinstance(value, Tensor) for value in inner.values())
+            or _wrapped(inner) is not None
+        ):
+            return inner
+    return None
 
 
 def _bare(key: str, prefixes: tuple[str, ...]) -> str:
@@ -94,7 +122,8 @@ def load_strictly(model: Model, state: Mapping[str, Tensor], what: str) -> Model
         what: what the model is, for the message: "a CLIP".
 
     Raises:
-        ValueError: names what is missing, unknown, or of another shape.
+        ValueError: names what is missing, unknown or of another shape, and what is not
+            made of finite real numbers.
     """
     wanted = model.state_dict()
     misshapen = [
@@ -113,5 +142,20 @@ def load_strictly(model: Model, state: Mapping[str, Tensor], what: str) -> Model
             shown = ", ".join(names[:SHOWN] + ["..."] * (len(names) > SHOWN))
             listed += [f"{len(names)} {fault} ({shown})"] if names else []
         raise ValueError(f"the weights do not fit {what}: {'; '.join(listed)}")
+    for key, value in wanted.items():
+        if value.is_floating_point() and (fault := _unreal(state[key])):
+            raise ValueError(f"the weights do not fit {what}: {key} {fault}")
     model.load_state_dict(dict(state))
     return model
+
+
+def _unreal(value: Tensor) -> str:
+    """Say why a tensor is not a weight; "" if it is one."""
+    if not value.is_floating_point():
+        return f"is of the type {value.dtype}, expected floating-point numbers"
+    if value.layout is not torch.strided or value.is_meta:
+        return f"is not a plain tensor but {value.layout} on {value.device}"
+    if not value.isfinite().all():
+        count = int((~value.isfinite()).sum())
+        return f"has {count:,} of {value.numel():,} values that are nan or infinite"
+    return ""

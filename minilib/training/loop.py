@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from minilib.training.journal import CHECKPOINT, METRICS, Journal
-from minilib.training.parallel import Loss, Team, part_of
+from minilib.training.parallel import Team, part_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,6 +37,8 @@ __all__ = [
     "learning_rate",
     "make_optimizer",
 ]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Processes draw from generators that are this far apart; the first one's seed is the
@@ -129,16 +131,16 @@ class History:
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Generic[Model]):
     """A training run as a recipe assembles it; see :func:`fit` for the parts."""
 
-    model: nn.Module
+    model: Model
     """On the device to train on."""
-    loss: Loss
+    loss: Callable[[Model, Any], Mapping[str, Tensor]]
     batches: Callable[[int], Any]
     config: TrainConfig
-    after_step: Callable[[nn.Module], None] | None = None
-    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
+    after_step: Callable[[Model], None] | None = None
+    evaluate: Callable[[Model], Mapping[str, float]] | None = None
 
     def fit(
         self,
@@ -212,14 +214,14 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def fit(
-    model: nn.Module,
-    loss: Loss,
+    model: Model,
+    loss: Callable[[Model, Any], Mapping[str, Tensor]],
     batches: Callable[[int], Any],
     config: TrainConfig,
     *,
     out: Path | str | None = None,
-    after_step: Callable[[nn.Module], None] | None = None,
-    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    after_step: Callable[[Model], None] | None = None,
+    evaluate: Callable[[Model], Mapping[str, float]] | None = None,
     progress: str | None = "training",
     accelerator: Accelerator | None = None,
 ) -> History:
@@ -363,7 +365,8 @@ def fit(
                 or (config.evaluate_every and done % config.evaluate_every == 0)
             ):
                 row |= _evaluate(
-                    average.module if average is not None else model, evaluate
+                    model if average is None else cast("Model", average.module),
+                    evaluate,
                 )
             if row:
                 journal.log({"step": done} | row)
@@ -443,7 +446,7 @@ def _precision(config: TrainConfig, device: torch.device) -> str:
 
 
 def _evaluate(
-    model: nn.Module, evaluate: Callable[[nn.Module], Mapping[str, float]]
+    model: Model, evaluate: Callable[[Model], Mapping[str, float]]
 ) -> dict[str, float]:
     training = model.training
     model.eval()

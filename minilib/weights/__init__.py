@@ -4,36 +4,52 @@ Every mini checkpoint is one safetensors file that says in its ``format`` which 
 holds: "minilib.countx" is the CounTX of ``minilib.models.countx``. So :func:`save` and
 :func:`load` serve every paper.
 
-Nothing here unpickles more than plain tensors unless the caller says that a file
-is to be trusted.
+Files are read by :mod:`minilib.weights.files`; what is not a checkpoint is a
+:class:`CheckpointError`.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
+import hashlib
 import importlib.util
 import json
 import os
-import pickle
 import re
-import sys
 import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from minilib.weights.files import (
+    SUFFIXES,
+    CheckpointError,
+    first_line,
+    is_torchscript,
+    read,
+    read_json,
+    weights_file,
+)
+
 if TYPE_CHECKING:  # importing this module imports no model
     from minilib.models.clip import CLIP
+    from minilib.models.clip.official import Told
 
-__all__ = ["MINI", "load", "load_checkpoint", "load_clip", "read_card", "save"]
+__all__ = [
+    "MINI",
+    "CheckpointError",
+    "load",
+    "load_checkpoint",
+    "load_clip",
+    "read_card",
+    "save",
+]
 
 FOLDER = Path(__file__).parent
 MINI = ("mini-vit", "mini-rn")
@@ -104,10 +120,11 @@ def load(name: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn
 
     Raises:
         FileNotFoundError: no checkpoint has this name, or the file does not exist.
-        ValueError: the file is truncated, or was not written by :func:`save`.
+        CheckpointError: the file is truncated, was not written by :func:`save`, or is
+            not the one that ships.
     """
     path = _path_of(name)
-    state, metadata = _read_file(path)
+    state, metadata = read(path)
     return _build(path, state, metadata).to(device)
 
 
@@ -116,14 +133,21 @@ def read_card(name: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no checkpoint has this name, or the file does not exist.
-        ValueError: the file is truncated, or was not written by :func:`save`.
+        CheckpointError: the file is truncated, was not written by :func:`save`, or is
+            not the one that ships.
     """
-    _, metadata = _read_file(_path_of(name))
+    path = _path_of(name)
+    _, metadata = read(path)
     if "card" not in metadata or _model_class(metadata.get("format", "")) is None:
-        raise ValueError(
-            f"{name} carries no card: it was not written by minilib.weights.save"
+        raise CheckpointError(
+            f"{path} carries no card: it was not written by minilib.weights.save"
         )
-    return json.loads(metadata["card"])
+    try:
+        return dict(json.loads(metadata["card"]))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} carries a damaged card: {first_line(error)}"
+        ) from error
 
 
 def load_clip(
@@ -132,6 +156,10 @@ def load_clip(
     device: torch.device | str = "cpu",
     *,
     quick_gelu: bool | None = None,
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
     trust: bool = False,
 ) -> CLIP:
     """Load a CLIP in evaluation mode and float32; whatever the source, the
@@ -139,38 +167,55 @@ def load_clip(
 
     Args:
         name: "mini-vit" or "mini-rn"; a model name of open_clip, such as "ViT-B-16"; or
-            a file: one that :func:`save` wrote, a state dict or training checkpoint in
-            OpenAI's, open_clip's or Hugging Face's layout (.pt, .safetensors), or, with
-            ``trust``, OpenAI's TorchScript archive.
+            a file or folder: one that :func:`save` wrote, a state dict or training
+            checkpoint in OpenAI's, open_clip's or Hugging Face's layout (.pt,
+            .safetensors, also in several files), or, with ``trust``, OpenAI's
+            TorchScript archive. ``config.json``, ``preprocessor_config.json`` and
+            ``open_clip_config.json`` beside it are read.
         pretrained: for open_clip names, the tag of the weights ("openai",
             "laion2b_s34b_b79k", ...), fetched on first use; "random" for untrained
             weights.
         device: where to put the model.
         quick_gelu: for files that carry no configuration, the activation they were
-            trained with. OpenAI's layout does not tell; True is assumed with a warning.
+            trained with. What neither this nor the next arguments nor a configuration
+            beside the file tell is assumed with a warning: True.
+        vision_heads: heads of the image tower; one per 64 channels, 16 in ViT-H and
+            larger.
+        text_heads: heads of the text tower; one per 64 channels.
+        image_mean: of the pixels, per RGB channel; OpenAI's.
+        image_std: likewise.
         trust: allow a TorchScript archive, which is a program and not only data.
 
     Raises:
-        ValueError: unknown name or tag, or a file that is truncated, foreign, or holds
-            more than tensors.
+        CheckpointError: a file that is truncated, foreign, or holds more than tensors.
+        ValueError: unknown name or tag, or arguments that what is loaded tells itself.
         FileNotFoundError: the file does not exist.
     """
+    from minilib.models.clip.official import Told
+
     text = os.fspath(name)
+    mean, std = (None if v is None else tuple(v) for v in (image_mean, image_std))
+    given = Told(vision_heads, text_heads, quick_gelu, mean, std)
     if text in MINI:
         if pretrained is not None:
             raise ValueError(
                 f"{text} has one set of weights: leave out pretrained={pretrained!r}"
             )
-        return _load_file(_path_of(text), quick_gelu, trust).to(device)
-    if Path(text).suffix in (".safetensors", ".pt", ".pth", ".bin"):
-        return _load_file(Path(text), quick_gelu, trust).to(device)
+        return _load_file(_path_of(text), given, trust).to(device)
+    if Path(text).suffix in (*SUFFIXES, ".json"):
+        return _load_file(Path(text), given, trust).to(device)
     import open_clip  # here: it takes longer to import than torch
 
     names, open_clip_name = open_clip.list_models(), text.replace("/", "-")
     if open_clip_name in names:
+        if given != Told():
+            raise ValueError(
+                f"open_clip knows heads, activation, mean and std of {text}: leave "
+                "them out"
+            )
         return _load_open_clip(open_clip_name, pretrained).to(device)
     if Path(text).exists() or os.sep in text:
-        return _load_file(Path(text), quick_gelu, trust).to(device)
+        return _load_file(Path(text), given, trust).to(device)
     near = difflib.get_close_matches(text, [*MINI, *names])
     hint = "see open_clip.list_models()"
     if near:
@@ -182,98 +227,19 @@ def load_checkpoint(
     path: str | os.PathLike[str], trust: bool = False
 ) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint, on the CPU, without running anything that
-    the file contains.
-
-    A training checkpoint's tensors are looked for under ``state_dict`` (Lightning) or
-    ``model``; beside tensors it may hold the ``argparse.Namespace`` of a command line.
+    the file contains; see :func:`minilib.weights.files.read`.
 
     Args:
-        path: .safetensors, or a file of ``torch.save``; ``~`` is the home folder.
+        path: .safetensors, a file of ``torch.save`` (also a whole training file), the
+            index of a checkpoint in several files, or a folder with one of them.
         trust: also accept a TorchScript archive, whose code torch may run.
 
     Raises:
-        ValueError: the file is truncated, foreign, or holds more than tensors; the
+        CheckpointError: the file is truncated, foreign, or holds more than tensors; the
             message says which.
         FileNotFoundError: the file does not exist.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    if path.suffix == ".safetensors":
-        return _read_file(path)[0]
-    if _is_torchscript(path):
-        if not trust:
-            raise ValueError(
-                f"{path} is a TorchScript archive, a program rather than plain "
-                "tensors: pass trust=True if you trust where it comes from, or use "
-                "open_clip's tag 'openai' (safetensors)"
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit is on its way out
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
-    try:
-        with warnings.catch_warnings():
-            # about pickles that are about to be refused
-            warnings.simplefilter("ignore")
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} cannot be read as plain tensors: either it is not a checkpoint, "
-            "or it is a pickle that could run code, which is refused. Save the "
-            f"state_dict as safetensors. ({_first_line(error)})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} is truncated or is not a checkpoint: {_first_line(error)}"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    tensors = dict(content) if isinstance(content, Mapping) else {}
-    tensors = {
-        key: value for key, value in tensors.items() if isinstance(value, Tensor)
-    }
-    if not tensors:
-        raise ValueError(
-            f"{path} holds a {type(content).__name__} without tensors: a state dict "
-            "was expected"
-        )
-    return tensors
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Tell a TorchScript archive from a state dict: only the former carries code."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
-def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: it is truncated, or is no safetensors file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    # safetensors opens files unseen by Python: see minilib.opened
-    sys.audit("open", str(path), "rb", 0)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {
-                key: file.get_tensor(key) for key in file.keys()
-            }, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is truncated or is not a safetensors file: {_first_line(error)}"
-        ) from error
+    return read(path, trust)[0]
 
 
 def _path_of(name: str | os.PathLike[str]) -> Path:
@@ -283,6 +249,8 @@ def _path_of(name: str | os.PathLike[str]) -> Path:
         return path
     path = FOLDER / f"{name}.safetensors"
     if path.is_file():
+        status = path.stat()
+        _check_against_card(path, status.st_size, status.st_mtime_ns)
         return path
     if name in MINI or path.with_suffix(".json").is_file():
         script = f"train_{name.replace('-', '_')}.py"
@@ -295,6 +263,24 @@ def _path_of(name: str | os.PathLike[str]) -> Path:
     raise FileNotFoundError(
         f"no checkpoint is called {name!r}: expected one of {shipped}, or a file"
     )
+
+
+@lru_cache
+def _check_against_card(path: Path, size: int, changed: int) -> None:
+    """Raise CheckpointError if a file that ships is not the one that its card is of.
+
+    Asked once a process, as long as the file's size and time of change are the same.
+    """
+    expected = read_json(path.with_suffix(".json")).get("sha256")
+    if expected is None:
+        return
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != expected:
+        raise CheckpointError(
+            f"{path} is not the file that its card {path.stem}.json is of (SHA-256 "
+            f"{found[:12]}..., expected {expected[:12]}...): restore what the "
+            "package ships, or load your own file by its path"
+        )
 
 
 def _model_class(kind: str) -> type[nn.Module] | None:
@@ -325,20 +311,23 @@ def _build(
     path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> nn.Module:
     """Return the model of a file that :func:`save` wrote, in evaluation mode."""
+    from minilib.models.loading import load_strictly
+
     found = _model_class(metadata.get("format", ""))
     if found is None:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} was not written by minilib.weights.save: "
             f"its format is {metadata.get('format')!r}"
         )
     try:
         hint = get_type_hints(found.__init__)["config"]
         model = found(_rebuilt(hint, json.loads(metadata["config"])))
-        model.load_state_dict(state)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} does not fit a {found.__name__}: {said}") from error
-    return model.eval()
+        return load_strictly(model, state, "its configuration").eval()
+    except Exception as error:  # a damaged configuration fails anywhere
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(
+            f"{path} does not fit a {found.__name__}: {said}"
+        ) from error
 
 
 def _rebuilt(hint: Any, values: Mapping[str, Any]) -> Any:
@@ -360,39 +349,129 @@ def _rebuilt(hint: Any, values: Mapping[str, Any]) -> Any:
     return kind(**given)
 
 
-def _load_file(path: Path, quick_gelu: bool | None, trust: bool) -> CLIP:
-    from minilib.models.clip import CLIP
-    from minilib.models.clip.official import from_hugging_face
+def _load_file(path: Path, given: Told, trust: bool) -> CLIP:
+    """Return the CLIP in a file or folder.
 
-    metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors":
-        state, metadata = _read_file(path)
-    else:
-        state = load_checkpoint(path, trust)
+    ``given`` takes precedence over what is told beside the file.
+    """
+    from minilib.models.clip import CLIP
+    from minilib.models.clip.official import convert, infer_config
+
+    path = weights_file(path)
+    state, metadata = read(path, trust)
     kind = metadata.get("format", "")
     if kind != _CLIP and _model_class(kind) is not None:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} does not hold a CLIP but a {kind}: "
             "load it with minilib.weights.load"
         )
     if kind == _CLIP:
+        if any(value is not None for value in vars(given).values()):
+            raise ValueError(
+                f"{path} carries its configuration: leave out heads, activation, mean "
+                "and std"
+            )
         model = _build(path, state, metadata)
         assert isinstance(model, CLIP)  # for the type checker: the format says so
         return model
     try:
-        if quick_gelu is None:
-            quick_gelu = True
-            # archives are OpenAI's own
-            if not (path.suffix != ".safetensors" and _is_torchscript(path)):
-                warnings.warn(
-                    f"{path} does not tell its activation; QuickGELU is assumed, as "
-                    "in OpenAI's models. Pass quick_gelu=False for weights trained "
-                    "with GELU (LAION-2B, DataComp), True to confirm",
-                    stacklevel=3,
-                )
-        return CLIP.from_official(from_hugging_face(state), quick_gelu=quick_gelu)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not hold a CLIP: {error}") from error
+        state = convert(state)
+        widths = (_width(state, "visual."), _width(state, ""))
+        told = given.or_else(_told_beside(path, widths))
+        if path.suffix == ".safetensors" or not is_torchscript(path):
+            _warn_of_guesses(path, told, state)  # archives are OpenAI's own
+        config = infer_config(
+            state, told.vision_heads, told.text_heads, told.quick_gelu is not False,
+            told.image_mean, told.image_std,
+        )  # fmt: skip
+        return CLIP.from_config(config, state)
+    except CheckpointError:
+        raise
+    except Exception as error:  # tensors of any shape may be called like CLIP's
+        said = f"{type(error).__name__}: " * (not isinstance(error, ValueError))
+        raise CheckpointError(
+            f"{path} does not hold a CLIP: {said}{first_line(error)}"
+        ) from error
+
+
+def _width(state: Mapping[str, Tensor], tower: str) -> int:
+    """Return the channels of a tower, 0 if the weights have none of it."""
+    for name in ("positional_embedding", "attnpool.positional_embedding"):
+        if tower + name in state:
+            return state[tower + name].shape[-1]
+    return 0
+
+
+def _told_beside(path: Path, widths: tuple[int, int]) -> Told:
+    """Return what the published configuration beside a file of weights tells."""
+    from minilib.models.clip.official import (
+        Told,
+        told_by_hugging_face,
+        told_by_open_clip,
+    )
+
+    hub, own = path.with_name("config.json"), path.with_name("open_clip_config.json")
+    told: dict[Path, Told | None] = {}
+    for file in (own, hub) if path.name.startswith("open_clip") else (hub, own):
+        if not (content := read_json(file)):
+            continue
+        try:
+            if file == own:
+                told[file] = told_by_open_clip(content, widths)
+            else:
+                preprocessor = read_json(path.with_name("preprocessor_config.json"))
+                told[file] = told_by_hugging_face(content, preprocessor, widths)
+        except CheckpointError:
+            raise
+        except Exception as error:  # JSON of any shape
+            raise CheckpointError(
+                f"{file} does not describe a CLIP that {path.name} could be: "
+                f"{first_line(error)}. Move it away if it belongs to other weights"
+            ) from error
+        if told[file] is None:
+            warnings.warn(
+                f"{file} describes another model than {path.name} holds: it is not "
+                "followed",
+                stacklevel=5,
+            )
+    known = Told()
+    for found in told.values():
+        known = known if found is None else known.or_else(found)
+    return known
+
+
+def _warn_of_guesses(path: Path, told: Told, state: Mapping[str, Tensor]) -> None:
+    """Warn of what neither arguments, file nor files beside it tell."""
+    from minilib.models.clip.official import infer_config
+
+    guess = infer_config(state, told.vision_heads, told.text_heads)
+    rows = (
+        (told.quick_gelu, "its activation", "QuickGELU", "quick_gelu=False (or True)"),
+        (
+            told.vision_heads,
+            "its image tower's heads",
+            f"{guess.vision.heads}",
+            "vision_heads",
+        ),
+        (
+            told.text_heads,
+            "its text tower's heads",
+            f"{guess.text.heads}",
+            "text_heads",
+        ),
+        (told.image_mean, "the mean of its pixels", "OpenAI's", "image_mean"),
+        (told.image_std, "their standard deviation", "OpenAI's", "image_std"),
+    )
+    open_rows = [row[1:] for row in rows if row[0] is None]
+    if open_rows:
+        listed = ", ".join(f"{what} ({value} assumed)" for what, value, _ in open_rows)
+        warnings.warn(
+            f"{path} does not tell {listed}. Another value than the one that the "
+            "weights were trained with gives wrong features without an error: pass "
+            f"{', '.join(argument for _, _, argument in open_rows)}, or put the "
+            "configuration that they were published with beside them",
+            stacklevel=4,
+        )
 
 
 def _load_open_clip(name: str, pretrained: str | None) -> CLIP:
@@ -423,7 +502,7 @@ def _load_open_clip(name: str, pretrained: str | None) -> CLIP:
         )
     except (RuntimeError, OSError) as error:
         raise ValueError(
-            f"could not get {name} {pretrained!r}: {_first_line(error)}. Without a "
+            f"could not get {name} {pretrained!r}: {first_line(error)}. Without a "
             "network, fetch the file elsewhere and pass its path as the name"
         ) from error
     return CLIP.from_open_clip(module)

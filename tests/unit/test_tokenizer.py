@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from minilib import tokenizer as tokenizer_module
-from minilib.tokenizer import BYTE_IDS, Tokenizer, vocabulary_of
+from minilib.tokenizer import (
+    BYTE_IDS,
+    Tokenizer,
+    check_words,
+    get_tokenizer,
+    vocabulary_of,
+)
 
 CAPTIONS = [
     "a red dog left of a blue cat",
@@ -148,3 +154,50 @@ def test_missing_vocabulary_says_what_to_install(
     monkeypatch.setattr(tokenizer_module, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install open_clip_torch"):
         tokenizer_module._merges()
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ["dog", "Dog"],
+        ["dog", "dog "],
+        ["dog", "dog\r"],
+        ["hot dog", "hot  dog"],
+        ["&amp;", "&"],
+        ["cafe\u0301", "caf\u00e9"],
+    ],
+)
+def test_two_labels_that_are_one_to_the_text_tower(pair: list[str]) -> None:
+    words = ["cat", *pair]
+    with pytest.raises(ValueError) as caught:
+        check_words(words, get_tokenizer(), "class folder")
+    for word in pair:
+        assert repr(word) in str(caught.value)
+    assert "class folders" in str(caught.value)
+    assert check_words(words, get_tokenizer(), allow_duplicates=True) == words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "list of at least one label"),
+        ("dog", "list of at least one label, got 'dog'"),
+        ({"dog", "cat"}, "list of at least one label"),
+        (None, "list of at least one label, got None"),
+        (["dog", " \n"], "label 1 is empty"),
+        (["dog", 3], "label 1 is of the type int"),
+        (["dog", "dog"], "'dog' is given twice"),
+        (["a <|endoftext|>"], "starts or ends a text"),
+        (["dog", "very " * 90], "label 1 has 92 tokens, .* reads 77: shorten 'very"),
+    ],
+)
+def test_what_is_not_a_list_of_labels(words: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_words(words, get_tokenizer())
+
+
+def test_labels_are_compared_as_the_tokenizer_at_hand_spells_them() -> None:
+    small = Tokenizer(context=16, vocabulary=())  # bytes alone
+    assert check_words(["dog", "dogs", "Hund", "\u72d7"], small)
+    with pytest.raises(ValueError, match="same tokens"):
+        check_words(["Hund", "hund"], small)

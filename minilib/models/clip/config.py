@@ -114,6 +114,14 @@ class CLIPConfig:
                 f"{self.vision.reduction}-pixel cells: choose a multiple of "
                 f"{self.vision.reduction}"
             )
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            finite = len(values) == 3 and all(map(math.isfinite, values))
+            if not finite or (name == "image_std" and min(values) <= 0):
+                raise ValueError(
+                    f"{name}={values}: expected three finite numbers, red, green and "
+                    "blue, those of image_std above 0"
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CLIPConfig:

@@ -17,14 +17,19 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minilib.layers.pixels import standardise
+from minilib.layers.pixels import check_images, standardise, unit_images
 from minilib.layers.resampling import resize_grid_positions, resize_images
 from minilib.layers.resnet import ModifiedResNet
 from minilib.layers.transformer import Transformer
 from minilib.models.clip.config import CLIPConfig, TextConfig, ViTConfig
 from minilib.models.clip.official import convert, infer_config, open_clip_config
 from minilib.models.loading import load_strictly
-from minilib.tokenizer import get_tokenizer
+from minilib.tokenizer import (
+    Tokenizer,
+    check_templates,
+    check_words,
+    get_tokenizer,
+)
 
 MAX_LOGIT_SCALE = 100.0
 """Section 2.5: the multiplier of the logits is kept from growing beyond this."""
@@ -199,10 +204,10 @@ class TextTransformer(nn.Module):
         """
         end = tokens.argmax(dim=1)
         # Trimmed before the move: of tokens on the host, the length is known without
-        # stalling the device.
-        tokens = tokens[:, : int(end.max()) + 1].to(
-            self.text_projection.device, non_blocking=True
-        )
+        # stalling the device. A program that is exported has one length for all.
+        if not torch.compiler.is_exporting():
+            tokens = tokens[:, : int(end.max()) + 1]
+        tokens = tokens.to(self.text_projection.device, non_blocking=True)
         return tokens, end.to(tokens.device, non_blocking=True)
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
@@ -280,17 +285,21 @@ class CLIP(TextTransformer):
         vision_heads: int | None = None,
         text_heads: int | None = None,
         quick_gelu: bool = True,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
     ) -> CLIP:
         """Build a CLIP from weights in OpenAI's layout, inferring the configuration.
 
         Args:
             state_dict: as released, or a whole training file; also in half precision,
-                with a ``module.`` prefix or with the three extra numbers that OpenAI's
-                archives carry.
+                with a ``module.`` prefix, with the three extra numbers that OpenAI's
+                archives carry, or in Hugging Face's layout.
             vision_heads: heads of the image tower, which cannot be inferred from
-                shapes; by default one per 64 channels.
-            text_heads: likewise of the text tower.
+                shapes; by default one per 64 channels, 16 in ViT-H and larger.
+            text_heads: likewise of the text tower; by default one per 64 channels.
             quick_gelu: which activation the weights were trained with.
+            image_mean: of the pixels they were trained with, by default OpenAI's.
+            image_std: likewise.
 
         Returns:
             The model in float32 and in evaluation mode.
@@ -300,9 +309,10 @@ class CLIP(TextTransformer):
                 missing or left over.
         """
         state = convert(state_dict)
-        return cls.from_config(
-            infer_config(state, vision_heads, text_heads, quick_gelu), state
+        config = infer_config(
+            state, vision_heads, text_heads, quick_gelu, image_mean, image_std
         )
+        return cls.from_config(config, state)
 
     @classmethod
     def from_open_clip(cls, module: nn.Module) -> CLIP:
@@ -336,28 +346,37 @@ class CLIP(TextTransformer):
         Shortest side to ``config.image_size`` (bicubic), centre crop, normalised;
         images that already have this size are only normalised. Returns
         (B, 3, R, R) float.
+
+        Raises:
+            ValueError: not images, see :func:`minilib.layers.pixels.check_images`.
         """
+        check_images(image, self)
         size, (height, width) = self.config.image_size, image.shape[-2:]
         shortest = min(height, width)
         image = resize_images(
             image, (size * height // shortest, size * width // shortest)
         )
         top, left = (round((side - size) / 2) for side in image.shape[-2:])
-        return self.standardise(image[..., top : top + size, left : left + size])
+        return self._standardised(image[..., top : top + size, left : left + size])
 
     def standardise(self, image: Tensor) -> Tensor:
-        """Make pixels from images (B, 3, R, R') in [0, 1] at their own size.
+        """Make pixels from images (B, 3, R, R'), uint8 or float in [0, 1], at their own
+        size.
 
-        Larger images give finer maps.
+        Larger images give finer maps. Raises ValueError as ``preprocess`` does.
         """
-        return standardise(image, self.config.image_mean, self.config.image_std)
+        return self._standardised(unit_images(image, self))
 
-    def tokenize(self, texts: str | Sequence[str], truncate: bool = False) -> Tensor:
-        """Turn texts into ids (B, context) int64 on the host.
+    def _standardised(self, image: Tensor) -> Tensor:
+        config, dtype = self.config, self.logit_scale.dtype
+        return standardise(image, config.image_mean, config.image_std, dtype)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turns texts into the ids that the text tower reads.
 
         Raises:
-            ValueError: a text is longer than the context (unless ``truncate``), there
-                is none, or the model embeds other ids than its tokenizer makes.
+            ValueError: the model embeds other ids than its tokenizer makes.
         """
         tokenizer = get_tokenizer(self.config.text.context, self.config.vocabulary)
         if tokenizer.vocab_size != self.config.text.vocab_size:
@@ -367,7 +386,16 @@ class CLIP(TextTransformer):
                 "TextConfig(vocab_size=Tokenizer(...).vocab_size) or "
                 "CLIPConfig(vocabulary=...) to match"
             )
-        return tokenizer(texts, truncate=truncate)
+        return tokenizer
+
+    def tokenize(self, texts: str | Sequence[str], truncate: bool = False) -> Tensor:
+        """Turn texts into ids (B, context) int64 on the host.
+
+        Raises:
+            ValueError: a text is longer than the context (unless ``truncate``), there
+                is none, or the model embeds other ids than its tokenizer makes.
+        """
+        return self.tokenizer(texts, truncate=truncate)
 
     def encode_image(self, pixels: Tensor, normalize: bool = False) -> Tensor:
         """Encode pixels (B, 3, R, R') to (B, E); any size works, positions
@@ -401,7 +429,9 @@ class CLIP(TextTransformer):
         features = self.visual.patches(pixels, mode)
         return F.normalize(features, dim=1) if normalize else features
 
-    def forward(self, pixels: Tensor, tokens: Tensor) -> CLIPOutput:
+    def forward(  # type: ignore[override]  # the text tower's takes texts alone
+        self, pixels: Tensor, tokens: Tensor
+    ) -> CLIPOutput:
         """Encode pairs of pixels (B, 3, R, R') and ids (B, L) for a loss.
 
         The losses take the fields in order: ``clip_loss(*model(pixels, tokens))``.
@@ -423,7 +453,7 @@ class CLIP(TextTransformer):
 
 
 @torch.no_grad()
-def _assert_same_embeddings(model: CLIP, module: nn.Module) -> None:
+def _assert_same_embeddings(model: CLIP, module: Any) -> None:
     """Send one random pair through a converted model and its origin; ValueError
     if they disagree.
 
@@ -471,6 +501,7 @@ def zero_shot_weights(
     names: Sequence[str],
     templates: Sequence[str | Callable[[str], str]] = ("a photo of a {}.",),
     batch_size: int = 512,
+    allow_duplicates: bool = False,
 ) -> Tensor:
     """Write the classifier of K classes from their names: unit columns (E, K)
     (section 3.1.2).
@@ -483,25 +514,14 @@ def zero_shot_weights(
         templates: sentences with ``{}`` for the name, or functions of the name; their
             embeddings are averaged.
         batch_size: prompts encoded at once.
+        allow_duplicates: let two names be the same tokens; the first one wins.
 
     Raises:
-        ValueError: no names, no templates, or a template without ``{}``.
+        ValueError: no names, an empty one, or two that are the same tokens; no
+            templates, or one without ``{}``.
     """
-    if isinstance(names, str) or not len(names):
-        raise ValueError(
-            f"a classifier needs a list of at least one class name, got {names!r}"
-        )
-    if isinstance(templates, str) or not len(templates):
-        raise ValueError(
-            f"a classifier needs a list of at least one template, got {templates!r}: "
-            f"'{{}}' is the bare name"
-        )
-    for template in templates:
-        if isinstance(template, str) and "{}" not in template:
-            raise ValueError(
-                f"template {template!r} has no place for the class name: write {{}} "
-                "where it goes"
-            )
+    names = check_words(names, model.tokenizer, "class name", allow_duplicates)
+    check_templates(templates)
     prompts = [
         t.replace("{}", name) if isinstance(t, str) else t(name)
         for name in names

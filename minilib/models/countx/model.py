@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from minilib.layers.pixels import standardise, unit_images
 from minilib.layers.resampling import resize_grid_positions
 from minilib.layers.windows import fit_to_windows, over_windows
-from minilib.models.clip import CLIP
+from minilib.models.clip import CLIP, VisionTransformer
 from minilib.models.countx.config import CounTXConfig
 from minilib.models.countx.official import infer_config
 from minilib.models.loading import load_strictly, unwrapped
+from minilib.tokenizer import check_words
 
 DENSITY_SCALE = 60.0
 """The network is trained to say 60 times the density (authors' code; the paper does
@@ -223,30 +225,30 @@ class CounTX(nn.Module):
         return self.fim_norm.weight.device
 
     def preprocess(self, crop: Tensor, antialias: bool = True) -> Tensor:
-        """Make pixels for the image tower from square crops (B, 3, D, D) in
-        [0, 1] -> (B, 3, R, R).
+        """Make pixels for the image tower from square crops (B, 3, D, D), uint8 or
+        float in [0, 1] -> (B, 3, R, R).
 
         Bicubic without clamping. ``antialias=False`` is what the authors' very line
         does under torchvision 0.15 and 0.16; it costs accuracy in silence.
+
+        Raises:
+            ValueError: not images, see :func:`minilib.layers.pixels.check_images`.
         """
-        size = self.config.clip.image_size
+        crop, clip = unit_images(crop, self), self.config.clip
+        size = clip.image_size
         if crop.shape[-2:] != (size, size):
             crop = F.interpolate(
                 crop, size=(size, size), mode="bicubic", antialias=antialias
             )
-        return self.clip_model.standardise(crop)
+        dtype = self.fim_norm.weight.dtype
+        return standardise(crop, clip.image_mean, clip.image_std, dtype)
 
     def tokenize(self, descriptions: str | Sequence[str]) -> Tensor:
         """Turn descriptions into ids (B, L). Raises ValueError for an empty one: there
         would be nothing to count."""
-        texts = [descriptions] if isinstance(descriptions, str) else list(descriptions)
-        for text in texts:
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(
-                    f"the description {text!r} names nothing to count: say what, as "
-                    "in 'the red apples'"
-                )
-        return self.clip_model.tokenize(texts)
+        texts = [descriptions] if isinstance(descriptions, str) else descriptions
+        tokenizer = self.clip_model.tokenizer
+        return tokenizer(check_words(texts, tokenizer, "description", True))
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Return the patches of pixels (B, 3, R, R') in the joint space, (B, E, h, w).
@@ -256,6 +258,7 @@ class CounTX(nn.Module):
         gradient. Nothing is scaled to unit length.
         """
         tower = self.clip_model.visual
+        assert isinstance(tower, VisionTransformer)  # the config allows no other
         stem = tower.conv1(pixels)
         patches = tower.transformer(tower.tokens(stem))[:, 1:] @ tower.proj
         return rearrange(patches, "b (h w) e -> b e h w", h=stem.shape[-2])
@@ -333,7 +336,7 @@ class CounTX(nn.Module):
         and their maps are merged. ``density(...).sum()`` is the count.
 
         Args:
-            image: (3, H, W) in [0, 1].
+            image: (3, H, W), uint8 or float in [0, 1].
             description: what to count.
             stride: pixels between windows.
             merge: "recursive" as the authors', or "uniform" (see

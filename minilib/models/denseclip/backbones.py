@@ -17,7 +17,7 @@ from torchvision.ops import StochasticDepth
 
 from minilib.layers.resnet import AttentionPool2d, ModifiedResNet
 from minilib.models.clip import VisionTransformer
-from minilib.models.clip.config import CLIPConfig, ViTConfig
+from minilib.models.clip.config import CLIPConfig, ResNetConfig, ViTConfig
 
 
 class Encoded(NamedTuple):
@@ -90,9 +90,14 @@ class DenseResNet(ModifiedResNet):
 
     score_level = 3
     """Which map has the cells of z: the score map is concatenated to it."""
+    attnpool: DenseAttentionPool
 
     def __init__(self, config: CLIPConfig, crop_positions: bool = False) -> None:
         vision, side = config.vision, config.image_size
+        if not isinstance(vision, ResNetConfig):
+            raise ValueError(
+                "the image tower is a ViT: DenseViT reads it, not DenseResNet"
+            )
         super().__init__(
             vision.blocks,
             vision.width,
@@ -158,7 +163,11 @@ class DenseViT(VisionTransformer):
         drop_path: float = 0.1,
         double_class_embedding: bool = False,
     ) -> None:
-        vision: ViTConfig = config.vision
+        vision = config.vision
+        if not isinstance(vision, ViTConfig):
+            raise ValueError(
+                "the image tower is a ResNet: DenseResNet reads it, not DenseViT"
+            )
         super().__init__(vision, config.embed_dim, config.image_size, config.quick_gelu)
         if vision.patch not in (8, 16):
             raise ValueError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from minilib.models.clip.config import CLIPConfig
-from minilib.tokenizer import get_tokenizer
+from minilib.tokenizer import check_words, get_tokenizer
 
 GUIDANCE = ("none", "prototypes", "template", "contexts", "pre", "post")
 """Where the K rows of the score map come from: nowhere; free vectors; a written prompt;
@@ -83,10 +83,14 @@ class DenseCLIPConfig:
 
 def class_tokens(config: DenseCLIPConfig, names: Sequence[str] | Tensor) -> Tensor:
     """Return the ids (K, L) of K class names, as long as the longest needs; token
-    ids pass unchanged."""
+    ids pass unchanged.
+
+    Raises:
+        ValueError: no names, one that is empty or does not fit the text tower, or two
+            that are the same tokens.
+    """
     if isinstance(names, Tensor):
         return names
-    check_names(names)
     text = config.clip.text
     template = config.template if config.guidance == "template" else "{}"
     room = (
@@ -100,6 +104,7 @@ def class_tokens(config: DenseCLIPConfig, names: Sequence[str] | Tensor) -> Tens
             f"the text tower has {text.vocab_size} ids but its tokenizer "
             f"{tokenizer.vocab_size}"
         )
+    names = check_words(names, tokenizer, "class name")
     texts = [template.replace("{}", name) for name in names]
     lengths = [len(tokenizer.encode(t)) + 2 for t in texts]
     if max(lengths) > room:
@@ -109,18 +114,3 @@ def class_tokens(config: DenseCLIPConfig, names: Sequence[str] | Tensor) -> Tens
             f"room for {room}: shorten it"
         )
     return tokenizer(texts)[:, : max(lengths)]
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError for class names that do not name K different classes."""
-    if isinstance(names, str) or not len(names):
-        raise ValueError(f"expected a list of at least one class name, got {names!r}")
-    clean = [" ".join(name.lower().split()) for name in names]
-    if "" in clean:
-        raise ValueError(f"class name number {clean.index('')} is empty: name it")
-    twice = sorted({name for name in clean if clean.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"class names occur twice: {', '.join(twice)}: merge these classes or "
-            "rename one"
-        )

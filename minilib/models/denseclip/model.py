@@ -19,7 +19,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from minilib.layers.fpn import FeaturePyramid, SemanticHead
-from minilib.layers.pixels import standardise
+from minilib.layers.pixels import standardise, unit_images
 from minilib.layers.prompt import encode_prompted, learned_contexts
 from minilib.layers.segmentation import pixel_cross_entropy
 from minilib.models.clip import CLIP, TextTransformer
@@ -171,6 +171,11 @@ class TextGuided(nn.Module):
         ValueError: no names, equal names, or a name that does not fit the text tower.
     """
 
+    tokens: Tensor
+    prototypes: nn.Parameter
+    contexts: nn.Parameter
+    stored_text: Tensor
+
     def __init__(
         self,
         config: DenseCLIPConfig,
@@ -245,10 +250,14 @@ class TextGuided(nn.Module):
             load_strictly(self.text_encoder, text, "DenseCLIP's text tower")
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Make pixels from images (B, 3, R, R') in [0, 1], at any size."""
-        return standardise(
-            image, self.config.clip.image_mean, self.config.clip.image_std
-        )
+        """Make pixels from images (B, 3, R, R'), uint8 or float in [0, 1], of any size.
+
+        Raises:
+            ValueError: not images, see :func:`minilib.layers.pixels.check_images`.
+        """
+        clip, dtype = self.config.clip, next(self.parameters()).dtype
+        image = unit_images(image, self)
+        return standardise(image, clip.image_mean, clip.image_std, dtype)
 
     def text_features(self, context: Tensor | None = None) -> Tensor:
         """Return the text before it is refined by the image: (1, K, E), or (B, K, E)
@@ -466,9 +475,10 @@ def denseclip_loss(
     its place. Args as in ``pixel_cross_entropy``; ``score_weight`` is 0.4 in the
     authors' code.
     """
-    losses = {"decode": pixel_cross_entropy(output.full(), mask, over=over)}
-    if output.scores is not None:
-        losses["scores"] = score_weight * pixel_cross_entropy(
-            output.full(output.scores / tau), mask, over=over
-        )
-    return {"loss": sum(losses.values()), **losses}
+    decode = pixel_cross_entropy(output.full(), mask, over=over)
+    if output.scores is None:
+        return {"loss": decode, "decode": decode}
+    scores = score_weight * pixel_cross_entropy(
+        output.full(output.scores / tau), mask, over=over
+    )
+    return {"loss": decode + scores, "decode": decode, "scores": scores}

@@ -57,7 +57,8 @@ def parameter_groups(
 def _optimised(model: nn.Module, official: bool) -> Iterator[tuple[str, nn.Parameter]]:
     for name, parameter in model.named_parameters():
         if official:
-            yield name, parameter.requires_grad_()
+            parameter.requires_grad_()
+            yield name, parameter
         elif parameter.requires_grad and not name.startswith("text_encoder."):
             yield name, parameter
 

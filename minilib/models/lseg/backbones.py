@@ -88,6 +88,10 @@ class ResNetMaps(nn.Module):
     """torchvision's ResNet without its classifier: maps at strides 4, 8, 16 and 32."""
 
     stride = 32
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(self, config: ResNetBackbone) -> None:
         super().__init__()
@@ -134,7 +138,9 @@ class CLIPMaps(ModifiedResNet):
         del self.attnpool
         self.stride = vision.reduction
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:
+    def forward(  # type: ignore[override]  # maps instead of CLIP's one vector
+        self, pixels: Tensor
+    ) -> list[Tensor]:
         """Turn images (B, 3, R, R') into the maps of the four stages,
         (B, C_i, R / stride_i, R' / stride_i)."""
         return self.stages(pixels)["maps"]

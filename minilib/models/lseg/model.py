@@ -8,7 +8,7 @@ dimension; embeddings have h x w = H / 2 x W / 2 places.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,14 +17,19 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minilib.layers.dpt import DPTDecoder
-from minilib.layers.pixels import standardise
-from minilib.models.clip import TextTransformer
+from minilib.layers.pixels import standardise, unit_images
+from minilib.models.clip import CLIP
 from minilib.models.loading import load_strictly
 from minilib.models.lseg.backbones import make_backbone
 from minilib.models.lseg.config import LSegConfig
 from minilib.models.lseg.official import convert, infer_config
+from minilib.tokenizer import check_templates, check_words
 
-ACTIVATIONS = {"lrelu": F.leaky_relu, "tanh": torch.tanh, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "lrelu": F.leaky_relu,
+    "tanh": torch.tanh,
+    "relu": F.relu,
+}
 
 
 class LabelBlock(nn.Module):
@@ -137,8 +142,14 @@ class LSeg(nn.Module):
         return load_strictly(cls(config), state, "an LSeg").eval()
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Make pixels from images (B, 3, H, W), float in [0, 1], of any size."""
-        return standardise(image, self.config.image_mean, self.config.image_std)
+        """Make pixels from images (B, 3, H, W), uint8 or float in [0, 1], of any size.
+
+        Raises:
+            ValueError: not images, see :func:`minilib.layers.pixels.check_images`.
+        """
+        config, dtype = self.config, self.head.weight.dtype
+        image = unit_images(image, self)
+        return standardise(image, config.image_mean, config.image_std, dtype)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Return the embeddings I of images (B, 3, H, W), not yet of unit
@@ -189,6 +200,8 @@ class LSeg(nn.Module):
             path: the decoder's map (B, F, h, w).
             text: as in ``correlate``.
         """
+        head_bias = self.head.bias
+        assert head_bias is not None  # made with one
         # |I|^2 is a sum with differences in it: never in half precision.
         with torch.autocast(path.device.type, enabled=False):
             dtype = torch.promote_types(path.dtype, torch.float32)
@@ -198,7 +211,7 @@ class LSeg(nn.Module):
             )
             weight, bias = (
                 self.head.weight[:, :, 0, 0].to(dtype),
-                self.head.bias.to(dtype),
+                head_bias.to(dtype),
             )
             product = (words @ weight) @ x + (words @ bias)[..., None]
             squares = (x * (weight.T @ weight @ x + 2 * (bias @ weight)[:, None])).sum(
@@ -274,7 +287,7 @@ class LSeg(nn.Module):
 
 @torch.no_grad()
 def embed_labels(
-    clip: TextTransformer,
+    clip: CLIP,
     labels: Sequence[str],
     template: str = "{}",
     allow_duplicates: bool = False,
@@ -294,26 +307,10 @@ def embed_labels(
             "screen" twice).
 
     Raises:
-        ValueError: no labels, a label is empty, repeated or longer than the tower's
-            context, or the template has no ``{}``.
+        ValueError: no labels, a label is empty or longer than the tower's context, two
+            are the same tokens, or the template has no ``{}``.
     """
-    if isinstance(labels, str) or not len(labels):
-        raise ValueError(f"labels={labels!r}: expected a list of at least one word")
-    if empty := [
-        position for position, label in enumerate(labels) if not label.strip()
-    ]:
-        raise ValueError(f"label {empty[0]} is empty: expected a word or a phrase")
-    if not allow_duplicates and (
-        twice := sorted({label for label in labels if list(labels).count(label) > 1})
-    ):
-        raise ValueError(
-            f"label {twice[0]!r} is given twice: its second channel could never win; "
-            "say it once"
-        )
-    if "{}" not in template:
-        raise ValueError(
-            f"template {template!r} has no place for the label: write {{}} where it "
-            "goes"
-        )
+    labels = check_words(labels, clip.tokenizer, "label", allow_duplicates)
+    check_templates([template])
     tokens = clip.tokenize([template.replace("{}", label) for label in labels])
     return clip.encode_text(tokens, normalize=True)

@@ -72,7 +72,7 @@ def multi_scale_scores(
         return scores[..., :rows, :columns]
 
     height, width = image.shape[-2:]
-    total: Tensor | float = 0.0
+    total = image.new_zeros(())
     for scale in scales:
         resized = _resize_long_side(image, math.ceil(base_size * scale))
         if max(resized.shape[-2:]) <= crop_size:
@@ -117,4 +117,5 @@ def _slide(
                 total = scores.new_zeros(*scores.shape[:2], height, width)
             total[window] += scores
             visits[window] += 1
+    assert total is not None  # there is at least one window
     return (total / visits)[..., :rows, :columns]

@@ -62,7 +62,7 @@ class VLCounterConfig:
                 f"channels={self.channels}: expected a multiple of 8, the groups of "
                 "the decoder's norms"
             )
-        layers, taps = self.clip.vision.layers, self.tapped_blocks
+        layers, taps = self.vision.layers, self.tapped_blocks
         if not 1 <= self.prompt_depth <= layers or self.prompts < 1:
             raise ValueError(
                 f"prompts={self.prompts} in {self.prompt_depth} layers of {layers}: "
@@ -79,20 +79,23 @@ class VLCounterConfig:
             )
 
     @property
+    def vision(self) -> ViTConfig:
+        """The image tower's configuration."""
+        assert isinstance(self.clip.vision, ViTConfig)  # checked above
+        return self.clip.vision
+
+    @property
     def prompt_depth(self) -> int:
         """Number of prompted layers."""
-        return (
-            self.clip.vision.layers
-            if self.prompted_layers is None
-            else self.prompted_layers
-        )
+        layers = self.prompted_layers
+        return self.vision.layers if layers is None else layers
 
     @property
     def tapped_blocks(self) -> tuple[int, ...]:
         """The blocks whose outputs the skip connections take."""
         if self.taps is not None:
             return self.taps
-        end = max(3, 3 * self.clip.vision.layers // 4)
+        end = max(3, 3 * self.vision.layers // 4)
         return tuple(range(end - 3, end))
 
     @property

@@ -108,7 +108,7 @@ def encode_image(
         )
 
     for number, block in enumerate(visual.transformer.resblocks):
-        if number < layers:
+        if prompts is not None and number < layers:
             rest = x[:, 1:] if number == 0 else x[:, 1 + tokens :]
             x = torch.cat([x[:, :1], prompts(number, text), rest], dim=1)
         last = number == len(visual.transformer.resblocks) - 1

@@ -23,7 +23,7 @@ def count_loss(density: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(density, target)
 
 
-def sampled_target(target: Tensor, grid: tuple[int, int]) -> Tensor:
+def sampled_target(target: Tensor, grid: Sequence[int]) -> Tensor:
     """Return the target (B, 1, H, W) at the top-left pixel of every cell, scaled to
     [0, 1] over the whole batch.
 
@@ -49,7 +49,7 @@ def rank_loss(
         target: (B, 1, H, W) density.
         thresholds: falling; each neighbouring pair bounds the positives of one band.
     """
-    level = sampled_target(target, tuple(similarity.shape[-2:]))
+    level = sampled_target(target, similarity.shape[-2:])
     loss = similarity.new_zeros(())
     for upper, lower in zip(thresholds, thresholds[1:], strict=False):
         positive = (
@@ -66,7 +66,7 @@ def object_loss(similarity: Tensor, target: Tensor) -> Tensor:
     Checked by parity with the authors' code, not run here.
     """
     positive = (
-        (similarity * (sampled_target(target, tuple(similarity.shape[-2:])) > 0))
+        (similarity * (sampled_target(target, similarity.shape[-2:]) > 0))
         .exp()
         .sum((1, 2, 3))
     )

@@ -18,13 +18,15 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from minilib.layers.pixels import standardise, unit_images
 from minilib.layers.windows import fit_to_windows, over_windows
-from minilib.models.clip import CLIP, prompt_ensemble
+from minilib.models.clip import CLIP, VisionTransformer, prompt_ensemble
 from minilib.models.loading import load_strictly
 from minilib.models.vlcounter.config import VLCounterConfig
 from minilib.models.vlcounter.encoder import SemanticPrompts, encode_image
 from minilib.models.vlcounter.official import convert, infer_config
 from minilib.models.vlcounter.prompts import PLURAL_TEMPLATES, prompts_for
+from minilib.tokenizer import check_words
 
 DENSITY_SCALE = 60.0
 """Densities are this much larger than objects per pixel, for the loss's sake."""
@@ -42,7 +44,8 @@ class AffineMap(nn.Module):
     def forward(self, similarity: Tensor) -> Tensor:
         """Transform (B, 1, h, w); on another grid than the stored one, both are resized
         to it (bilinear)."""
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if weight.shape[-2:] != similarity.shape[-2:]:
             size = tuple(similarity.shape[-2:])
             weight, bias = (
@@ -141,7 +144,7 @@ class CounterHead(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02, a=-2, b=2)
             elif isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
     def forward(
@@ -239,21 +242,24 @@ class VLCounter(nn.Module):
         return self
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Make pixels from images (B, 3, H, W) in [0, 1].
+        """Make pixels from images (B, 3, H, W), uint8 or float in [0, 1].
 
         Nothing is resized, since size is what counting lives on.
 
         Raises:
-            ValueError: a side is not a whole number of patches.
+            ValueError: a side is not a whole number of patches; or not images, see
+                :func:`minilib.layers.pixels.check_images`.
         """
+        image = unit_images(image, self)
         patch = self.config.clip.vision.reduction
-        if image.shape[-2] % patch or image.shape[-1] % patch or 0 in image.shape[-2:]:
+        if image.shape[-2] % patch or image.shape[-1] % patch:
             raise ValueError(
                 f"an image of {image.shape[-2]} x {image.shape[-1]} pixels is not a "
                 f"whole number of {patch}-pixel patches: resize it, or count with "
                 "density(), which does"
             )
-        return self.clip.standardise(image)
+        clip, dtype = self.config.clip, self.head.density.weight.dtype
+        return standardise(image, clip.image_mean, clip.image_std, dtype)
 
     @torch.no_grad()
     def encode_names(
@@ -265,6 +271,7 @@ class VLCounter(nn.Module):
         Equal names are encoded once. Raises ValueError for no names, an empty name, or
         a template without ``{}``.
         """
+        names = check_words(names, self.clip.tokenizer, "name", allow_duplicates=True)
         different = list(dict.fromkeys(names))
         tokens = self.clip.tokenize(
             [text for name in different for text in prompts_for(name, templates)]
@@ -284,8 +291,10 @@ class VLCounter(nn.Module):
             pixels: (B, 3, H, W) from ``preprocess``.
             text: (B, E) from ``encode_names``.
         """
+        visual = self.clip.visual
+        assert isinstance(visual, VisionTransformer)  # the config allows no other
         tapped, patches = encode_image(
-            self.clip.visual, self.prompts, pixels, text, self.config.tapped_blocks
+            visual, self.prompts, pixels, text, self.config.tapped_blocks
         )
         return self.head(tapped, patches, text)
 
@@ -319,7 +328,7 @@ class VLCounter(nn.Module):
         is neither rounded nor kept from falling below zero.
 
         Args:
-            image: (3, H, W) in [0, 1].
+            image: (3, H, W), uint8 or float in [0, 1].
             name: what to count.
             stride: pixels between windows; a third of the window by
                 default, 128 of 384.

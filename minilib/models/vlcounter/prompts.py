@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minilib.tokenizer import check_templates
+
 PLURAL_TEMPLATES = (
     *(
         f"a photo of a number of {size}{{}}."
@@ -67,16 +69,6 @@ def prompts_for(name: str, templates: Sequence[str]) -> list[str]:
         ValueError: an empty name, no templates, or a template without ``{}``.
     """
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(
-            f"{name!r} says nothing to count: expected a name such as 'red apples'"
-        )
-    if isinstance(templates, str) or not templates:
-        raise ValueError(
-            f"templates={templates!r}: expected a list of sentences such as 'a number "
-            f"of {{}}.'"
-        )
-    if wrong := [text for text in templates if "{}" not in text]:
-        raise ValueError(
-            f"template {wrong[0]!r} has no place for the name: write {{}} where it goes"
-        )
+        raise ValueError(f"name {name!r} is empty: expected one such as 'red apples'")
+    check_templates(templates)
     return [text.replace("{}", name.strip()) for text in templates]

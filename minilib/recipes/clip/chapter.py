@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
 from minilib.claims.chapter import Chapter, Run
 from minilib.datasets import CAPTION_TEMPLATES
 from minilib.metrics import accuracy
@@ -123,7 +123,7 @@ class Study:
 def study(run: Parameters, values: Values) -> Study:
     """Return the data of a run: EmojiScenes, or photographs in folders."""
     if run.photos:
-        return photos_study(values, run.seed, run.device, run.data)
+        return photos_study(values, run.seed, run.device, run.data or "")
     return scenes_study(values, run.seed, run.device)
 
 
@@ -150,7 +150,7 @@ def photos_study(
     values: Values,
     seed: int,
     device: torch.device | str,
-    data: Path,
+    data: Path | str,
     fraction: float = 1.0,
 ) -> Study:
     """Return a folder per class (or a zip of it) as a study; captions are templates
@@ -161,7 +161,7 @@ def photos_study(
     Raises:
         ValueError: the folder is not a data set (see ``minilib.datasets``).
     """
-    training = values.main
+    training = values.main or photo_pretraining()
     train, test = class_folders(data, training.model.image_size, seed, device)
     generator = torch.Generator().manual_seed(seed)
     if fraction < 1:
@@ -176,12 +176,12 @@ def photos_study(
         .values
     )
 
-    size = training.batch_size
+    batch_size = training.batch_size
     return Study(
         names=tuple(train.names),
         templates=CAPTION_TEMPLATES,
         pairs=lambda step: train.batch(
-            "pairs", n=size, start=step * size, seed=seed, augment=True
+            "pairs", batch_size, start=step * batch_size, seed=seed, augment=True
         ),
         test=test.take(held.tolist()),
         pool=train.take(train.few_shot(max(values.shots), seed)),
@@ -194,7 +194,7 @@ def _reading(config: CLIPConfig, class_list: tuple[str, ...]) -> CLIPConfig:
     of ``class_list``."""
     vocabulary = tuple(
         sorted(
-            set(config.vocabulary)
+            set(config.vocabulary or ())
             | set(vocabulary_of([*class_list, *CAPTION_TEMPLATES]))
         )
     )
@@ -204,7 +204,7 @@ def _reading(config: CLIPConfig, class_list: tuple[str, ...]) -> CLIPConfig:
     return replace(config, vocabulary=vocabulary, text=text)
 
 
-def main_training(run: Parameters, values: Values, study: Study) -> Training:
+def main_training(run: Parameters, values: Values, study: Study) -> Training[CLIP]:
     """Return the pre-training of the model that is examined; at ``quick``, which loads
     it, the live one."""
     if values.main is None:
@@ -219,10 +219,12 @@ def main_training(run: Parameters, values: Values, study: Study) -> Training:
     return study_training(study, run.seed, run.device)
 
 
-def study_training(study: Study, seed: int, device: torch.device | str) -> Training:
+def study_training(
+    study: Study, seed: int, device: torch.device | str
+) -> Training[CLIP]:
     """Return the pre-training of the model that is examined; zero-shot top-1 is watched
     on 1,000 test images."""
-    watched = study.test.image[:1000], study.test.label[:1000]
+    watched = study.test.image[:1000], required(study.test.label, "label")[:1000]
 
     def evaluate(model: CLIP) -> dict[str, float]:
         return {
@@ -254,12 +256,12 @@ def few_shot_test(
 def starved_photos(run: Run[Values, Study], top1: float) -> dict[str, float]:
     """Train on an eighth of the photographs, for as many steps; return its top-1 beside
     ``top1`` on all."""
-    few = photos_study(run.values, run.seed, run.device, run.data, fraction=1 / 8)
+    few = photos_study(run.values, run.seed, run.device, run.data or "", 1 / 8)
     training = study_training(few, run.seed, run.device)
     training.fit(run.out / "eighth", progress="an eighth of the photographs")
     weights = recipe.classifier(training.model, few.names, few.templates)
     scores = recipe.embed_images(training.model, run.study.test.image) @ weights
-    fewer = accuracy(scores, run.study.test.label)
+    fewer = accuracy(scores, required(run.study.test.label, "label"))
     return {"an eighth of the photographs": fewer, "all photographs": top1}
 
 
@@ -297,7 +299,7 @@ def gap(model: CLIP, batch: Batch) -> dict[str, Tensor]:
     both features, for pictures."""
     image, text = (
         recipe.embed_images(model, batch.image),
-        recipe.embed_texts(model, batch.caption),
+        recipe.embed_texts(model, required(batch.caption, "caption")),
     )
     cosine = image @ text.T
     own = torch.eye(len(batch), dtype=torch.bool, device=cosine.device)

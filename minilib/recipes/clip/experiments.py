@@ -11,13 +11,14 @@ import random
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
 from minilib.metrics import LinearProbe, accuracy
 from minilib.models.clip import CLIP, ViTConfig
 from minilib.recipes.clip.controls import BagOfWords, LookupTable
@@ -127,9 +128,8 @@ class Lab:
             self.test_images, style, self.image_size, "test", self.names, seed
         )
         place = {find(name).index: i for i, name in enumerate(self.names)}
-        return replace(
-            batch, label=torch.tensor([place[i] for i in batch.label.tolist()])
-        )
+        label = required(batch.label, "label")
+        return replace(batch, label=torch.tensor([place[i] for i in label.tolist()]))
 
 
 def train_clip(
@@ -151,10 +151,9 @@ def train_clip(
 
     def wrong_pairs(step: int) -> Batch:
         batch = pairs(step)
-        return replace(
-            batch,
-            caption=random.Random(f"{seed} {step}").sample(batch.caption, len(batch)),
-        )
+        captions = required(batch.caption, "caption")
+        permuted = random.Random(f"{seed} {step}").sample(captions, len(batch))
+        return replace(batch, caption=permuted)
 
     batches = wrong_pairs if shuffled else pairs
     history = fit(
@@ -170,11 +169,10 @@ def live_training(
     """Pre-train the lab's CLIP with a progress bar; zero-shot ``top1`` is
     logged along the way."""
     test = lab.test(seed=seed).to(device)
+    label = required(test.label, "label")
 
     def watch(model: CLIP) -> dict[str, float]:
-        return {
-            "top1": accuracy(class_scores(model, lab.names, test.image), test.label)
-        }
+        return {"top1": accuracy(class_scores(model, lab.names, test.image), label)}
 
     return train_clip(lab.pretraining(), seed, device, watch, progress="live CLIP")
 
@@ -236,7 +234,8 @@ def nearest_words(model: CLIP, batch: Batch) -> tuple[list[list[str]], list[Tens
     """
     places = model.encode_patches(model.standardise(batch.image), normalize=True)
     words, maps = [], []
-    for present, mask, place in zip(batch.present, batch.mask, places, strict=True):
+    scenes = required(batch.present, "present"), required(batch.mask, "mask"), places
+    for present, mask, place in zip(*scenes, strict=True):
         objects = [names()[i] for i in present.nonzero()[:, 0].tolist()]
         stuff = list(BACKGROUNDS)[int(mask.max()) - len(names())]
         background = embed_texts(model, [BACKGROUNDS[stuff]]).T
@@ -267,11 +266,10 @@ def contrast_or_predict(
         words" and, where ``control``, "contrast, shuffled captions".
     """
     test = lab.test(seed=seed).to(device)
+    label = required(test.label, "label")
 
     def zero_shot(model: CLIP) -> dict[str, float]:
-        return {
-            "top1": accuracy(class_scores(model, lab.names, test.image), test.label)
-        }
+        return {"top1": accuracy(class_scores(model, lab.names, test.image), label)}
 
     runs = {
         "contrast, transformer": contrast
@@ -306,18 +304,19 @@ def _predict_words(
         return bag.to(device)
 
     def loss(model: ImageClassifier, batch: Batch) -> dict[str, Tensor]:
+        captions = required(batch.caption, "caption")
         bce = F.binary_cross_entropy_with_logits(
-            model(batch.image), words(batch.caption), reduction="none"
+            model(batch.image), words(captions), reduction="none"
         )
         return {"loss": bce.sum(dim=1).mean()}
 
-    name_words = words(lab.names)
+    name_words, label = words(lab.names), required(test.label, "label")
 
     def zero_shot(model: ImageClassifier) -> dict[str, float]:
         # The mean over a name's words, not their sum: long names would
         # otherwise never win.
         scores = F.logsigmoid(model(test.image)) @ name_words.T / name_words.sum(dim=1)
-        return {"top1": accuracy(scores, test.label)}
+        return {"top1": accuracy(scores, label)}
 
     # Its towers are those of the bag of words: both start from the same image tower.
     model = _image_classifier(recipe, vocab_size, seed, device, BagOfWords)
@@ -362,7 +361,8 @@ def combinations(
     phrases = [noun_phrase(i, tint) for i in indices for tint in range(len(TINTS))]
 
     def labels(batch: Batch) -> Tensor:
-        return torch.tensor([place[caption] for caption in batch.caption])
+        captions = required(batch.caption, "caption")
+        return torch.tensor([place[caption] for caption in captions])
 
     place = {phrase: i for i, phrase in enumerate(phrases)}
     tests = {
@@ -383,11 +383,7 @@ def combinations(
         pretraining = lab.pretraining(scenes=scenes, captions=plain)
         model, _ = train_clip(pretraining, seed, device, kind=kind)
         weights = embed_texts(model, phrases).T
-        report[name] = judge(
-            lambda image, model=model, weights=weights: (
-                embed_images(model, image) @ weights
-            )
-        )
+        report[name] = judge(partial(_image_scores, model, weights))
     supervised, _ = train_classifier(
         lab.pretraining(scenes=scenes, captions=plain),
         labels,
@@ -400,10 +396,16 @@ def combinations(
     return report
 
 
+def _image_scores(model: CLIP, weights: Tensor, image: Tensor) -> Tensor:
+    return embed_images(model, image) @ weights
+
+
 def held_out_phrases(count: int = 6) -> list[str]:
     """Return some of the combinations that ``combinations`` never shows."""
     every = range(0, len(names()), max(1, len(names()) // count))
-    return [noun_phrase(i, int(held_out_tint(i))) for i in list(every)[:count]]
+    return [
+        noun_phrase(i, int(held_out_tint(np.asarray(i)))) for i in list(every)[:count]
+    ]
 
 
 # --- C3 and C4: prompts, and zero-shot against a probe --------------------------------
@@ -421,7 +423,7 @@ def prompt_ladder(
     "probabilities" averages softmax probabilities over templates instead of embeddings.
     """
     image = embed_images(model, test.image.to(model.device))
-    label = test.label
+    label = required(test.label, "label")
     report = {
         "bare word": accuracy(image @ classifier(model, class_list, ["{}"]), label)
     }
@@ -453,9 +455,10 @@ def unseen_endings(
     """Return top-1 of one template with several endings; captions end without anything
     or with a full stop."""
     image = embed_images(model, test.image.to(model.device))
+    label = required(test.label, "label")
     bare = template.rstrip(".")
     return {
-        end: accuracy(image @ classifier(model, class_list, [bare + end]), test.label)
+        end: accuracy(image @ classifier(model, class_list, [bare + end]), label)
         for end in endings
     }
 
@@ -469,8 +472,9 @@ def ensemble_gain(
     """Return, per test image, 1 where only the ensemble is right, -1 where only the
     bare word is, else 0 (N,)."""
     image = embed_images(model, test.image.to(model.device))
+    label = required(test.label, "label")
     right = [
-        (image @ classifier(model, class_list, list(texts))).argmax(1) == test.label
+        (image @ classifier(model, class_list, list(texts))).argmax(1) == label
         for texts in (templates, ["{}"])
     ]
     return right[0].double() - right[1].double()
@@ -507,19 +511,20 @@ def few_shot(
     """
     text = classifier(model, class_list, templates)
     image = embed_images(model, test.image.to(model.device))
+    label = required(test.label, "label")
     gibberish = random.Random(seed)
     nonsense = [
         "".join(gibberish.choices(string.ascii_lowercase, k=7)) for _ in class_list
     ]
     report: dict[str, list[float]] = {
         "shots": list(shots),
-        "zero-shot": [accuracy(image @ text, test.label)],
+        "zero-shot": [accuracy(image @ text, label)],
         "random names": [
-            accuracy(image @ classifier(model, nonsense, templates), test.label)
+            accuracy(image @ classifier(model, nonsense, templates), label)
         ],
         "probe": [],
     }
-    x, y = probe_features(model, train.image), train.label
+    x, y = probe_features(model, train.image), required(train.label, "label")
     x_test = probe_features(model, test.image)
     mean, std = x.mean(0), x.std(0) + 1e-6
     x, x_test = (x - mean) / std, (x_test - mean) / std
@@ -530,7 +535,7 @@ def few_shot(
             rows = draw_shots(y, k, generator)
             hits.append(
                 LinearProbe.fit(x[rows], y[rows], C, tolerance=1e-5).accuracy(
-                    x_test, test.label
+                    x_test, label
                 )
             )
         report["probe"].append(sum(hits) / len(hits))
@@ -651,10 +656,13 @@ def style_shift(
     place = {find(name).index: i for i, name in enumerate(lab.names)}
 
     def labels(batch: Batch) -> Tensor:
-        return torch.tensor([place[int(c[0])] for c in batch.classes])
+        classes = required(batch.classes, "classes")
+        return torch.tensor([place[int(c[0])] for c in classes])
 
     def both(score: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        first, second = (accuracy(score(test.image), test.label) for test in tests)
+        first, second = (
+            accuracy(score(test.image), required(test.label, "label")) for test in tests
+        )
         return first, second
 
     def along(model: ImageClassifier) -> dict[str, float]:
@@ -672,13 +680,12 @@ def style_shift(
     models = {"two styles": train_clip(mixed, seed, device)[0]}
     models["one style"] = one_style or train_clip(noto, seed, device)[0]
     for name, model in models.items():
-        report[f"zero-shot, {name}"] = [
-            both(lambda image, model=model: class_scores(model, lab.names, image))
-        ]
+        report[f"zero-shot, {name}"] = [both(partial(class_scores, model, lab.names))]
     pool = shot_pool(16, lab.image_size, lab.names, seed)
     features = probe_features(models["two styles"], pool.image)
     mean, std = features.mean(0), features.std(0) + 1e-6
-    probe = LinearProbe.fit((features - mean) / std, pool.label, 1.0, tolerance=1e-5)
+    label = required(pool.label, "label")
+    probe = LinearProbe.fit((features - mean) / std, label, 1.0, tolerance=1e-5)
     report["probe, two styles"] = [
         both(
             lambda image: probe.logits(
@@ -718,7 +725,7 @@ def counting(model: CLIP, n: int = 600, seed: int = 0) -> dict[str, object]:
             )
         label = torch.arange(NUMBERS_ASKED).repeat_interleave(n // NUMBERS_ASKED)
         return Batch(torch.cat([p.image for p in parts])), torch.cat(
-            [p.label for p in parts]
+            [required(p.label, "label") for p in parts]
         ).cpu() * 10 + label
 
     test, code = scenes("test")
@@ -762,11 +769,13 @@ def relations(model: CLIP, n: int = 600, seed: int = 0) -> dict[str, float]:
         opening=0, background=0, relation=1, full_stop=0, kind=0, disambiguate=1
     )
     batch = EmojiScenes(config, always, model.device).batch("pairs", n, "test", seed)
-    keep = [i for i, phrases in enumerate(batch.phrases) if len(phrases) == 2]
+    captions = required(batch.caption, "caption")
+    nouns = required(batch.phrases, "phrases")
+    keep = [i for i, phrases in enumerate(nouns) if len(phrases) == 2]
     true, swapped, replaced = [], [], []
     others = random.Random(seed)
     for i in keep:
-        caption, (a, b) = batch.caption[i], batch.phrases[i]
+        caption, (a, b) = captions[i], nouns[i]
         first, second, joint = (
             caption[a.start : a.end],
             caption[b.start : b.end],
@@ -813,9 +822,12 @@ def polysemy(
             "test",
         )
         image = embed_images(model, pool.image.to(model.device))
+        label = required(pool.label, "label")
         texts = {"bare": [word] * len(concepts), "edited": [c.name for c in concepts]}
         report[word] = {
-            kind: tie_accuracy(image @ classifier(model, labels, TEMPLATES), pool.label)
+            kind: tie_accuracy(
+                image @ classifier(model, labels, TEMPLATES, kind == "bare"), label
+            )
             for kind, labels in texts.items()
         }
     report["mean"] = {
@@ -869,6 +881,12 @@ def data_efficiency(
     """
     test = lab.test(seed=seed).to(device)
     place = {find(name).index: i for i, name in enumerate(lab.names)}
+    label = required(test.label, "label")
+
+    def classes(batch: Batch) -> Tensor:
+        first = (int(c[0]) for c in required(batch.classes, "classes"))
+        return torch.tensor([place[concept] for concept in first])
+
     report: dict[str, list[float]] = {"pairs": [], "CLIP": [], "supervised": []}
     for count in pairs:
         recipe = lab.pretraining(pairs=count)
@@ -879,16 +897,10 @@ def data_efficiency(
         )
         report["pairs"].append(count or lab.steps * recipe.batch_size)
         report["CLIP"].append(
-            accuracy(class_scores(model, lab.names, test.image), test.label)
+            accuracy(class_scores(model, lab.names, test.image), label)
         )
         if supervised:
-            taught, _ = train_classifier(
-                recipe,
-                lambda b: torch.tensor([place[int(c[0])] for c in b.classes]),
-                len(lab.names),
-                seed,
-                device,
-            )
+            taught, _ = train_classifier(recipe, classes, len(lab.names), seed, device)
             with torch.no_grad():
-                report["supervised"].append(accuracy(taught(test.image), test.label))
+                report["supervised"].append(accuracy(taught(test.image), label))
     return report

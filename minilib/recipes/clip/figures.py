@@ -98,7 +98,7 @@ def answers(
     )
     chosen = right[: 12 - len(wrong)] + wrong
     titles = [
-        names[answer[i]] + (f" (is: {names[label[i]]})" if i in wrong else "")
+        names[int(answer[i])] + (f" (is: {names[int(label[i])]})" if i in wrong else "")
         for i in chosen
     ]
     return plotting.image_grid(images[chosen].cpu(), titles, columns=6)
@@ -113,17 +113,19 @@ def modality_gap(
     flat = (both - both.mean(0)) @ torch.pca_lowrank(both, q=2)[2]
     fig, (left, right) = plotting.panels(2, height=2.7, ticks=True)
     blue, red = plotting.PALETTE[:2]
-    left.scatter(*flat[: len(image)].T, s=10, marker="o", color=blue, label="images")
-    left.scatter(*flat[len(image) :].T, s=14, marker="^", color=red, label="texts")
+    (x, y), (x_text, y_text) = flat[: len(image)].T, flat[len(image) :].T
+    left.scatter(x, y, s=10, marker="o", color=blue, label="images")
+    left.scatter(x_text, y_text, s=14, marker="^", color=red, label="texts")
     left.set(title="first two principal axes", xticks=[], yticks=[])
-    bins, common = (
-        torch.linspace(-0.6, 1, 41).tolist(),
-        {"density": True, "alpha": 0.6, "hatch": "//"},
-    )
-    right.hist(unmatched.cpu(), bins, color=red, label="unmatched", **common)
-    right.hist(
-        matched.cpu(), bins, color=blue, label="matched", **common | {"hatch": ""}
-    )
+    bins = torch.linspace(-0.6, 1, 41).tolist()
+    for cosines, colour, name, hatch in (
+        (unmatched, red, "unmatched", "//"),
+        (matched, blue, "matched", ""),
+    ):
+        right.hist(
+            cosines.cpu(), bins, color=colour, label=name, density=True, alpha=0.6,
+            hatch=hatch,
+        )  # fmt: skip
     right.set(xlabel="cosine", yticks=[])
     left.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
     right.legend()

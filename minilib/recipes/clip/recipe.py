@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minilib.batch import Batch
+from minilib.batch import Batch, required
 from minilib.metrics import accuracy, recall_at_k
 from minilib.models.clip import (
     CLIP,
@@ -235,7 +235,8 @@ def scene_pairs(
 def contrastive_loss(model: CLIP, batch: Batch) -> dict[str, Tensor]:
     """Symmetric InfoNCE of a batch of pairs (paper Figure 3), and the
     multiplier it used."""
-    output = model(model.preprocess(batch.image), model.tokenize(batch.caption))
+    captions = required(batch.caption, "caption")
+    output = model(model.preprocess(batch.image), model.tokenize(captions))
     return {"loss": clip_loss(*output), "logit_scale": output.logit_scale.detach()}
 
 
@@ -264,15 +265,20 @@ def embed_texts(model: CLIP, texts: Sequence[str], batch_size: int = 512) -> Ten
 
 
 def classifier(
-    model: CLIP, class_list: Sequence[str], templates: Sequence[str] = TEMPLATES[:1]
+    model: CLIP,
+    class_list: Sequence[str],
+    templates: Sequence[str] = TEMPLATES[:1],
+    allow_duplicates: bool = False,
 ) -> Tensor:
-    """Return the zero-shot classifier (E, K) of class names,
-    averaged over templates."""
+    """Return the zero-shot classifier (E, K) of class names, averaged over
+    templates; ``allow_duplicates`` as in ``zero_shot_weights``."""
     functions = [
         lambda name, template=template: prompts(template, [name])[0]
         for template in templates
     ]
-    return zero_shot_weights(model, class_list, functions)
+    return zero_shot_weights(
+        model, class_list, functions, allow_duplicates=allow_duplicates
+    )
 
 
 @lru_cache(maxsize=16)
@@ -299,7 +305,8 @@ def zero_shot_report(
         model.device
     )
     scores = embed_images(model, batch.image) @ classifier(model, names())
-    return {f"top1_{style}": round(accuracy(scores, batch.label), 4)}
+    top1 = accuracy(scores, required(batch.label, "label"))
+    return {f"top1_{style}": round(top1, 4)}
 
 
 def retrieval_report(model: CLIP, n: int = 1000, seed: int = 0) -> dict[str, float]:
@@ -307,13 +314,14 @@ def retrieval_report(model: CLIP, n: int = 1000, seed: int = 0) -> dict[str, flo
     captions count as one."""
     config = SceneConfig(size=model.config.image_size, objects=(2, 4))
     batch = EmojiScenes(config, device=model.device).batch("pairs", n, "test", seed)
-    similarity = embed_images(model, batch.image) @ embed_texts(model, batch.caption).T
-    report = {}
+    captions = required(batch.caption, "caption")
+    similarity = embed_images(model, batch.image) @ embed_texts(model, captions).T
+    report: dict[str, float] = {}
     for direction, scores in (
         ("image_to_text", similarity),
         ("text_to_image", similarity.T),
     ):
-        recall = recall_at_k(scores, (1, 5), groups=batch.caption)
+        recall = recall_at_k(scores, (1, 5), groups=captions)
         report |= {f"{direction}_r{k}": round(value, 4) for k, value in recall.items()}
     return report
 
@@ -335,12 +343,13 @@ def patch_report(
         device=model.device,
     )
     batch = scenes.batch("segment", n, "test", seed)
+    masks = required(batch.mask, "mask")
     stuff = embed_texts(model, list(BACKGROUNDS.values())).T
     weights = torch.cat([classifier(model, names()), stuff], dim=1)
     present = torch.stack(
         [
             torch.bincount(mask.flatten(), minlength=len(class_names())) > 0
-            for mask in batch.mask
+            for mask in masks
         ]
     )
 
@@ -357,10 +366,10 @@ def patch_report(
         scores = torch.einsum("behw,ek->bkhw", features, weights)
         scores = scores.masked_fill(~present[rows, :, None, None], -2)
         if scores.shape[-1] > 1:
-            scores = F.interpolate(scores, batch.mask.shape[-2:], mode="bilinear")
-        return scores.argmax(1).expand_as(batch.mask[rows])
+            scores = F.interpolate(scores, masks.shape[-2:], mode="bilinear")
+        return scores.argmax(1).expand_as(masks[rows])
 
-    found = score_masks(labelled, batch.mask, len(class_names()), batch_size=100)
+    found = score_masks(labelled, masks, len(class_names()), batch_size=100)
     return {
         name: round(score.mean_iou(score.occurring), 4) for name, score in found.items()
     }

@@ -6,14 +6,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from minilib.batch import Batch
 from minilib.models.clip import CLIP, ViTConfig
+from minilib.parameters import Parameters
+from minilib.recipes.clip import chapter, recipe
 from minilib.recipes.clip import experiments as claims
-from minilib.recipes.clip import recipe
 from minilib.scenes import (
     VOCABULARY,
     CaptionConfig,
@@ -462,3 +465,27 @@ def test_seconds_of_training_beat_chance_and_shuffled_captions_do_not():
         "top1"
     )[1][-1]
     assert learnt > 0.55 and shuffled < 0.3  # chance is one in eight
+
+
+# --- Photographs ----------------------------------------------------------------------
+
+
+def test_a_folder_of_photographs_becomes_the_chapters_study(tmp_path: Path) -> None:
+    for part, number in (("train", 8), ("test", 3)):
+        for name, colour in (("dog", (200, 0, 0)), ("ice cream", (0, 0, 200))):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for i in range(number):
+                Image.new("RGB", (32, 32), colour).save(folder / f"{i}.png")
+    run = Parameters(
+        "photos", seed=5, device=torch.device("cpu"), out=tmp_path, data=tmp_path
+    )
+    values = replace(chapter.PROFILES["photos"], shots=(1, 2), test_images=4)
+    study = chapter.study(run, values)
+    assert study.names == ("dog", "ice cream") and len(study.test) == 4
+    assert sorted(study.pool.label.tolist()) == [0, 0, 1, 1]
+    batch = study.pairs(3)
+    assert len(batch) == study.training.batch_size
+    assert torch.equal(chapter.study(run, values).pairs(3).image, batch.image)
+    few = chapter.photos_study(values, 5, "cpu", tmp_path, fraction=1 / 4)
+    assert few.names == study.names

@@ -189,7 +189,7 @@ def test_larger_crops_resample_the_positions(model: CounTX) -> None:
 
 @pytest.mark.parametrize("description", ["", "   ", "\n"])
 def test_an_empty_description(model: CounTX, description: str) -> None:
-    with pytest.raises(ValueError, match="names nothing to count"):
+    with pytest.raises(ValueError, match="description 0 is empty"):
         model.count(crops(1)[0], description)
 
 

@@ -250,9 +250,10 @@ def test_names_choose_their_own_length_where_the_authors_have_five_tokens() -> N
     [
         ([], "at least one class name"),
         ("dog", "at least one class name"),
-        (["dog", "cat", " Dog "], "occur twice: dog"),
-        (["dog", " "], "number 1 is empty"),
-        (["dog", "dog " * 20], "room for 13"),
+        (["dog", "cat", " Dog "], "'dog' and ' Dog ' are the same tokens"),
+        (["dog", " "], "class name 1 is empty"),
+        (["dog", "dog " * 12], "room for 13"),
+        (["dog", "dog " * 20], "class name 1 has 22 tokens"),
     ],
 )
 def test_bad_names(names, message) -> None:

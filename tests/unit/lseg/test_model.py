@@ -343,10 +343,11 @@ def test_labels_become_unit_vectors_in_their_order(clip) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([], "at least one word"),
+        ([], "at least one label"),
         ("dog", "expected a list"),
         (["dog", " "], "label 1 is empty"),
         (["dog", "cat", "dog"], "'dog' is given twice"),
+        (["dog", "cat", "Dog"], "'dog' and 'Dog' are the same tokens"),
         (["very " * 100 + "long"], "48"),
     ],
 )

@@ -472,7 +472,7 @@ def test_texts_are_averaged_as_unit_vectors_and_equal_names_agree() -> None:
 
 @pytest.mark.parametrize("name", ["", "   "])
 def test_an_empty_description_is_refused(name: str, images: Tensor) -> None:
-    with pytest.raises(ValueError, match="nothing to count"):
+    with pytest.raises(ValueError, match="name 0 is empty"):
         tiny().predict(images[:1], [name])
 
 
