@@ -350,6 +350,8 @@ def _rebuilt(hint: Any, values: Mapping[str, Any]) -> Any:
     fitting = (k for k in options if {f.name for f in fields(k)} >= set(values))
     if (kind := next(fitting, None)) is None:
         raise ValueError(f"{hint} has no fields {', '.join(values)}")
+    if hasattr(kind, "from_dict"):  # knows what older files say besides
+        return kind.from_dict(values)
     hints, given = get_type_hints(kind), {}
     for name, value in values.items():
         if isinstance(value, Mapping):
