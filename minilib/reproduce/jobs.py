@@ -122,7 +122,15 @@ def what_changed(job: Job, library: Mapping[str, str] | None = None) -> list[str
         old = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))[
             "inputs"
         ]
-        read_records(job.folder / "result.json")
+        (found,) = read_records(job.folder / "result.json")
+        if (found.chapter, found.profile, found.seed) != (
+            job.chapter,
+            job.profile,
+            job.seed,
+        ):
+            return [
+                f"result.json is of {found.chapter} {found.profile} seed {found.seed}"
+            ]
         notebooks.read(job.folder / "notebook.ipynb")
         return changes(old, read_inputs(job.notebook, job.parameters, library))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -53,6 +53,10 @@ def test_clip_ledger_has_the_chapters_claims():
         ("id: clip.C2", "id: clip.C1", "repeated"),
         ("id: clip.C2", "id: lseg.C2", "lseg.C2"),
         ("where: §2.3, Figure 2", "where: ''", "short|non-empty"),
+        ("where: §2.3, Figure 2", "where: '  '", "where: '  ' does not match"),
+        ("where: §2.3, Figure 2", "where: 2021-02-26", "where: .* 'string'"),
+        ("min_seeds: 3", "min_seeds: 3.5", "min_seeds: 3.5 is not of type 'integer'"),
+        ("margin: 0.05", "margin: true", "margin: True is not of type 'number'"),
         ("      photos: {not_run:", "      fotos: {not_run:", "photos|fotos"),
     ],
 )
@@ -61,6 +65,45 @@ def test_ledger_that_breaks_the_schema_is_refused(old, new, words):
     assert old in text
     with pytest.raises(ValueError, match=words):
         records.parse(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("margin: 0.05", "margin: .nan", ".nan is not a plain finite number"),
+        ("margin: 0.05", "margin: .inf", ".inf is not a plain finite number"),
+        ("margin: 0.05", "margin: 1.0e+400", "1.0e+400 is not a plain finite number"),
+        ("margin: 0.05", "margin: 1:30", "1:30 is not a plain finite number"),
+        ("min_seeds: 3", "min_seeds: 010", "010 is not a plain finite number"),
+        (
+            "margin: 0.05",
+            "margin: 0.05\n        margin: 0.5",
+            "'margin' is given twice",
+        ),
+        ("margin: 0.05", "margin: 0.05\n        7: x", "the key '7' is not text"),
+        ("margin: 0.05", "margin: [0.05", "expected ',' or ']'"),
+    ],
+)
+def test_what_yaml_lets_through_is_refused_with_its_line(old, new, words):
+    text = (records._LEDGER / "clip.yaml").read_text(encoding="utf-8")
+    line = text[: text.index(old)].count("\n") + 1
+    found = text.replace(old, new, 1)
+    with pytest.raises(ValueError) as error:
+        records.parse(found, source="ledger/clip.yaml")
+    message = str(error.value)
+    assert words in message and message.startswith("ledger/clip.yaml, line ")
+    named = int(message.split("line ")[1].split(":")[0])
+    assert line <= named <= line + 1 and "\n" not in message
+
+
+def test_merged_keys_may_be_overridden():
+    """``<<`` brings keys in that the mapping gives again, in whatever order they are
+    read."""
+    text = (records._LEDGER / "clip.yaml").read_text(encoding="utf-8")
+    assert text.count("<<: *") > 3
+    claim = records.parse(text)["clip.C1"]
+    assert claim.test("full").budget != claim.test("quick").budget
+    assert claim.test("full").margin == claim.test("quick").margin == 0.05
 
 
 def test_unknown_names_are_refused_with_the_nearest(tmp_path):
@@ -296,7 +339,7 @@ def test_bootstrap_refuses_what_is_not_a_row_of_numbers(items):
 
 
 @pytest.fixture
-def runs(tmp_path):
+def runs(tmp_path, finish):
     """Three finished full runs of C3 and one unfinished, and one quick run."""
     for profile, seed in [
         ("full", 0),
@@ -318,7 +361,7 @@ def runs(tmp_path):
             "clip.top1", 0.9 + 0.001 * seed, profile=profile, seed=seed, out=out
         )
         if seed < 3:
-            (out / "run.json").write_text("{}")
+            finish(out)
     return tmp_path / "runs"
 
 

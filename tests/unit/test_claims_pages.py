@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -21,7 +21,7 @@ CLIP = claims.load("clip")
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
+def results(tmp_path: Path, finish: Callable[..., None]) -> Path:
     """Three seeds of C3 and C1 at full, with what they cost; one seed of
     C3 on photographs."""
     for profile, seed in [("full", 0), ("full", 1), ("full", 2), ("photos", 0)]:
@@ -53,9 +53,7 @@ def results(tmp_path: Path) -> Path:
             "clip.top1", 0.9 + 0.01 * seed, profile=profile, seed=seed, out=out
         )
         about = {"wall_seconds": 100 + 60 * seed, "peak_memory_bytes": 2e9, "cores": 2}
-        (out / "run.json").write_text(
-            json.dumps(about | {"device": {"used": "cpu", "name": "Laptop"}})
-        )
+        finish(out, **about, device={"used": "cpu", "name": "Laptop"})
     claims.merge(tmp_path / "runs", tmp_path / "results", ["full", "photos"])
     return tmp_path / "results"
 
