@@ -321,6 +321,52 @@ def test_a_marked_number_without_a_record_is_refused(
     assert "the page" in str(error.value)
 
 
+START, END = "<!-- scoreboard:start -->", "<!-- scoreboard:end -->"
+TOP1, STOP = "<!-- result clip.top1 full -->", "<!-- /result -->"
+
+
+@pytest.mark.parametrize(
+    ("page", "line"),
+    [
+        (f"a\n{START}\nkept\n{START}\n{END}\n", 2),
+        (f"a\n{START}\nkept\n", 2),
+        (f"a\n\n{END}\nkept\n{START}\n{END}\n", 3),
+        (f"{START}\n{END}\nkept\n{END}\n", 4),
+        (f"{START}\nkept\n{TOP1}1{STOP}\n{END}\n", 1),
+        (f"{TOP1}9 %\nkept\n{TOP1}9 %{STOP}\n", 1),
+        (f"{TOP1}9 %\nkept {START}\n{END}\n", 1),
+        (f"kept {STOP}\n", 1),
+        (f"{START}\n<!-- scoreboard:ende -->\nkept\n{END}\n", 1),
+        (f"<!-- scoreboard: start -->\nkept\n{END}\n", 1),
+        (f"{START}\nkept\n<!-- scoreboard:end\n", 1),
+        (f"kept\n<!-- result clip.top1 full\n9 %{STOP}\n", 2),
+    ],
+)
+def test_damaged_markers_are_refused_with_their_line(
+    results: Path, tmp_path: Path, page: str, line: int
+) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(page)
+    assert quoting.is_marked(page)
+    with pytest.raises(ValueError, match=rf"^page\.md, line {line}: .* is incomplete"):
+        claims.fill_file(path, results)
+    assert path.read_text() == page
+
+
+def test_whole_markers_keep_all_around_them(results: Path) -> None:
+    page = f"1\n{START}\nold\n{END}\n2 {TOP1}0 %{STOP} 3 {TOP1}{STOP}\n4"
+    fresh = claims.fill(page, results)
+    number = "91.0 % (88.5 to 93.5, 3 seeds)"
+    ends = f"{END}\n2 {TOP1}{number}{STOP} 3 {TOP1}{number}{STOP}\n4"
+    assert fresh.startswith(f"1\n{START}\n\n| chapter |") and fresh.endswith(ends)
+    assert "old" not in fresh and claims.fill(fresh, results) == fresh
+
+
+def test_a_scoreboard_is_not_emptied_for_want_of_records(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="line 2: .* holds no records"):
+        claims.fill(f"a\n{START}\n| clip |\n{END}", tmp_path / "resluts")
+
+
 def test_numbers_in_a_notebooks_prose_are_filled_in(
     results: Path, tmp_path: Path
 ) -> None:
