@@ -35,8 +35,8 @@ _EXAMPLES = """examples:
 
 exit status of every command:
   0    all is well: every run is done or was up to date
-  1    some run failed (the others were made), something is stale, damaged or was
-       left out, or the output could not be written
+  1    some run failed (the others were made), something is stale or was left out,
+       or whoever read the output has gone
   2    wrong use, or the machine does not allow it (a file that is missing or damaged,
        no permission, a full disk); one line says what
   3    another process works in the same folder
@@ -85,13 +85,16 @@ def _flushed(status: int) -> int:
     fails."""
     try:
         sys.stdout.flush()
-        return status
+    except BrokenPipeError:
+        status = status or 1
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            _say(f"minilib: the output could not be written: {_os_text(error)}")
-        # else Python tries again at its end, and fails with a status of its own
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return status or 1
+        _say(f"minilib: the output could not be written: {_os_text(error)}")
+        status = status or 2
+    else:
+        return status
+    # else Python tries again at its end, and fails with a status of its own
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
 
 
 def _os_text(error: OSError) -> str:
@@ -115,8 +118,10 @@ def _check_choice(options: argparse.Namespace) -> None:
         return
     for option in ("out", "runs", "results", "notebooks"):
         folder = getattr(options, option, None)
-        made = option == "results" and options.name == "collect"
-        if folder is not None and not made and not os.path.isdir(_path(folder)):
+        if folder is None or os.path.isdir(_path(folder)):
+            continue
+        makes_it = option == "results" and options.name == "collect"
+        if not (makes_it and not os.path.lexists(_path(folder))):
             raise ValueError(f"--{option} {folder}: there is no such folder")
     wanted = _split(getattr(options, "chapters", ["all"]))
     if wanted == ["all"]:
