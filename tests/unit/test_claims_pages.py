@@ -4,14 +4,18 @@ is in the records."""
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import re
+import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from sphinx.errors import ConfigError
 
 from minilib import claims
 from minilib.claims import forest, pages, quoting, records
@@ -110,6 +114,7 @@ def test_pages_are_written_only_where_they_differ(
     folder = tmp_path / "claims"
     claims.write_pages(folder, results)
     (folder / "09_gone.md").write_text("a ledger that is no longer there")
+    (folder / "my_notes.md").write_text("somebody's own")
     (folder / "matrix.html").write_text("stale")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     claims.write_pages(folder, results)
@@ -117,7 +122,7 @@ def test_pages_are_written_only_where_they_differ(
         "At a glance" not in (folder / "matrix.html").read_text()
         and "stale" not in (folder / "matrix.html").read_text()
     )
-    assert not (folder / "09_gone.md").exists()
+    assert not (folder / "09_gone.md").exists() and (folder / "my_notes.md").exists()
     assert (folder / "01_clip.md").stat().st_mtime_ns == before["01_clip.md"]
 
 
@@ -178,6 +183,35 @@ def test_the_table_of_records_has_a_row_for_each_claim_and_profile(
         < float(full["high"])
     )
     assert photos["low"] == "" and float(photos["items_high"]) == 0.007
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.write_text("{"), "clip.full.json is not a record"),
+        (lambda path: shutil.rmtree(path.parent), "there is no folder of records"),
+        (lambda path: None, None),
+        (
+            lambda path: path.write_text(path.read_text().replace('"c3"', '"c4"', 1)),
+            "clip full is not judged: seed 0 and seed 1 were not made alike",
+        ),
+    ],
+)
+def test_the_book_is_not_built_from_damaged_records(
+    results: Path, damage: Callable[[Path], None], words: str | None
+) -> None:
+    path = Path(__file__).parents[2] / "book" / "_ext" / "ledger.py"
+    spec = importlib.util.spec_from_file_location("ledger_extension", path)
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    app = types.SimpleNamespace(srcdir=results.parent)
+    damage(results / "clip.full.json")
+    if words is None:
+        extension.make_pages(app, None)
+        assert (results.parent / "claims" / "matrix.html").is_file()
+        return
+    with pytest.raises(ConfigError, match=words):
+        extension.make_pages(app, None)
 
 
 # The plots
