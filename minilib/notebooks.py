@@ -14,7 +14,6 @@ from typing import Any
 
 import nbformat
 
-from minilib.files import write_atomically
 from minilib.parameters import repository
 
 
@@ -54,6 +53,34 @@ def find_chapter(name: str, folder: Path) -> Path:
     return found[name]
 
 
+def read(path: Path) -> nbformat.NotebookNode:
+    """Return the notebook in a file, in nbformat 4.
+
+    Raises:
+        ValueError: the file is empty, damaged or not a notebook; the message names it.
+        OSError: it cannot be read.
+    """
+    invalid: dict[str, Exception] = {}
+    try:
+        notebook = nbformat.reads(
+            path.read_text(encoding="utf-8"),
+            as_version=4,
+            capture_validation_error=invalid,
+        )
+        if invalid:
+            raise ValueError(*map(str, invalid.values()))
+    except OSError:
+        raise
+    except Exception as error:  # nbformat has a dozen types for what it cannot read
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if not path.stat().st_size:
+            reason = "the file is empty"
+        raise ValueError(
+            f"{path} is not a notebook ({reason}): restore it, for example with git"
+        ) from error
+    return notebook
+
+
 def read_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
     """Return names and defaults from the cell tagged ``parameters``.
 
@@ -71,8 +98,14 @@ def read_parameters(notebook: Mapping[str, Any]) -> dict[str, Any]:
     ]
     if len(cells) != 1:
         raise ValueError(f"expected one cell tagged 'parameters', found {len(cells)}")
+    try:
+        lines = ast.parse(_source(cells[0])).body
+    except SyntaxError as error:
+        raise ValueError(
+            f"line {error.lineno} of the parameters cell is not Python: {error.msg}"
+        ) from None
     found = {}
-    for node in ast.parse(_source(cells[0])).body:
+    for node in lines:
         targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
         try:
             if not isinstance(node, (ast.Assign, ast.AnnAssign)) or len(targets) != 1:
@@ -142,18 +175,34 @@ def code_digests(notebook: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def publish(executed: Path, notebook: Path) -> None:
-    """Store the outputs of an executed run in ``notebook``, whose prose stays as it is.
+def changed_parameters(
+    given: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> list[str]:
+    """Return what differs between a run's parameters and a notebook's defaults, in
+    words: "lr=77.0 (default 0.1)".
+
+    Where a run writes and on which device it computes does not count.
+    """
+    missing = object()
+    return [
+        f"{name}={given[name]!r} (default {defaults.get(name)!r})"
+        for name in sorted(given)
+        if name not in ("out", "device") and given[name] != defaults.get(name, missing)
+    ]
+
+
+def with_outputs(executed: Path, notebook: Path) -> str:
+    """Return the text of ``notebook``, whose prose stays as it is, with the outputs of
+    an executed run.
 
     The cell of injected parameters, papermill's marks and what went to stderr are left
     out, executions are numbered from 1, and each figure's description goes where the
     book's builder looks for alt text.
 
     Raises:
-        ValueError: the code has changed since the run.
+        ValueError: the code has changed since the run, or a file is not a notebook.
     """
-    source = nbformat.read(executed, as_version=4)
-    target = nbformat.read(notebook, as_version=4)
+    source, target = read(executed), read(notebook)
     target.cells = [cell for cell in target.cells if not _injected(cell)]
     if code_digests(source) != code_digests(target):
         raise ValueError(
@@ -181,7 +230,7 @@ def publish(executed: Path, notebook: Path) -> None:
     target.metadata.pop("papermill", None)
     add_alt_texts(target)
     nbformat.validate(target)
-    write_atomically(notebook, nbformat.writes(target) + "\n")
+    return nbformat.writes(target) + "\n"
 
 
 def add_alt_texts(notebook: Mapping[str, Any]) -> None:

@@ -52,7 +52,7 @@ class Parameters:
         if not self.weights:
             raise ValueError("weights='' names no file: pass weights='FILE'")
         path = from_repository(self.weights)
-        if not path.is_file():
+        if not os.path.isfile(path):  # False, too, where the name is too long
             raise FileNotFoundError(
                 f"weights={self.weights!r}: there is no file {path}"
             )
@@ -80,7 +80,7 @@ def check(
         ValueError: a value is unknown, of the wrong type or out of range, the device is
             not there, or ``out`` cannot be written. The message names the value, what
             was expected and how to mend it.
-        FileNotFoundError: ``data`` names nothing that exists.
+        FileNotFoundError: ``data`` names nothing that exists or can be read.
     """
     return Parameters(
         profile=check_profile(profile),
@@ -101,7 +101,7 @@ def from_repository(path: str | os.PathLike[str]) -> Path:
     nothing to a user. Without a repository (an installed wheel) it is the working
     directory after all. ``~`` is expanded.
     """
-    return (repository() or Path.cwd()) / Path(path).expanduser()
+    return (repository() or Path.cwd()) / os.path.expanduser(path)
 
 
 def repository() -> Path | None:
@@ -168,23 +168,28 @@ def writable_folder(out: str | os.PathLike[str]) -> Path:
         raise ValueError(
             f"out={out!r} is not a folder's name: expected text such as out='runs/try'"
         )
-    path = Path(out).expanduser()
-    # The tests of the notebooks set the variable, to leave alone what somebody
-    # keeps in runs/.
-    folder = (
-        Path(os.environ.get("MINILIB_OUT_ROOT") or repository() or Path.cwd()) / path
-    )
+    folder = results_path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(
             f"cannot write to the folder {str(out)!r} ({reason}): "
             "choose a folder that exists or can be made, with room and write permission"
         ) from error
     return folder.resolve()
+
+
+def results_path(out: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a folder for results, which need not exist: a
+    relative one is taken from the repository's root, or from the folder that the
+    environment variable ``MINILIB_OUT_ROOT`` names."""
+    # The tests of the notebooks set the variable, to leave alone what somebody
+    # keeps in runs/.
+    root = os.environ.get("MINILIB_OUT_ROOT") or repository() or Path.cwd()
+    return Path(root) / os.path.expanduser(out)
 
 
 def _check_seed(seed: int) -> int:
@@ -207,11 +212,16 @@ def _existing(name: str, value: str | os.PathLike[str]) -> Path | None:
     if not text:
         return None
     path = from_repository(text)
-    if not path.exists():
+    try:
+        return path.resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a link loop
+        if isinstance(error, FileNotFoundError):
+            reason = f"there is no {path}"
+        else:
+            reason = f"{path} cannot be read ({getattr(error, 'strerror', error)})"
         raise FileNotFoundError(
-            f"{name}={text!r}: there is no {path}; give an existing folder or file"
-        )
-    return path.resolve()
+            f"{name}={text!r}: {reason}; give an existing folder or file"
+        ) from error
 
 
 def _check_text(name: str, value: str | os.PathLike[str]) -> str:

@@ -4,10 +4,12 @@ reads its sources."""
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.errors import ConfigError
 
 # The book shows the ledger of the repository that it lies in, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -16,9 +18,22 @@ from minilib.claims import write_pages  # noqa: E402
 
 
 def make_pages(app: Sphinx, config: Any) -> None:
-    """Write ``claims/`` beside the sources; it is not under version control."""
+    """Write ``claims/`` beside the sources; it is not under version control.
+
+    Raises:
+        ConfigError: the ledger or a record is damaged, records do not belong together,
+            or there are none.
+    """
     source = Path(app.srcdir)
-    write_pages(source / "claims", source / "results")
+    results = source / "results"
+    try:
+        if not results.is_dir():
+            raise ValueError(f"there is no folder of records {results}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # what is not judged, and why
+            write_pages(source / "claims", results)
+    except (OSError, ValueError, UserWarning) as error:
+        raise ConfigError(f"no pages of claims: {error}") from error
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -7,6 +7,7 @@ of it per seed in its folder ``out``; :func:`collect` gathers such records,
 made from the outcome.
 """
 
+from minilib.claims.gathering import differing, find_records, merge
 from minilib.claims.judging import (
     Verdict,
     bootstrap_interval,
@@ -15,7 +16,7 @@ from minilib.claims.judging import (
     t_interval,
 )
 from minilib.claims.pages import summary, write_pages
-from minilib.claims.quoting import fill, fill_file, marked_files, quote
+from minilib.claims.quoting import fill, fill_file, filled, marked_files, quote
 from minilib.claims.records import (
     Claim,
     Measurement,
@@ -31,8 +32,6 @@ from minilib.claims.reports import (
     Row,
     VerdictTable,
     collect,
-    find_records,
-    merge,
     results_folder,
     scoreboard,
     table,
@@ -49,8 +48,10 @@ __all__ = [
     "VerdictTable",
     "bootstrap_interval",
     "collect",
+    "differing",
     "fill",
     "fill_file",
+    "filled",
     "find_records",
     "judge",
     "load",

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import nn
 
-from minilib import parameters
+from minilib import opened, parameters
 from minilib.claims import records, reports
 from minilib.training import History, Training
 from minilib.training.launch import launch
@@ -64,22 +64,26 @@ class Chapter(Generic[V, S]):
             seed: seed of the whole run.
             device: "auto", "cpu", "cuda", "cuda:<number>" or "mps".
             out: folder for results; a relative one is taken from the repository's root.
+                The notebooks' default, ``runs/<paper>/quick/seed0``, stands for the
+                folder of this profile and seed; where that holds a finished run of
+                ``minilib reproduce``, for the folder ``...-notebook`` beside it.
             data: real data, likewise.
             weights: name or file of weights, as the chapter understands it.
             devices: processes of the main training.
 
         Raises:
-            ValueError: a value is wrong, the profile is not run here, or it needs a
-                parameter that is not given.
+            ValueError: a value is wrong, the profile is not run here, it needs a
+                parameter that is not given, or ``out`` holds a finished run.
             FileNotFoundError: ``data`` names nothing that exists.
         """
         from minilib import plotting  # matplotlib: not for `python -m minilib.train`
 
+        folder, note = self._folder(out, profile, seed)
         given = parameters.check(
             profile=profile,
             seed=seed,
             device=device,
-            out=out,
+            out=folder,
             data=data,
             weights=weights,
             devices=devices,
@@ -87,6 +91,8 @@ class Chapter(Generic[V, S]):
         self.values(given)
         plotting.style()
         print(f"profile: {given.profile}")
+        if note:
+            print(note)
         return Run(**vars(given), chapter=self)
 
     def values(self, given: parameters.Parameters) -> V:
@@ -108,6 +114,26 @@ class Chapter(Generic[V, S]):
                     f"profile={profile!r} needs {name}: pass {name}='...', {what}"
                 )
         return self.profiles[profile]
+
+    def _folder(
+        self, out: str | os.PathLike[str], profile: str, seed: int
+    ) -> tuple[str | os.PathLike[str], str]:
+        """Return where a run writes, and what to say if that is not ``out``."""
+        if out != self._usual_folder("quick", 0):
+            if _is_finished(out):
+                raise ValueError(
+                    f"out={os.fspath(out)!r} holds a finished run of minilib "
+                    "reproduce, which stays as it is: choose another folder"
+                )
+            return out, ""
+        chosen, why = self._usual_folder(profile, seed), ""
+        if _is_finished(chosen):
+            why = f", since {chosen} holds a finished run"
+            chosen += "-notebook"
+        return chosen, f"results go to {chosen}{why}" if chosen != out else ""
+
+    def _usual_folder(self, profile: str, seed: int) -> str:
+        return f"runs/{self.paper}/{profile}/seed{seed}"
 
     def training(self, given: parameters.Parameters) -> Training:
         """Return the main training of a run; every process of
@@ -237,6 +263,16 @@ class Run(parameters.Parameters, Generic[V, S]):
 
     def _name(self, name: str) -> str:
         return f"{self.chapter.paper}.{name}"
+
+
+def _is_finished(out: object) -> bool:
+    """Return whether a folder holds a finished run that is not ours to write to; what
+    is not a folder's name is refused later."""
+    if not isinstance(out, (str, os.PathLike)) or not str(out).strip():
+        return False
+    if opened.VARIABLE in os.environ:  # minilib reproduce runs this in its own folder
+        return False
+    return os.path.isfile(parameters.results_path(out) / "run.json")
 
 
 def chapters() -> list[str]:

@@ -7,6 +7,7 @@ import csv
 import html
 import io
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,10 @@ def write_pages(folder: Path, results_dir: str | os.PathLike[str]) -> list[Path]
             chapter, [row for row in rows if row.claim.paper == chapter]
         )
     for old in folder.glob("*_*.md"):
-        if old.name not in wanted:
+        # a page of a ledger that is gone, not one that somebody put there
+        if old.name not in wanted and re.fullmatch(
+            r"\d\d_[a-z][a-z0-9]*\.md", old.name
+        ):
             old.unlink()
     for name, text in wanted.items():
         path = folder / name

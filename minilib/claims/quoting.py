@@ -24,17 +24,17 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minilib.claims.gathering import Sources, find_records
 from minilib.claims.judging import estimate
 from minilib.claims.records import find
 from minilib.claims.reports import (
     Row,
-    Sources,
     collect,
     difference_text,
-    find_records,
     format_estimate,
     number_text,
     results_folder,
@@ -43,12 +43,13 @@ from minilib.claims.reports import (
 from minilib.files import write_atomically
 from minilib.parameters import PROFILES, repository
 
-_MARK = re.compile(
-    r"<!-- result (?P<what>[^<>]*?) -->(?P<text>.*?)<!-- /result -->", re.DOTALL
-)
-_LOOSE = re.compile(r"<!--\s*/?\s*result\b.*?-->", re.DOTALL)
-_BOARD = re.compile(
-    r"(<!-- scoreboard:start -->).*?(<!-- scoreboard:end -->)", re.DOTALL
+# A comment that begins like a marker; one that never ends reaches to the text's end.
+_MARKER = re.compile(r"<!--\s*/?\s*(?:result|scoreboard)\b.*?(?:-->|\Z)", re.DOTALL)
+_RESULT = re.compile(r"<!-- result (?P<what>[^<>]*?) -->")
+_START, _END, _RESULT_END = (
+    "<!-- scoreboard:start -->",
+    "<!-- scoreboard:end -->",
+    "<!-- /result -->",
 )
 _STYLES = ("mean", "number")
 
@@ -97,41 +98,95 @@ def fill(text: str, results_dir: str | os.PathLike[str], name: str = "the text")
     scoreboard; for single numbers see this module's docstring.
 
     Raises:
-        ValueError: the text has no markers, an incomplete one, or a number
-            without a record.
+        ValueError: the text has no markers, one that is damaged or without its partner
+            (the message has its line), or a number without a record.
     """
-    if not is_marked(text):
+    passages = _passages(text, name)  # all of them before anything is replaced
+    if not passages:
         raise ValueError(
-            f"{name} has no markers: put <!-- scoreboard:start --> and "
-            "<!-- scoreboard:end -->, or "
-            "<!-- result NAME PROFILE --><!-- /result --> into it"
+            f"{name} has no markers: put {_START} and {_END}, or "
+            f"<!-- result NAME PROFILE -->{_RESULT_END} into it"
         )
-    text = _BOARD.sub(
-        lambda marks: f"{marks[1]}\n\n{scoreboard(results_dir)}\n{marks[2]}", text
-    )
-    loose = _LOOSE.search(_MARK.sub("", text))
-    if loose:
-        raise ValueError(
-            f"{name}: {loose[0]} is incomplete: write "
-            "<!-- result NAME PROFILE -->, the number, <!-- /result -->"
-        )
-
-    def fresh(mark: re.Match[str]) -> str:
+    parts, done = [], 0
+    for passage in passages:
         try:
-            return (
-                f"<!-- result {mark['what']} -->{_quoted(mark['what'], results_dir)}"
-                "<!-- /result -->"
+            fresh = (
+                _board(results_dir)
+                if passage.what is None
+                else _quoted(passage.what, results_dir)
             )
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{passage.place}: {error}") from error
+        parts += [text[done : passage.begin], fresh]
+        done = passage.end
+    return "".join([*parts, text[done:]])
 
-    return _MARK.sub(fresh, text)
+
+@dataclass(frozen=True)
+class _Passage:
+    """What stands between two markers: ``text[begin:end]``."""
+
+    begin: int
+    end: int
+    what: str | None
+    """The result that it quotes; None for the scoreboard."""
+    place: str
+    """File and line, for messages."""
+
+
+def _passages(text: str, name: str) -> list[_Passage]:
+    """Return what is between the markers of a text; ValueError if one is damaged or
+    stands alone."""
+    found: list[_Passage] = []
+    begun: re.Match[str] | None = None
+    for mark in [*_MARKER.finditer(text), None]:
+        if begun is None:
+            if mark is None:
+                break
+            if mark[0] != _START and not _RESULT.fullmatch(mark[0]):
+                raise ValueError(
+                    f"{_place(text, mark, name)}: {_short(mark)} is incomplete: write "
+                    f"<!-- result NAME PROFILE -->, the number, {_RESULT_END}, or "
+                    f"{_START}, the table, {_END}"
+                )
+            begun = mark
+            continue
+        result = _RESULT.fullmatch(begun[0])
+        end, place = _RESULT_END if result else _END, _place(text, begun, name)
+        if mark is None or mark[0] != end:
+            before = f", before {_short(mark)}" if mark else ""
+            raise ValueError(
+                f"{place}: {_short(begun)} is incomplete: {end} must follow it{before}"
+            )
+        what = result["what"] if result else None
+        found.append(_Passage(begun.end(), mark.start(), what, place))
+        begun = None
+    return found
+
+
+def _place(text: str, mark: re.Match[str], name: str) -> str:
+    line = text.count("\n", 0, mark.start()) + 1
+    return f"{name}, line {line}"
+
+
+def _short(mark: re.Match[str]) -> str:
+    line = mark[0].splitlines()[0]
+    return line if len(line) <= 60 else f"{line[:60]} ..."
+
+
+def _board(results_dir: str | os.PathLike[str]) -> str:
+    if not find_records(results_dir):
+        raise ValueError(
+            f"{results_dir} holds no records, so that the scoreboard would be empty: "
+            "name another folder with --results"
+        )
+    return f"\n\n{scoreboard(results_dir)}\n"
 
 
 def is_marked(text: str) -> bool:
     """Return whether a text holds a scoreboard or a number that comes
     from the records."""
-    return bool(_BOARD.search(text) or _LOOSE.search(text))
+    return bool(_MARKER.search(text))
 
 
 def fill_file(
@@ -143,22 +198,39 @@ def fill_file(
     Raises:
         ValueError: see :func:`fill`.
     """
+    fresh = filled(path, results_dir)
+    if fresh is not None and write:
+        write_atomically(path, fresh)
+    return fresh is not None
+
+
+def filled(path: Path, results_dir: str | os.PathLike[str]) -> str | None:
+    """Return the fresh text of a page or notebook, None where it is up to date.
+
+    Raises:
+        ValueError: see :func:`fill`; or the file is not text, or not a notebook.
+    """
     if path.suffix == ".ipynb":
         import nbformat  # imported here: it is slow to import and rarely needed
 
-        notebook, stale = nbformat.read(path, as_version=4), False
+        from minilib import notebooks
+
+        notebook, stale = notebooks.read(path), False
         for number, cell in enumerate(notebook.cells):
             if cell.cell_type == "markdown" and is_marked(cell.source):
                 fresh = fill(cell.source, results_dir, f"{path.name}, cell {number}")
                 stale, cell.source = stale or fresh != cell.source, fresh
-        if stale and write:
-            write_atomically(path, nbformat.writes(notebook) + "\n")
-        return stale
-    text = path.read_text(encoding="utf-8")
+        return nbformat.writes(notebook) + "\n" if stale else None
+    text = _text(path)
     fresh = fill(text, results_dir, path.name)
-    if fresh != text and write:
-        write_atomically(path, fresh)
-    return fresh != text
+    return fresh if fresh != text else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error})") from error
 
 
 def marked_files() -> list[Path]:
@@ -177,7 +249,7 @@ def marked_files() -> list[Path]:
         *sorted((root / "book").glob("*.md")),
         *sorted((root / "notebooks").glob("*.ipynb")),
     ]
-    return [page for page in pages if is_marked(page.read_text(encoding="utf-8"))]
+    return [page for page in pages if is_marked(_text(page))]
 
 
 def _quoted(what: str, sources: Sources) -> str:

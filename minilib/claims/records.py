@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
@@ -18,6 +19,8 @@ import yaml
 from minilib.files import to_json, write_atomically
 from minilib.parameters import check_profile
 
+_TAG = "tag:yaml.org,2002:"
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?")
 _LEDGER = resources.files("minilib") / "ledger"
 # The book's order; any other paper comes last.
 _ORDER = (
@@ -186,19 +189,23 @@ def parse(text: str, source: str = "ledger") -> dict[str, Claim]:
     """Return the claims in a ledger's YAML text.
 
     Raises:
-        ValueError: the text does not match ``ledger/schema.json``, repeats an id, or
-            has another paper's id.
+        ValueError: the text is not YAML, gives a key twice, holds a number that is not
+            a plain finite one, does not match ``ledger/schema.json``, repeats an id, or
+            has another paper's id. The message names the source and the place in it.
     """
     import jsonschema  # here: it takes half as long to import as torch
 
-    data = yaml.safe_load(text)
+    try:
+        data = yaml.load(text, Loader=_LedgerLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}, {_yaml_fault(error)}") from error
     schema = json.loads((_LEDGER / "schema.json").read_text(encoding="utf-8"))
-    error = jsonschema.exceptions.best_match(
+    fault = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(schema).iter_errors(data)
     )
-    if error is not None:
-        place = "/".join(str(part) for part in error.absolute_path) or "the top"
-        raise ValueError(f"{source}, {place}: {error.message}")
+    if fault is not None:
+        place = "/".join(str(part) for part in fault.absolute_path) or "the top"
+        raise ValueError(f"{source}, {place}: {fault.message}")
     claims: dict[str, Claim] = {}
     for entry in data["claims"]:
         claim = _claim(entry, method=data["title"])
@@ -209,6 +216,46 @@ def parse(text: str, source: str = "ledger") -> dict[str, Claim]:
             )
         claims[claim.id] = claim
     return claims
+
+
+class _LedgerLoader(yaml.SafeLoader):
+    """YAML without what a ledger must not hold: a key given twice, a key that is not
+    text, numbers such as .nan, .inf, 010 (which means 8) or 1:30 (which means 90)."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # before << merges other mappings in, whose keys may be overridden
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
+                raise _fault(key, f"the key {key.value!r} is not text: quote it")
+            if key.value in seen:
+                raise _fault(key, f"{key.value!r} is given twice")
+            seen.add(key.value)
+        return node
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        text = self.construct_scalar(node)
+        if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+            raise _fault(
+                node, f"{text} is not a plain finite number: write it like 12 or 0.05"
+            )
+        return int(text) if text.lstrip("+-").isdecimal() else float(text)
+
+
+for _kind in ("int", "float"):
+    _LedgerLoader.add_constructor(f"{_TAG}{_kind}", _LedgerLoader.construct_number)
+
+
+def _fault(node: yaml.Node, text: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=text, problem_mark=node.start_mark)
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    """Return in one line where and what is wrong in YAML text."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).replace("\n", " ")
+    return f"line {mark.line + 1}: {problem}" if mark else problem
 
 
 def _claim(entry: dict[str, Any], method: str) -> Claim:
@@ -258,7 +305,7 @@ def record(
     """Write one measurement of a claim into ``out/result.json`` and return it.
 
     Recording a claim again replaces it. A file left there by another run
-    (chapter, profile or seed) is replaced whole.
+    (chapter, profile or seed) is replaced whole, unless that run is finished.
 
     Args:
         claim_id: for example "clip.C1".
@@ -276,8 +323,8 @@ def record(
         details: anything else worth keeping, as JSON.
 
     Raises:
-        ValueError: unknown id, profile without a test, a control missing or unknown, or
-            a number that is not finite.
+        ValueError: unknown id, profile without a test, a control missing or unknown, a
+            number that is not finite, or ``out`` holds another finished run.
     """
     test = find(claim_id).test(profile)
     given = dict(controls or {})
@@ -328,8 +375,8 @@ def record_result(
         out: existing folder of this run.
 
     Raises:
-        ValueError: the name lacks its chapter, or the value holds a number
-            that is not finite.
+        ValueError: the name lacks its chapter, the value holds a number that is not
+            finite, or ``out`` holds another finished run.
     """
     if not all(str(name).partition(".")):
         raise ValueError(
@@ -344,16 +391,51 @@ def read_records(path: str | os.PathLike[str]) -> list[Records]:
     ``book/results`` (many seeds).
 
     Raises:
-        ValueError: the file is not such a record.
+        ValueError: the file is not such a record: damaged, of another form, with a
+            number that is not finite, or with a seed twice. The message names it.
+    """
+    data = read_json(path)
+    try:
+        runs = data["runs"] if "runs" in data else [data]
+        found = [_records(data["chapter"], data["profile"], run) for run in runs]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = repr(error.args[0]) if isinstance(error, KeyError) else error
+        lacks = "it lacks " if isinstance(error, KeyError) else ""
+        raise ValueError(
+            f"{path} is not a record of results ({lacks}{what})"
+        ) from error
+    seeds = [run.seed for run in found]
+    if not found or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"{path} is not a record of results (expected each seed once, got {seeds})"
+        )
+    return found
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the JSON data in a file.
+
+    Raises:
+        ValueError: the file cannot be read or is not JSON, or an object in it has a key
+            twice. The message names the file.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        runs = data["runs"] if "runs" in data else [data]
-        return [_records(data["chapter"], data["profile"], run) for run in runs]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        return json.loads(
+            Path(path).read_text(encoding="utf-8"), object_pairs_hook=_once
+        )
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a record of results ({type(error).__name__}: {error})"
         ) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is given twice")
+    return found
 
 
 def _entry(measurement: Measurement) -> dict[str, Any]:
@@ -368,17 +450,48 @@ def _entry(measurement: Measurement) -> dict[str, Any]:
     return entry
 
 
-def _records(chapter: str, profile: str, run: dict[str, Any]) -> Records:
+def _records(chapter: Any, profile: Any, run: dict[str, Any]) -> Records:
     seed = run["seed"]
+    if not isinstance(chapter, str) or not chapter:
+        raise ValueError(f"chapter={chapter!r}: expected a chapter's name")
+    check_profile(profile)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed={seed!r}: expected a whole number, 0 or more")
     measurements = {}
     for claim_id, entry in run["claims"].items():
-        interval = tuple(entry["interval"]) if entry.get("interval") else None
-        fields = {**entry, "interval": interval}
-        measurements[claim_id] = Measurement(
-            claim=claim_id, profile=profile, seed=seed, **fields
-        )
-    return Records(
-        chapter, profile, seed, measurements, run["results"], run.get("environment", {})
+        measurements[claim_id] = _measurement(claim_id, profile, seed, entry)
+    results, environment = run["results"], run.get("environment", {})
+    if not isinstance(results, dict) or not isinstance(environment, dict):
+        raise TypeError("results and environment must be objects")
+    return Records(chapter, profile, seed, measurements, results, environment)
+
+
+def _measurement(
+    claim_id: str, profile: str, seed: int, entry: dict[str, Any]
+) -> Measurement:
+    numbers = {key: entry[key] for key in ("treatment", "control")}
+    numbers |= {
+        f"control {name!r}": value for name, value in entry.get("controls", {}).items()
+    }
+    interval = entry.get("interval")
+    if interval is not None:
+        low, high = interval
+        numbers |= {"lower end": low, "upper end": high}
+        interval = (low, high)
+    for name, value in numbers.items():
+        plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not plain or not math.isfinite(value):
+            raise ValueError(
+                f"{claim_id}: {name} is {value!r}, expected a finite number"
+            )
+    n = entry["n"]
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"{claim_id}: n={n!r}, expected a whole number, 1 or more")
+    return Measurement(
+        claim=claim_id,
+        profile=profile,
+        seed=seed,
+        **{**entry, "interval": interval},
     )
 
 
@@ -397,12 +510,30 @@ def _update(
         "seed": int(seed),
     }
     data: dict[str, Any] = {**head, "claims": {}, "results": {}}
-    if path.exists():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if {key: old.get(key) for key in head} == head:
-            data = old
+    made = _read_or_nothing(path.with_name("run.json"))
+    if any(key in made and made[key] != value for key, value in head.items()):
+        raise ValueError(
+            f"{path.parent} holds the finished run of {_head(made)}: write what is of "
+            f"{_head(head)} into another folder, see the parameter out"
+        )
+    old = _read_or_nothing(path)
+    if {key: old.get(key) for key in head} == head:
+        data = old
     data[kind][name] = entry
     write_atomically(path, to_json(data))
+
+
+def _read_or_nothing(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty if there is none, or it is damaged."""
+    try:
+        data = read_json(path)
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _head(data: Mapping[str, Any]) -> str:
+    return f"{data.get('chapter')} {data.get('profile')} seed {data.get('seed')}"
 
 
 def _finite(value: Any, name: str) -> float:

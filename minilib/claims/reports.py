@@ -4,15 +4,21 @@ README and the book."""
 from __future__ import annotations
 
 import html
-import json
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from minilib.claims.gathering import (
+    Sources,
+    check_against_ledger,
+    differing,
+    find_records,
+)
 from minilib.claims.judging import (
     ICONS,
     INCONCLUSIVE,
@@ -25,37 +31,8 @@ from minilib.claims.judging import (
     Verdict,
     judge,
 )
-from minilib.claims.records import (
-    Claim,
-    Measurement,
-    Records,
-    Test,
-    load,
-    papers,
-    read_records,
-    to_json,
-    write_atomically,
-)
+from minilib.claims.records import Claim, Records, Test, load, papers
 from minilib.parameters import PROFILES, repository
-
-# What a committed record keeps of run.json: nothing that names the machine's folders.
-_ENVIRONMENT = (
-    "started",
-    "wall_seconds",
-    "peak_memory_bytes",
-    "disk_bytes",
-    "downloaded_bytes",
-    "commit",
-    "uncommitted_changes",
-    "versions",
-    "device",
-    "platform",
-    "cores",
-    "threads",
-    "key",
-)
-
-Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
@@ -82,45 +59,6 @@ def results_folder() -> Path:
     return root / "book" / "results"
 
 
-def find_records(sources: Sources) -> list[Records]:
-    """Return the records under folders or in files.
-
-    A folder may be ``book/results`` (merged files), one run's folder, or a folder of
-    runs, of which only the finished ones (those with a ``run.json``) count. A missing
-    folder holds no records.
-    """
-    found: list[Records] = []
-    for source in [sources] if isinstance(sources, (str, os.PathLike)) else sources:
-        path = Path(source)
-        if path.is_file():
-            files = [path]
-        elif (path / "result.json").is_file():
-            files = [path / "result.json"]
-        else:
-            finished = (
-                run.with_name("result.json") for run in sorted(path.rglob("run.json"))
-            )
-            files = sorted(path.glob("*.*.json")) + [
-                file for file in finished if file.is_file()
-            ]
-        for file in files:
-            found += [
-                _with_environment(records, file) for records in read_records(file)
-            ]
-    return found
-
-
-def _with_environment(records: Records, file: Path) -> Records:
-    """Add the facts about a run, from the ``run.json`` beside its records."""
-    path = file.with_name("run.json")
-    if file.name != "result.json" or not path.is_file():
-        return records
-    run = json.loads(path.read_text(encoding="utf-8"))
-    return replace(
-        records, environment={key: run[key] for key in _ENVIRONMENT if key in run}
-    )
-
-
 def collect(
     sources: Sources,
     profiles: Sequence[str] = PROFILES,
@@ -129,10 +67,12 @@ def collect(
     """Judge every claim at every profile by the records under ``sources``; without any
     it is "not run".
 
-    A seed found twice counts once; the source named last wins.
+    A seed found twice counts once; the source named last wins. Seeds that were not made
+    alike (see :func:`minilib.claims.differing`) are not judged as one: they are left
+    out with a warning.
 
     Args:
-        sources: files or folders, see :func:`find_records`.
+        sources: files or folders, see :func:`minilib.claims.find_records`.
         profiles: the profiles to judge, in this order.
         chapters: the chapters to judge; default: all that have a ledger.
 
@@ -140,72 +80,45 @@ def collect(
         ValueError: a file is not a record, or it holds a claim that the
             ledger does not know.
     """
-    measured: dict[
-        tuple[str, str], dict[int, tuple[Measurement, Mapping[str, Any]]]
-    ] = defaultdict(dict)
     chapters = papers() if chapters is None else list(chapters)
-    for records in find_records(sources):
-        if records.chapter not in chapters:
-            continue
-        for claim_id, measurement in records.measurements.items():
-            if claim_id not in load(records.chapter):
-                raise ValueError(
-                    f"a record at profile {records.profile!r} holds an unknown claim "
-                    f"{claim_id!r}"
-                )
-            measured[claim_id, records.profile][records.seed] = (
-                measurement,
-                records.environment,
-            )
+    found: dict[tuple[str, str], dict[int, Records]] = defaultdict(dict)
+    for records in find_records(sources, chapters):
+        check_against_ledger(records)
+        found[records.chapter, records.profile][records.seed] = records
     rows = []
     for chapter in chapters:
+        runs = {
+            profile: _alike(found[chapter, profile], f"{chapter} {profile}")
+            for profile in profiles
+        }
         for claim in load(chapter).values():
             for profile in profiles:
-                found = [
-                    measured[claim.id, profile][seed]
-                    for seed in sorted(measured[claim.id, profile])
+                measured = [
+                    (records.measurements[claim.id], records.environment)
+                    for records in runs[profile]
+                    if claim.id in records.measurements
                 ]
                 verdict = judge(
-                    claim, [measurement for measurement, _ in found], profile
+                    claim, [measurement for measurement, _ in measured], profile
                 )
                 rows.append(
                     Row(
                         claim,
                         profile,
                         verdict,
-                        tuple(environment for _, environment in found),
+                        tuple(environment for _, environment in measured),
                     )
                 )
     return rows
 
 
-def merge(
-    runs: Sources, results: str | os.PathLike[str], profiles: Sequence[str]
-) -> list[Path]:
-    """Merge per-seed records under ``runs`` into ``results/<chapter>.<profile>.json``;
-    return the files written.
-
-    A seed that is already there is replaced, other seeds stay.
-    """
-    folder = Path(results)
-    folder.mkdir(parents=True, exist_ok=True)
-    groups: dict[Path, list[Records]] = defaultdict(list)
-    for records in find_records(runs):
-        if records.profile in profiles:
-            groups[folder / f"{records.chapter}.{records.profile}.json"].append(records)
-    for path, fresh in groups.items():
-        seeds = {
-            records.seed: records
-            for records in (read_records(path) if path.exists() else [])
-        }
-        seeds |= {records.seed: records for records in fresh}
-        data = {
-            "chapter": fresh[0].chapter,
-            "profile": fresh[0].profile,
-            "runs": [seeds[seed].to_data() for seed in sorted(seeds)],
-        }
-        write_atomically(path, to_json(data))
-    return sorted(groups)
+def _alike(seeds: Mapping[int, Records], name: str) -> list[Records]:
+    """Return the records by seed, or none where they were not made alike."""
+    runs = [seeds[seed] for seed in sorted(seeds)]
+    if runs and (reason := differing(runs)):
+        warnings.warn(f"{name} is not judged: {reason}", stacklevel=3)
+        return []
+    return runs
 
 
 def format_estimate(value: Estimate | None, unit: str, seeds: bool = False) -> str:

@@ -98,6 +98,7 @@ def status(options: argparse.Namespace) -> int:
         views.status_text(states) if states else f"no runs in {out}",
         end="\n" if not states else "",
     )
+    _name_damaged(chapters)
     for job in states:
         if (failure := read_json(job.folder / "failure.json")) is not None:
             print(f"{job}: {failure.get('message')} ({failure.get('when')})")
@@ -118,6 +119,7 @@ def clean(options: argparse.Namespace) -> int:
     locks: dict[Path, Job] = {}
     wanted = _names(options.chapters)
     known = notebooks.chapters(options.notebooks or notebooks.notebooks_folder())
+    damaged = _name_damaged(known)
     for folder in sorted(out.glob("*/*/seed*")):
         name, profile, seed = folder.relative_to(out).parts
         if not _is_run(folder) or (wanted != ["all"] and name not in wanted):
@@ -135,7 +137,7 @@ def clean(options: argparse.Namespace) -> int:
         kinds["all"].append(folder)
         if not (folder / "run.json").exists():
             kinds["unfinished"].append(folder)
-        elif what_changed(job, library):
+        elif name not in damaged and what_changed(job, library):
             kinds["stale"].append(folder)
         if (folder / "run.json").exists():
             kinds["checkpoints"] += sorted(folder.rglob("*.pt"))
@@ -183,8 +185,9 @@ def parse_seeds(text: str) -> list[int]:
 def runs_folder(given: Path | None) -> Path:
     """Return the folder of runs: the given one as the shell means it, else ``runs``
     in the repository."""
+    # os.path: unlike pathlib's, it takes a loop of links as it is
     return (
-        given.expanduser().resolve()
+        Path(os.path.realpath(os.path.expanduser(given)))
         if given is not None
         else (repository() or Path.cwd()) / "runs"
     )
@@ -404,7 +407,11 @@ def _conclude(
         for name in dict.fromkeys(job.chapter for job in jobs)
         if name in claims.papers()
     ]
-    print(claims.table(claims.collect(jobs[0].out, [options.profile], ledgers)), end="")
+    # only these runs: what else is in the folder may be stale or damaged
+    folders = [
+        e.job.folder for e in entries if e.state in (batch.DONE, batch.UNCHANGED)
+    ]
+    print(claims.table(claims.collect(folders, [options.profile], ledgers)), end="")
     failed = sum(entry.state in (batch.FAILED, batch.SKIPPED) for entry in entries)
     if failed:
         _say(f"{failed} of {len(entries)} runs failed")
@@ -465,6 +472,18 @@ def _state(job: Job, library: Mapping[str, str]) -> str:
     return f"stale: {reasons[0]}" + (
         f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
     )
+
+
+def _name_damaged(chapters: Mapping[str, Path]) -> set[str]:
+    """Say which notebooks cannot be read, and return their chapters."""
+    found = set()
+    for name, path in chapters.items():
+        try:
+            notebooks.read(path)
+        except (OSError, ValueError) as error:
+            _say(f"minilib: {error}")
+            found.add(name)
+    return found
 
 
 def _free(job: Job) -> filelock.FileLock | None:

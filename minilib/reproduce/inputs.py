@@ -9,16 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from minilib import notebooks
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # Code that starts runs and lists results, and that notes what was opened,
 # cannot change them.
-_WITHOUT_EFFECT = ("reproduce/", "notebooks.py", "__main__.py", "opened.py")
-_WITHOUT_EFFECT += (
+_WITHOUT_EFFECT = (
+    "reproduce/",
+    "notebooks.py",
+    "__main__.py",
+    "opened.py",
     "claims/reports.py",
+    "claims/gathering.py",
     "claims/pages.py",
     "claims/forest.py",
     "claims/quoting.py",
@@ -45,7 +47,7 @@ def read_inputs(
         library: :func:`library_digests`, if they are known.
     """
     return {
-        "notebook": notebooks.code_digests(nbformat.read(notebook, as_version=4)),
+        "notebook": notebooks.code_digests(notebooks.read(notebook)),
         "library": library_digests() if library is None else dict(library),
         "parameters": {
             name: value for name, value in parameters.items() if name != "out"

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from minilib import notebooks
 from minilib.parameters import check_profile
 from minilib.reproduce.inputs import changes, read_inputs
@@ -85,8 +83,9 @@ def plan(
     jobs = []
     for name in names:
         path = notebooks.find_chapter(name, folder)
+        notebook = notebooks.read(path)
         try:
-            defaults = notebooks.read_parameters(nbformat.read(path, as_version=4))
+            defaults = notebooks.read_parameters(notebook)
             notebooks.check_parameters([*_COMMON, *own], defaults)
             typed = {
                 key: notebooks.typed(key, text, defaults[key])
@@ -106,18 +105,33 @@ def what_changed(job: Job, library: Mapping[str, str] | None = None) -> list[str
     that it still stands.
 
     Without a finished run the one reason is that: "not run yet", "failed before" or
-    "interrupted before". ``library`` is ``inputs.library_digests()``, if known.
+    "interrupted before"; without a notebook that can be read, that it is damaged or not
+    there. ``library`` is ``inputs.library_digests()``, if known.
     """
     from minilib.claims.records import (
         read_records,  # here, because the process of a single run need not wait for it
     )
 
     try:
+        notebooks.read(job.notebook)
+    except FileNotFoundError:
+        return [f"there is no notebook {job.notebook.name}"]
+    except (OSError, ValueError):
+        return [f"{job.notebook.name} is damaged"]
+    try:
         old = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))[
             "inputs"
         ]
-        read_records(job.folder / "result.json")
-        nbformat.read(job.folder / "notebook.ipynb", as_version=4)
+        (found,) = read_records(job.folder / "result.json")
+        if (found.chapter, found.profile, found.seed) != (
+            job.chapter,
+            job.profile,
+            job.seed,
+        ):
+            return [
+                f"result.json is of {found.chapter} {found.profile} seed {found.seed}"
+            ]
+        notebooks.read(job.folder / "notebook.ipynb")
         return changes(old, read_inputs(job.notebook, job.parameters, library))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         if (job.folder / "failure.json").exists():

@@ -96,6 +96,7 @@ def run(
                 "chapter": job.chapter,
                 "profile": job.profile,
                 "seed": job.seed,
+                "notebook": str(job.notebook),
                 "started": started.isoformat(timespec="seconds"),
                 "wall_seconds": round(watch.seconds(), 1),
                 "peak_memory_bytes": watch.peak,

@@ -193,3 +193,55 @@ def test_committed_records_are_read_by_name(run):
     )
     assert all("crossing" in details for details in run.recorded_details("full", "C4"))
     assert len(run.verdicts("full", "photos").rows) == 2 * len(claims.load("clip"))
+
+
+# --- Where a run writes ---------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """Where relative folders for results are."""
+    monkeypatch.setenv("MINILIB_OUT_ROOT", str(tmp_path))
+    monkeypatch.delenv("MINILIB_OPENED", raising=False)
+    return tmp_path
+
+
+DEFAULT = "runs/clip/quick/seed0"
+
+
+@pytest.mark.parametrize(
+    ("profile", "seed", "folder"),
+    [
+        ("quick", 0, DEFAULT),
+        ("quick", 1, "runs/clip/quick/seed1"),
+        ("full", 0, "runs/clip/full/seed0"),
+    ],
+)
+def test_the_default_out_follows_profile_and_seed(root, capsys, profile, seed, folder):
+    opening = dict(profile=profile, seed=seed, device="cpu")
+    run = find_chapter("clip").open(**opening, out=DEFAULT)
+    assert run.out == (root / folder).resolve()
+    said = capsys.readouterr().out
+    moved = folder != DEFAULT
+    assert said == f"profile: {profile}\n" + f"results go to {folder}\n" * moved
+    elsewhere = find_chapter("clip").open(**opening, out=root / "mine")
+    assert elsewhere.out == (root / "mine").resolve(), "a folder that was named stays"
+
+
+def test_a_finished_runs_folder_is_not_written_to(root, capsys, monkeypatch, finish):
+    opening = dict(profile="quick", seed=1, device="cpu")
+    finished = root / "runs" / "clip" / "quick" / "seed1"
+    finished.mkdir(parents=True)
+    finish(finished)
+    run = find_chapter("clip").open(**opening, out=DEFAULT)
+    assert run.out == (root / "runs/clip/quick/seed1-notebook").resolve()
+    said = capsys.readouterr().out
+    assert "seed1-notebook, since runs/clip/quick/seed1 holds a finished run" in said
+    run.result("zero_shot_top1", 0.8)
+    assert [path.name for path in finished.iterdir()] == ["run.json"]
+    for out in ("runs/clip/quick/seed1", finished):
+        with pytest.raises(ValueError, match="holds a finished run of minilib"):
+            find_chapter("clip").open(**opening, out=out)
+    # minilib reproduce sets this in the kernels that it starts
+    monkeypatch.setenv("MINILIB_OPENED", str(finished / "opened.txt"))
+    assert find_chapter("clip").open(**opening, out=finished).out == finished.resolve()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -53,6 +54,10 @@ def test_clip_ledger_has_the_chapters_claims():
         ("id: clip.C2", "id: clip.C1", "repeated"),
         ("id: clip.C2", "id: lseg.C2", "lseg.C2"),
         ("where: §2.3, Figure 2", "where: ''", "short|non-empty"),
+        ("where: §2.3, Figure 2", "where: '  '", "where: '  ' does not match"),
+        ("where: §2.3, Figure 2", "where: 2021-02-26", "where: .* 'string'"),
+        ("min_seeds: 3", "min_seeds: 3.5", "min_seeds: 3.5 is not of type 'integer'"),
+        ("margin: 0.05", "margin: true", "margin: True is not of type 'number'"),
         ("      photos: {not_run:", "      fotos: {not_run:", "photos|fotos"),
     ],
 )
@@ -61,6 +66,45 @@ def test_ledger_that_breaks_the_schema_is_refused(old, new, words):
     assert old in text
     with pytest.raises(ValueError, match=words):
         records.parse(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("margin: 0.05", "margin: .nan", ".nan is not a plain finite number"),
+        ("margin: 0.05", "margin: .inf", ".inf is not a plain finite number"),
+        ("margin: 0.05", "margin: 1.0e+400", "1.0e+400 is not a plain finite number"),
+        ("margin: 0.05", "margin: 1:30", "1:30 is not a plain finite number"),
+        ("min_seeds: 3", "min_seeds: 010", "010 is not a plain finite number"),
+        (
+            "margin: 0.05",
+            "margin: 0.05\n        margin: 0.5",
+            "'margin' is given twice",
+        ),
+        ("margin: 0.05", "margin: 0.05\n        7: x", "the key '7' is not text"),
+        ("margin: 0.05", "margin: [0.05", "expected ',' or ']'"),
+    ],
+)
+def test_what_yaml_lets_through_is_refused_with_its_line(old, new, words):
+    text = (records._LEDGER / "clip.yaml").read_text(encoding="utf-8")
+    line = text[: text.index(old)].count("\n") + 1
+    found = text.replace(old, new, 1)
+    with pytest.raises(ValueError) as error:
+        records.parse(found, source="ledger/clip.yaml")
+    message = str(error.value)
+    assert words in message and message.startswith("ledger/clip.yaml, line ")
+    named = int(message.split("line ")[1].split(":")[0])
+    assert line <= named <= line + 1 and "\n" not in message
+
+
+def test_merged_keys_may_be_overridden():
+    """``<<`` brings keys in that the mapping gives again, in whatever order they are
+    read."""
+    text = (records._LEDGER / "clip.yaml").read_text(encoding="utf-8")
+    assert text.count("<<: *") > 3
+    claim = records.parse(text)["clip.C1"]
+    assert claim.test("full").budget != claim.test("quick").budget
+    assert claim.test("full").margin == claim.test("quick").margin == 0.05
 
 
 def test_unknown_names_are_refused_with_the_nearest(tmp_path):
@@ -296,7 +340,7 @@ def test_bootstrap_refuses_what_is_not_a_row_of_numbers(items):
 
 
 @pytest.fixture
-def runs(tmp_path):
+def runs(tmp_path, finish):
     """Three finished full runs of C3 and one unfinished, and one quick run."""
     for profile, seed in [
         ("full", 0),
@@ -318,7 +362,7 @@ def runs(tmp_path):
             "clip.top1", 0.9 + 0.001 * seed, profile=profile, seed=seed, out=out
         )
         if seed < 3:
-            (out / "run.json").write_text("{}")
+            finish(out)
     return tmp_path / "runs"
 
 
@@ -369,6 +413,219 @@ def test_merge_keeps_other_seeds_and_is_read_back_equal(runs, tmp_path):
         run["seed"]: run["claims"]["clip.C3"]["treatment"] for run in merged["runs"]
     }
     assert values == pytest.approx({0: 0.99, 1: 0.901, 2: 0.902})
+
+
+# What is not merged, and named
+
+
+def told(runs, results, profiles=("full",), **more):
+    """Merge; return the files written and what was said."""
+    said = []
+    written = claims.merge(runs, results, profiles, say=said.append, **more)
+    return [path.name for path in written], said
+
+
+def change(path, **values):
+    """Change values at the top of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def seeds(path):
+    return [run["seed"] for run in json.loads(path.read_text())["runs"]]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda run: (run / "run.json").write_text("{}"), "run.json is damaged"),
+        (lambda run: (run / "run.json").write_text("[1]"), "run.json is damaged"),
+        (lambda run: (run / "run.json").write_text(""), "run.json is not a record"),
+        (lambda run: (run / "result.json").write_text("{"), "not a record of results"),
+        (lambda run: (run / "result.json").unlink(), "FileNotFoundError"),
+        (lambda run: (run / "result.json").write_bytes(b"\xff"), "UnicodeDecodeError"),
+        (
+            lambda run: change(run / "result.json", seed=7),
+            "result.json is of clip full seed 7, run.json of clip full seed 1",
+        ),
+        (
+            lambda run: change(run / "result.json", profile="photos"),
+            "result.json is of clip photos seed 1, run.json of clip full seed 1",
+        ),
+        (
+            lambda run: [
+                change(run / name, seed=7) for name in ("result.json", "run.json")
+            ],
+            "holds clip full seed 7, which belongs into a folder clip/full/seed7",
+        ),
+        (lambda run: change(run / "result.json", claims=[]), "not a record of results"),
+        (lambda run: change(run / "result.json", results=3), "results and environment"),
+        (lambda run: change(run / "result.json", seed=-1), "seed=-1"),
+        (lambda run: edit(run, "0.901", "NaN"), "treatment is nan"),
+        (lambda run: edit(run, "0.901", '"high"'), "treatment is 'high'"),
+        (lambda run: edit(run, '"n": 100', '"n": 0'), "n=0"),
+        (lambda run: edit(run, "clip.C3", "clip.C33"), "unknown claim 'clip.C33'"),
+        (lambda run: edit(run, '"n": 100', '"n": 9, "n": 100'), "'n' is given twice"),
+    ],
+)
+def test_one_bad_record_is_named_and_the_others_are_merged(
+    runs, tmp_path, damage, words
+):
+    bad, results = runs / "clip" / "full" / "seed1", tmp_path / "results"
+    damage(bad)
+    written, said = told(runs, results)
+    assert written == ["clip.full.json"] and len(said) == 1
+    assert words in said[0] and str(bad) in said[0] and "\n" not in said[0]
+    assert seeds(results / "clip.full.json") == [0, 2]
+    (row,) = [r for r in claims.collect(results, ["full"]) if r.verdict.n]
+    assert row.verdict.n == 2
+
+
+def edit(run, old, new):
+    path = run / "result.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+def test_a_stale_run_is_named_and_left_out(runs, tmp_path):
+    results = tmp_path / "results"
+    old = runs / "clip" / "full" / "seed2"
+    written, said = told(
+        runs,
+        results,
+        stale=lambda run: ["code cell 3 of the notebook"] if run == old else [],
+    )
+    assert seeds(results / written[0]) == [0, 1]
+    assert len(said) == 1 and str(old) in said[0]
+    assert "stale (code cell 3 of the notebook)" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        (
+            "parameters",
+            {"profile": "full", "seed": 2, "device": "cuda", "lr": 77.0},
+            "parameter lr: not given and 77.0",
+        ),
+        ("notebook", ["a1", "b3"], "the notebook's code"),
+        ("data", {"data": "d4"}, "data in data"),
+        ("library", {"minilib/batch.py": "c4"}, "minilib/batch.py"),
+    ],
+)
+def test_seeds_that_were_not_made_alike_are_not_one_claim(
+    runs, tmp_path, part, value, words
+):
+    results, other = tmp_path / "results", runs / "clip" / "full" / "seed2"
+    about = json.loads((other / "run.json").read_text())
+    change(other / "run.json", inputs={**about["inputs"], part: value})
+    written, said = told(runs, results)
+    assert written == [] and list(results.iterdir()) == []
+    assert len(said) == 1 and said[0].startswith("clip.full.json: not merged: ")
+    assert "seed 0 and seed 2 were not made alike" in said[0] and words in said[0]
+    with pytest.warns(UserWarning, match="clip full is not judged: seed 0 and seed 2"):
+        rows = claims.collect(runs, ["full"], ["clip"])
+    assert {row.verdict.n for row in rows} == {0}
+    # The other runs alone are a claim, and the odd one cannot join them later.
+    (other / "run.json").rename(tmp_path / "run.json")
+    assert told(runs, results) == (["clip.full.json"], [])
+    before = (results / "clip.full.json").read_bytes()
+    (tmp_path / "run.json").rename(other / "run.json")
+    for seed in (0, 1):
+        (runs / "clip" / "full" / f"seed{seed}" / "run.json").unlink()
+    written, said = told(runs, results)
+    assert written == [] and words in said[0]
+    assert (results / "clip.full.json").read_bytes() == before
+
+
+def test_a_record_says_what_its_run_depended_on(runs, tmp_path, finish):
+    results = tmp_path / "results"
+    for seed in range(3):
+        folder = runs / "clip" / "full" / f"seed{seed}"
+        inputs = json.loads((folder / "run.json").read_text())["inputs"]
+        inputs["parameters"] |= {"lr": 0.1, "data": str(tmp_path), "weights": "/a/b.pt"}
+        finish(folder, inputs={**inputs, "data": {"data": "d4"}}, threads="1")
+    assert told(runs, results) == (["clip.full.json"], [])
+    text = (results / "clip.full.json").read_text()
+    environment = json.loads(text)["runs"][2]["environment"]
+    assert environment["parameters"] == {"lr": 0.1, "weights": "b.pt"}
+    assert environment["data"] == {"data": "d4"} and environment["threads"] == "1"
+    assert environment["library"] == {"minilib/batch.py": "c3"}
+    assert str(tmp_path) not in text and "/a/" not in text
+
+
+def test_records_of_before_are_not_mixed_with_new_ones(runs, tmp_path):
+    results = tmp_path / "results"
+    told(runs, results)
+    path = results / "clip.full.json"
+    data = json.loads(path.read_text())
+    for run in data["runs"]:
+        run["environment"] = {"commit": "abc"}
+    path.write_text(json.dumps(data))
+    assert claims.collect(results, ["full"], ["clip"])[2].verdict.n == 3
+    (runs / "clip" / "full" / "seed1" / "run.json").unlink()
+    written, said = told(runs, results)
+    assert written == [] and "does not say with which parameters" in said[0]
+    assert json.loads(path.read_text()) == data
+
+
+def test_a_copy_of_a_run_is_not_another_seed(runs, tmp_path):
+    run, results = runs / "clip" / "full" / "seed0", tmp_path / "results"
+    shutil.copytree(run, runs / "old" / "clip" / "full" / "seed0")
+    edit(runs / "old" / "clip" / "full" / "seed0", "0.9", "0.1")
+    shutil.copytree(run, run.with_name("seed0-mine"))
+    _, said = told(runs, results)
+    assert len(said) == 2
+    assert "belongs into a folder" in said[0] and "seed0-mine" in said[0]
+    assert "holds clip full seed 0, too" in said[1]
+    (kept, *_) = claims.read_records(results / "clip.full.json")
+    assert kept.measurements["clip.C3"].treatment == 0.9
+
+
+def test_broken_results_are_named_before_anything_is_written(runs, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    for name, text, words in [
+        ("lseg.full.json", "{", "lseg.full.json is not a record"),
+        (
+            "lseg.full.json",
+            json.dumps(
+                {
+                    "chapter": "clip",
+                    "profile": "full",
+                    "runs": [{"seed": 0, "claims": {}, "results": {}}],
+                }
+            ),
+            "holds clip full seed 0, which belongs into a file clip.full.json",
+        ),
+    ]:
+        (results / name).write_text(text)
+        with pytest.raises(ValueError, match=words):
+            told(runs, results)
+        assert [path.name for path in results.iterdir()] == [name]
+
+
+def test_another_chapters_damaged_run_does_not_matter(runs):
+    run = runs / "lseg" / "full" / "seed0"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("")
+    (run / "result.json").write_text("")
+    assert claims.collect(runs, ["full"], ["clip"])[2].verdict.n == 3
+
+
+def test_a_finished_runs_result_is_not_overwritten_by_another(runs):
+    finished = runs / "clip" / "full" / "seed0"
+    before = (finished / "result.json").read_bytes()
+    for other in ({"seed": 1}, {"profile": "quick"}):
+        with pytest.raises(
+            ValueError, match="holds the finished run of clip full seed 0"
+        ):
+            record(finished, **other)
+        with pytest.raises(ValueError, match="into another folder"):
+            claims.record_result(
+                "clip.top1", 1.0, **{"profile": "full", "seed": 0, **other},
+                out=finished,
+            )  # fmt: skip
+    assert (finished / "result.json").read_bytes() == before
 
 
 def test_quote_needs_a_record(runs, tmp_path):

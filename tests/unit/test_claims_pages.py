@@ -4,14 +4,18 @@ is in the records."""
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
-import json
 import re
+import shutil
+import types
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from sphinx.errors import ConfigError
 
 from minilib import claims
 from minilib.claims import forest, pages, quoting, records
@@ -21,7 +25,7 @@ CLIP = claims.load("clip")
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
+def results(tmp_path: Path, finish: Callable[..., None]) -> Path:
     """Three seeds of C3 and C1 at full, with what they cost; one seed of
     C3 on photographs."""
     for profile, seed in [("full", 0), ("full", 1), ("full", 2), ("photos", 0)]:
@@ -53,9 +57,7 @@ def results(tmp_path: Path) -> Path:
             "clip.top1", 0.9 + 0.01 * seed, profile=profile, seed=seed, out=out
         )
         about = {"wall_seconds": 100 + 60 * seed, "peak_memory_bytes": 2e9, "cores": 2}
-        (out / "run.json").write_text(
-            json.dumps(about | {"device": {"used": "cpu", "name": "Laptop"}})
-        )
+        finish(out, **about, device={"used": "cpu", "name": "Laptop"})
     claims.merge(tmp_path / "runs", tmp_path / "results", ["full", "photos"])
     return tmp_path / "results"
 
@@ -112,6 +114,7 @@ def test_pages_are_written_only_where_they_differ(
     folder = tmp_path / "claims"
     claims.write_pages(folder, results)
     (folder / "09_gone.md").write_text("a ledger that is no longer there")
+    (folder / "my_notes.md").write_text("somebody's own")
     (folder / "matrix.html").write_text("stale")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     claims.write_pages(folder, results)
@@ -119,7 +122,7 @@ def test_pages_are_written_only_where_they_differ(
         "At a glance" not in (folder / "matrix.html").read_text()
         and "stale" not in (folder / "matrix.html").read_text()
     )
-    assert not (folder / "09_gone.md").exists()
+    assert not (folder / "09_gone.md").exists() and (folder / "my_notes.md").exists()
     assert (folder / "01_clip.md").stat().st_mtime_ns == before["01_clip.md"]
 
 
@@ -180,6 +183,35 @@ def test_the_table_of_records_has_a_row_for_each_claim_and_profile(
         < float(full["high"])
     )
     assert photos["low"] == "" and float(photos["items_high"]) == 0.007
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.write_text("{"), "clip.full.json is not a record"),
+        (lambda path: shutil.rmtree(path.parent), "there is no folder of records"),
+        (lambda path: None, None),
+        (
+            lambda path: path.write_text(path.read_text().replace('"c3"', '"c4"', 1)),
+            "clip full is not judged: seed 0 and seed 1 were not made alike",
+        ),
+    ],
+)
+def test_the_book_is_not_built_from_damaged_records(
+    results: Path, damage: Callable[[Path], None], words: str | None
+) -> None:
+    path = Path(__file__).parents[2] / "book" / "_ext" / "ledger.py"
+    spec = importlib.util.spec_from_file_location("ledger_extension", path)
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    app = types.SimpleNamespace(srcdir=results.parent)
+    damage(results / "clip.full.json")
+    if words is None:
+        extension.make_pages(app, None)
+        assert (results.parent / "claims" / "matrix.html").is_file()
+        return
+    with pytest.raises(ConfigError, match=words):
+        extension.make_pages(app, None)
 
 
 # The plots
@@ -321,6 +353,52 @@ def test_a_marked_number_without_a_record_is_refused(
     with pytest.raises(ValueError, match=words) as error:
         claims.fill(prose, results, name="the page")
     assert "the page" in str(error.value)
+
+
+START, END = "<!-- scoreboard:start -->", "<!-- scoreboard:end -->"
+TOP1, STOP = "<!-- result clip.top1 full -->", "<!-- /result -->"
+
+
+@pytest.mark.parametrize(
+    ("page", "line"),
+    [
+        (f"a\n{START}\nkept\n{START}\n{END}\n", 2),
+        (f"a\n{START}\nkept\n", 2),
+        (f"a\n\n{END}\nkept\n{START}\n{END}\n", 3),
+        (f"{START}\n{END}\nkept\n{END}\n", 4),
+        (f"{START}\nkept\n{TOP1}1{STOP}\n{END}\n", 1),
+        (f"{TOP1}9 %\nkept\n{TOP1}9 %{STOP}\n", 1),
+        (f"{TOP1}9 %\nkept {START}\n{END}\n", 1),
+        (f"kept {STOP}\n", 1),
+        (f"{START}\n<!-- scoreboard:ende -->\nkept\n{END}\n", 1),
+        (f"<!-- scoreboard: start -->\nkept\n{END}\n", 1),
+        (f"{START}\nkept\n<!-- scoreboard:end\n", 1),
+        (f"kept\n<!-- result clip.top1 full\n9 %{STOP}\n", 2),
+    ],
+)
+def test_damaged_markers_are_refused_with_their_line(
+    results: Path, tmp_path: Path, page: str, line: int
+) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(page)
+    assert quoting.is_marked(page)
+    with pytest.raises(ValueError, match=rf"^page\.md, line {line}: .* is incomplete"):
+        claims.fill_file(path, results)
+    assert path.read_text() == page
+
+
+def test_whole_markers_keep_all_around_them(results: Path) -> None:
+    page = f"1\n{START}\nold\n{END}\n2 {TOP1}0 %{STOP} 3 {TOP1}{STOP}\n4"
+    fresh = claims.fill(page, results)
+    number = "91.0 % (88.5 to 93.5, 3 seeds)"
+    ends = f"{END}\n2 {TOP1}{number}{STOP} 3 {TOP1}{number}{STOP}\n4"
+    assert fresh.startswith(f"1\n{START}\n\n| chapter |") and fresh.endswith(ends)
+    assert "old" not in fresh and claims.fill(fresh, results) == fresh
+
+
+def test_a_scoreboard_is_not_emptied_for_want_of_records(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="line 2: .* holds no records"):
+        claims.fill(f"a\n{START}\n| clip |\n{END}", tmp_path / "resluts")
 
 
 def test_numbers_in_a_notebooks_prose_are_filled_in(

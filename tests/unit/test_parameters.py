@@ -113,3 +113,16 @@ def test_data_and_weights_that_are_not_there_are_named(tmp_path):
         _ = parameters.check(**GOOD, out=tmp_path, weights="nowhere.pth").weights_file
     with pytest.raises(ValueError, match="weights=''"):
         _ = parameters.check(**GOOD, out=tmp_path).weights_file
+
+
+def test_paths_that_the_system_refuses_are_named(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (tmp_path / "loop", tmp_path / ("x" * 300)):
+        with pytest.raises(FileNotFoundError, match="data='.*cannot be read"):
+            parameters.check(**GOOD, out=tmp_path, data=path)
+        with pytest.raises(ValueError, match="cannot write to the folder"):
+            parameters.check(**GOOD, out=path / "below")
+        with pytest.raises(FileNotFoundError, match="there is no file"):
+            _ = parameters.check(**GOOD, out=tmp_path, weights=str(path)).weights_file
+    with pytest.raises(ValueError, match="cannot write to the folder"):
+        parameters.check(**GOOD, out="a\0b")
