@@ -42,6 +42,17 @@ class Parameters:
         return self.profile == "photos"
 
     @property
+    def data_path(self) -> Path:
+        """The folder or file of real data.
+
+        Raises:
+            ValueError: none was given.
+        """
+        if self.data is None:
+            raise ValueError("data='' names nothing: pass data='FOLDER'")
+        return self.data
+
+    @property
     def weights_file(self) -> Path:
         """Absolute path of the existing file that ``weights`` names.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from IPython.display import Markdown
 from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ def panels(
     columns: int,
     rows: int = 1,
     height: float | None = None,
-    layout: str = "constrained",
+    layout: Literal["constrained", "compressed"] = "constrained",
     ticks: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure as wide as the text with ``rows`` x ``columns`` axes, row by row.

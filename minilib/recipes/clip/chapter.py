@@ -123,7 +123,7 @@ class Study:
 def study(run: Parameters, values: Values) -> Study:
     """Return the data of a run: EmojiScenes, or photographs in folders."""
     if run.photos:
-        return photos_study(values, run.seed, run.device, run.data or "")
+        return photos_study(values, run.seed, run.device, run.data_path)
     return scenes_study(values, run.seed, run.device)
 
 
@@ -150,7 +150,7 @@ def photos_study(
     values: Values,
     seed: int,
     device: torch.device | str,
-    data: Path | str,
+    data: Path,
     fraction: float = 1.0,
 ) -> Study:
     """Return a folder per class (or a zip of it) as a study; captions are templates
@@ -256,7 +256,7 @@ def few_shot_test(
 def starved_photos(run: Run[Values, Study], top1: float) -> dict[str, float]:
     """Train on an eighth of the photographs, for as many steps; return its top-1 beside
     ``top1`` on all."""
-    few = photos_study(run.values, run.seed, run.device, run.data or "", 1 / 8)
+    few = photos_study(run.values, run.seed, run.device, run.data_path, 1 / 8)
     training = study_training(few, run.seed, run.device)
     training.fit(run.out / "eighth", progress="an eighth of the photographs")
     weights = recipe.classifier(training.model, few.names, few.templates)

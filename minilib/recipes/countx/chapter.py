@@ -134,11 +134,10 @@ def study(run: Parameters, values: Values) -> Study:
         FileNotFoundError: files that are not there.
     """
     if run.photos:
-        assert run.data is not None  # CHAPTER.needs
-        return photos_study(values, run.seed, run.device, run.data)
+        return photos_study(values, run.seed, run.device, run.data_path)
     if run.profile == "paper":
-        assert run.data is not None and run.weights_file  # CHAPTER.needs
-        load_fsc147(run.data, "test")
+        load_fsc147(run.data_path, "test")
+        _ = run.weights_file
     return scenes_study(values, run.seed, run.device)
 
 

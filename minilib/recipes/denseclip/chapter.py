@@ -71,7 +71,7 @@ class Study:
 def study(run: Parameters, values: Values) -> Study:
     """Return the data of a run: EmojiScenes, or CamVid."""
     if run.photos:
-        return photos_study(values, run.seed, run.device, run.data or "")
+        return photos_study(values, run.seed, run.device, run.data_path)
     return scenes_study(values, run.seed, run.device)
 
 
@@ -96,12 +96,11 @@ def scenes_study(
 
 
 def photos_study(
-    values: Values, seed: int, device: torch.device | str = "cpu", data: str | Path = ""
+    values: Values, seed: int, device: torch.device | str, data: Path
 ) -> Study:
     """Return CamVid as a study: 367 street scenes to train on, and all 233 test images.
 
     Raises:
-        ValueError: no folder given.
         FileNotFoundError: CamVid is not in it.
     """
     train, test = (camvid(data, split, values.lab.size) for split in ("train", "test"))

@@ -65,7 +65,7 @@ def fold(seed: int) -> int:
 def study(run: Parameters, values: Values) -> Study:
     """Return what a run trains and tests on: one fold of EmojiScenes, or of CamVid."""
     if run.photos:
-        return photos_study(values, run.seed, run.device, run.data or "")
+        return photos_study(values, run.seed, run.device, run.data_path)
     return scenes_study(values, run.seed, run.device)
 
 
@@ -84,7 +84,7 @@ def photos_study(
     values: Values,
     seed: int,
     device: torch.device | str,
-    data: str | Path,
+    data: Path,
     held_out: tuple[str, ...] | None = None,
 ) -> Study:
     """Return CamVid with the classes of one fold unseen; ``held_out=()``
@@ -94,7 +94,6 @@ def photos_study(
     There is no "other".
 
     Raises:
-        ValueError: no folder given.
         FileNotFoundError: the folder is not CamVid as
             ``data_scripts/get_camvid.py`` lays it out.
     """
@@ -180,7 +179,7 @@ def fewer_masks(values: Values, study: Study, share: float) -> Study:
 
 def all_classes(run: Run[Values, Study]) -> Study:
     """Return CamVid with all eleven classes seen."""
-    return photos_study(run.values, run.seed, run.device, run.data or "", held_out=())
+    return photos_study(run.values, run.seed, run.device, run.data_path, held_out=())
 
 
 CHAPTER = Chapter(

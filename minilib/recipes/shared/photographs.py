@@ -16,72 +16,41 @@ from minilib.datasets.augment import shift_and_mirror
 from minilib.datasets.bccd import Bccd, load_bccd
 from minilib.datasets.camvid import CamVid, load_camvid
 from minilib.datasets.density import points_inside
-from minilib.parameters import repository
 from minilib.recipes.shared.counting import Questions
 from minilib.recipes.shared.randomness import seeded
 from minilib.scenes.renderer import density_map
 
 
-def data_folder(data: str | Path, holds: str, script: str) -> Path:
-    """Return the folder that a notebook's parameter ``data`` names.
-
-    A relative path is meant from the repository's root: a notebook's kernel starts in
-    another folder.
-
-    Args:
-        data: the parameter.
-        holds: what must be there, for the message.
-        script: the file in ``data_scripts`` that fetches it, likewise.
-
-    Raises:
-        ValueError: it is empty.
-    """
-    if not str(data).strip():
-        raise ValueError(
-            f"profile='photos' needs data='FOLDER' with {holds} "
-            f"(python data_scripts/{script} fetches one)"
-        )
-    return (repository() or Path.cwd()) / Path(data).expanduser()
-
-
 def class_folders(
-    data: str | Path, size: int, seed: int, device: torch.device | str = "cpu"
+    data: Path, size: int, seed: int, device: torch.device | str = "cpu"
 ) -> tuple[PhotoFolder, PhotoFolder]:
     """Return train and test photographs of a folder per class, or of a zip of it.
 
     Args:
-        data: the notebook's parameter.
+        data: the folder or zip.
         size: side of the square images in pixels.
         seed: which photographs are held out where there is no test folder.
         device: where batches live.
 
     Raises:
-        ValueError: ``data`` is empty, or not laid out so (see ``minilib.datasets``).
+        ValueError: ``data`` is not laid out so (see ``minilib.datasets``).
         FileNotFoundError: nothing is there.
     """
-    holds = "train/<class>/ and test/<class>/, or a zip of such a folder,"
-    folder = data_folder(data, holds, "get_cifar10.py")
-    return load_photos(folder, size=size, device=device, seed=seed)
+    return load_photos(data, size=size, device=device, seed=seed)
 
 
 # --- CamVid --------------------------------------------------------------------------
 
 
-def camvid(data: str | Path, split: str, size: tuple[int, int]) -> CamVid:
+@lru_cache(maxsize=6)
+def camvid(data: Path, split: str, size: tuple[int, int]) -> CamVid:
     """Return a split of CamVid at ``size`` (rows, columns); decoded once a process.
 
     Raises:
-        ValueError: ``data`` is empty.
         FileNotFoundError: it is not CamVid as
             ``data_scripts/get_camvid.py`` lays it out.
     """
-    folder = data_folder(data, "CamVid in it", "get_camvid.py")
-    return _camvid(folder, split, tuple(size))
-
-
-@lru_cache(maxsize=6)
-def _camvid(folder: Path, split: str, size: tuple[int, int]) -> CamVid:
-    return load_camvid(folder, split, size)
+    return load_camvid(data, split, size)
 
 
 @dataclass(frozen=True)
@@ -159,15 +128,13 @@ def _mixed(*numbers: int) -> torch.Generator:
 # --- BCCD ----------------------------------------------------------------------------
 
 
-def bccd(data: str | Path, split: str, size: tuple[int, int]) -> Bccd:
+def bccd(data: Path, split: str, size: tuple[int, int]) -> Bccd:
     """Return a split of BCCD's micrographs at ``size`` (height, width).
 
     Raises:
-        ValueError: ``data`` is empty.
         FileNotFoundError: BCCD is not there.
     """
-    folder = data_folder(data, "BCCD's micrographs in it", "get_bccd.py")
-    return load_bccd(folder, split, size)
+    return load_bccd(data, split, size)
 
 
 def bccd_questions(split: Bccd, sigma: float = 1.5) -> Questions:

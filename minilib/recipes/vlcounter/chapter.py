@@ -101,7 +101,7 @@ def scenes_study(
 
 
 def photos_study(
-    values: Values, seed: int, device: torch.device | str, data: str | Path
+    values: Values, seed: int, device: torch.device | str, data: Path
 ) -> Study:
     """Return BCCD: each micrograph is asked for red cells, white cells and platelets.
 
@@ -121,8 +121,7 @@ def photos_study(
 def study(run: Parameters, values: Values) -> Study:
     """Return the data of a profile: scenes, or the micrographs in ``run.data``."""
     if run.photos:
-        assert run.data is not None  # CHAPTER.needs it
-        return photos_study(values, run.seed, run.device, run.data)
+        return photos_study(values, run.seed, run.device, run.data_path)
     return scenes_study(values, run.seed, run.device)
 
 

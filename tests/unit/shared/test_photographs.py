@@ -11,19 +11,12 @@ from PIL import Image
 
 from minilib.datasets.bccd import Bccd
 from minilib.datasets.camvid import NAMES, CamVid
-from minilib.parameters import repository
-from minilib.recipes.clip import chapter as clip
-from minilib.recipes.countx import chapter as countx
-from minilib.recipes.denseclip import chapter as denseclip
-from minilib.recipes.lseg import chapter as lseg
 from minilib.recipes.shared import photographs
 from minilib.recipes.shared.photographs import (
     CamVidStream,
     bccd_crops,
     bccd_questions,
-    data_folder,
 )
-from minilib.recipes.vlcounter import chapter as vlcounter
 
 
 @pytest.fixture
@@ -46,41 +39,6 @@ def micrographs() -> Bccd:
         [torch.tensor([0, 2]), torch.tensor([1])],
         ("a", "b"),
     )
-
-
-def test_relative_folders_are_meant_from_the_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert data_folder("data/x", "x", "get_x.py") == repository() / "data" / "x"
-    assert data_folder(tmp_path, "x", "get_x.py") == tmp_path
-    with pytest.raises(ValueError, match=r"with x \(python data_scripts/get_x.py"):
-        data_folder("  ", "x", "get_x.py")
-
-
-def test_every_chapter_reads_a_relative_folder_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Kernels start in another folder than the repository's root."""
-    (tmp_path / "root").mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.setattr(photographs, "repository", lambda: tmp_path / "root")
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    seen: list[Path] = []
-
-    def stop(folder: Path, *_: object, **__: object) -> None:
-        seen.append(folder)
-        raise InterruptedError
-
-    for name in ("load_camvid", "load_bccd", "load_photos"):
-        monkeypatch.setattr(photographs, name, stop)
-    for chapter in (clip, lseg, denseclip, countx, vlcounter):
-        values = chapter.PROFILES["photos"]
-        with pytest.raises(InterruptedError):
-            chapter.photos_study(values, 0, "cpu", "data/here")
-        with pytest.raises(ValueError, match="data='FOLDER'.*data_scripts/get_"):
-            chapter.photos_study(values, 0, "cpu", "")
-    assert seen == [tmp_path / "root" / "data" / "here"] * 5
 
 
 def test_frames_come_once_an_epoch_or_independently(frames: CamVid) -> None:
