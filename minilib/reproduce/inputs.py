@@ -16,8 +16,11 @@ from minilib import notebooks
 PACKAGE = Path(__file__).resolve().parent.parent
 # Code that starts runs and lists results, and that notes what was opened,
 # cannot change them.
-_WITHOUT_EFFECT = ("reproduce/", "notebooks.py", "__main__.py", "opened.py")
-_WITHOUT_EFFECT += (
+_WITHOUT_EFFECT = (
+    "reproduce/",
+    "notebooks.py",
+    "__main__.py",
+    "opened.py",
     "claims/reports.py",
     "claims/pages.py",
     "claims/forest.py",
