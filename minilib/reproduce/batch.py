@@ -38,8 +38,6 @@ class Entry:
     job: Job
     reasons: list[str]
     """Why it is to be run; empty = its result stands."""
-    forced: bool = False
-    """Whether it is run although an earlier result may stand."""
     cost: Cost = field(default_factory=Cost)
     state: str = WAITING
     message: str = ""
@@ -50,6 +48,8 @@ class Entry:
     """The code cell that runs and the number of them all; (0, 0) before the first."""
     handle: Any = None
     slot: int = 0
+    forced: bool = False
+    """Whether it is run although an earlier result may stand."""
 
     @property
     def left(self) -> float | None:

@@ -46,7 +46,7 @@ def reproduce(options: argparse.Namespace) -> int:
     # Slurm's nodes have their own
     threads = None if options.executor == "slurm" else fixed_threads()
     entries = [
-        batch.Entry(job, what_changed(job, library, threads), options.force)
+        batch.Entry(job, what_changed(job, library, threads), forced=options.force)
         for job in jobs
     ]
     for entry in entries:

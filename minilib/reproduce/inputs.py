@@ -150,5 +150,5 @@ def changes(old: Inputs, new: Inputs) -> list[str]:
             reasons.append(f"data in {key}, written again since")
     threads = old.get("threads"), new.get("threads")
     if None not in threads and threads[0] != threads[1]:
-        reasons.append(f"{threads[1]} threads instead of {threads[0]}")
+        reasons.append(f"threads: {threads[1]} instead of {threads[0]}")
     return reasons

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from nbformat import ValidationError
 
 from minilib import notebooks
 from minilib.parameters import check_profile
 from minilib.reproduce.inputs import changes, read_inputs
 
+# what reading a file raises that holds something else, in nbformat too
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, ValidationError)
 _COMMON = ("profile", "seed", "device", "out")  # every notebook has these parameters
 
 
@@ -86,7 +89,7 @@ def plan(
     for name in names:
         path = notebooks.find_chapter(name, folder)
         try:
-            defaults = notebooks.read_parameters(nbformat.read(path, as_version=4))
+            defaults = notebooks.read_parameters(_notebook(path))
             notebooks.check_parameters([*_COMMON, *own], defaults)
             typed = {
                 key: _plain(key, notebooks.typed(key, text, defaults[key]))
@@ -116,6 +119,14 @@ def _plain(name: str, value: Any) -> Any:
     return value
 
 
+def _notebook(path: Path) -> Any:
+    """Return a notebook; ValueError if the file is none."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except _DAMAGED as error:
+        raise ValueError(f"it is not a notebook ({type(error).__name__})") from None
+
+
 def what_changed(
     job: Job,
     library: Mapping[str, str] | None = None,
@@ -142,8 +153,14 @@ def what_changed(
         ]
         read_records(job.folder / "result.json")
         nbformat.read(job.folder / "notebook.ipynb", as_version=4)
-        return changes(old, read_inputs(job.notebook, job.parameters, library, threads))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        try:
+            now = read_inputs(job.notebook, job.parameters, library, threads)
+        except FileNotFoundError:
+            return ["its notebook is gone"]
+        except (OSError, *_DAMAGED):
+            return ["its notebook cannot be read"]
+        return changes(old, now)
+    except (OSError, *_DAMAGED):
         if (job.folder / "failure.json").exists():
             return ["failed before"]
         return [

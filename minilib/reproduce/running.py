@@ -96,7 +96,10 @@ def run(
     threads = fixed_threads()
     try:
         with _lock(job):
-            inputs = read_inputs(job.notebook, job.parameters, threads=threads)
+            on_gpu = device is not None and device["used"] != "cpu"
+            inputs = read_inputs(
+                job.notebook, job.parameters, threads=None if on_gpu else threads
+            )
             watch.before = _prepare(job, inputs)
             foreign |= folders.foreign(folder)
             started, caches = datetime.now(UTC), cached_bytes()
@@ -109,6 +112,9 @@ def run(
                 inputs["library"], opened.read(folder / "opened.txt")
             )
             said = read_json(kernel)
+            surroundings = environment(str(job.parameters["device"]), device, said)
+            if surroundings["device"]["used"] != "cpu":
+                inputs["threads"] = None  # a GPU's numbers do not depend on them
             files = folders.listing(folder) - foreign - set(_WHILE_AT_WORK)
             about = {
                 "chapter": job.chapter,
@@ -119,7 +125,7 @@ def run(
                 "peak_memory_bytes": watch.peak,
                 "disk_bytes": sum(os.lstat(folder / name).st_size for name in files),
                 "downloaded_bytes": max(0, cached_bytes() - caches),
-                **environment(str(job.parameters["device"]), device, said),
+                **surroundings,
                 "threads": threads,
                 "key": digest(inputs),
                 "parameters": dict(job.parameters),
