@@ -8,6 +8,7 @@ initial weights, the first batch, and the code. Nobody has to remember to say it
 from __future__ import annotations
 
 import ast
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -80,6 +81,18 @@ def identify(
         },
         {"initial weights": weights, "first batch": numbers},
     )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a digest of a model's class and of every bit of its state: for
+    :func:`minilib.files.kept_rows` and the like."""
+    kind = type(model)
+    parts = hashlib.sha256(f"{kind.__module__}.{kind.__qualname__}".encode())
+    for name, tensor in model.state_dict().items():
+        parts.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        parts.update(plain.view(torch.uint8).numpy().tobytes())
+    return parts.hexdigest()[:16]
 
 
 def _contents(batch: Any) -> tuple[list[Any], list[float]]:

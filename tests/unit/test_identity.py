@@ -3,6 +3,7 @@ one writer."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -31,6 +32,7 @@ from minilib.files import (
 from minilib.recipes.clip import chapter as clip
 from minilib.training import CHECKPOINT, METRICS, TrainConfig, Training, fit
 from minilib.training import launch as train
+from minilib.training.identity import weights_digest
 
 CONFIG = TrainConfig(4, warmup=1, log_every=2)
 
@@ -297,6 +299,15 @@ def test_rows_are_of_what_they_say(tmp_path):
     ):
         with pytest.raises(NotTheSame, match=rf"counts.json .* \(other: {names}\)"):
             kept_rows(path, other)
+
+
+def test_other_weights_have_another_digest():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)).bfloat16()
+    before = weights_digest(model)
+    assert weights_digest(copy.deepcopy(model)) == before
+    with torch.no_grad():
+        model[0].weight[7, 3] += 1
+    assert weights_digest(model) != before
 
 
 @pytest.mark.parametrize("text", ["", '{"1.jp', '{"1.jpg": 3.5}', "[]", '"rows"'])
