@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 
 from minilib import scenes
+from minilib.files import FolderInUse, NotTheSame
+from minilib.parameters import writable_folder
 from minilib.recipes.clip import recipe
 from minilib.training import fit
 from minilib.weights import load_clip, save
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", choices=sorted(recipe.MINI), required=True)
     parser.add_argument(
-        "--steps", type=int, help="optimiser steps (default: the recipe's)"
+        "--steps", type=_steps, help="optimiser steps (default: the recipe's)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -52,26 +54,35 @@ def main(arguments: list[str] | None = None) -> int:
         help="where the checkpoint goes",
     )
     given = parser.parse_args(arguments)
+    if not given.out.is_dir():  # said now, not after the training
+        parser.error(f"--out {given.out}: there is no such folder; make it first")
 
     mini = recipe.MINI[given.model].with_steps(given.steps)
     work = given.work or ROOT / "runs" / "weights" / given.model
     model = recipe.build(mini.model, given.seed).to(given.device)
+    try:
+        writable_folder(work.resolve())
+    except ValueError as error:
+        parser.error(str(error))
     print(
         f"{given.model}: {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{mini.train.steps} steps of {mini.batch_size} scenes on {given.device}; "
         f"working in {work}",
         flush=True,
     )
-    history = fit(
-        model,
-        recipe.contrastive_loss,
-        recipe.scene_pairs(mini, given.seed, given.device),
-        mini.training(given.seed),
-        out=work,
-        after_step=recipe.clamp_logit_scale,
-        evaluate=lambda m: recipe.zero_shot_report(m, n=480, split="val"),
-        progress=given.model,
-    )
+    try:
+        history = fit(
+            model,
+            recipe.contrastive_loss,
+            recipe.scene_pairs(mini, given.seed, given.device),
+            mini.training(given.seed),
+            out=work,
+            after_step=recipe.clamp_logit_scale,
+            evaluate=lambda m: recipe.zero_shot_report(m, n=480, split="val"),
+            progress=given.model,
+        )
+    except (FolderInUse, NotTheSame) as error:
+        parser.error(str(error))
     path = given.out / f"{given.model}.safetensors"
     save(model, path, {})
     # of what ships: half precision
@@ -108,6 +119,12 @@ def main(arguments: list[str] | None = None) -> int:
     os.replace(temporary, path.with_suffix(".json"))
     print(json.dumps(card, indent=2))
     return 0
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps from 1")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from minilib import scenes
-from minilib.files import write_atomically
+from minilib.files import FolderInUse, NotTheSame, write_atomically
+from minilib.parameters import writable_folder
 from minilib.recipes.countx import mini as recipe
 from minilib.weights import load, save
 
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--steps", type=int, help="optimiser steps (default: the recipe's)"
+        "--steps", type=_steps, help="optimiser steps (default: the recipe's)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -51,7 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="where the checkpoint goes",
     )
     given = parser.parse_args(arguments)
+    if not given.out.is_dir():  # said now, not after the training
+        parser.error(f"--out {given.out}: there is no such folder; make it first")
 
+    try:
+        writable_folder(given.work.resolve())
+    except ValueError as error:
+        parser.error(str(error))
     prepared = recipe.prepare(given.seed, given.device, given.steps)
     size = sum(p.numel() for p in prepared.model.parameters())
     steps = prepared.config.steps
@@ -60,7 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
         f"in {given.work}",
         flush=True,
     )
-    history = prepared.fit(given.work, progress="mini-countx")
+    try:
+        history = prepared.fit(given.work, progress="mini-countx")
+    except (FolderInUse, NotTheSame) as error:
+        parser.error(str(error))
     path = given.out / "mini-countx.safetensors"
     save(prepared.model, path, {})
     card = {
@@ -90,6 +100,12 @@ def main(arguments: list[str] | None = None) -> int:
     write_atomically(path.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
     print(json.dumps(card, indent=2))
     return 0
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps from 1")
+    return int(text)
 
 
 if __name__ == "__main__":

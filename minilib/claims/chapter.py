@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,7 +21,7 @@ from torch import nn
 from minilib import opened, parameters
 from minilib.claims import records, reports
 from minilib.training import History, Training
-from minilib.training.launch import launch
+from minilib.training.launch import identity, launch
 
 V = TypeVar("V")
 S = TypeVar("S")
@@ -139,7 +139,13 @@ class Chapter(Generic[V, S]):
         """Return the main training of a run; every process of
         ``minilib.train`` calls this."""
         values = self.values(given)
-        return self.main_training(given, values, self.study(given, values))
+        return self.training_on(given, self.study(given, values))
+
+    def training_on(self, given: parameters.Parameters, study: S) -> Training:
+        """Return the main training on data that are made already; it says what it
+        is of."""
+        training = self.main_training(given, self.values(given), study)
+        return replace(training, identity=identity(self.paper, given))
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,7 @@ class Run(parameters.Parameters, Generic[V, S]):
         folder = self.out / "main"
         if self.devices > 1:
             launch(self.chapter.paper, self, folder)
-        training = self.chapter.main_training(self, self.values, self.study)
+        training = self.chapter.training_on(self, self.study)
         history = training.fit(folder, progress=title)
         return training.model.eval(), history
 

@@ -17,21 +17,18 @@ from typing import Any, Protocol
 
 import filelock
 
-from minilib.files import to_json, write_atomically
+from minilib.files import FolderInUse, to_json, write_atomically
 from minilib.parameters import writable_folder
 from minilib.reproduce.costs import Cost, makespan
 from minilib.reproduce.executors import Order, Workers, this_process
 from minilib.reproduce.jobs import Job, read_json
+from minilib.reproduce.running import restore
 from minilib.reproduce.texts import duration
 
 _POLL = 0.3  # seconds between two looks at the runs
 
 WAITING, QUEUED, RUNNING = "waiting", "queued", "running"
 DONE, FAILED, UNCHANGED, SKIPPED = "done", "failed", "unchanged", "not run"
-
-
-class FolderInUse(RuntimeError):
-    """Another runner works in the folder of runs."""
 
 
 @dataclass
@@ -51,6 +48,8 @@ class Entry:
     """The code cell that runs and the number of them all; (0, 0) before the first."""
     handle: Any = None
     slot: int = 0
+    forced: bool = False
+    """Whether it is run although an earlier result may stand."""
 
     @property
     def left(self) -> float | None:
@@ -83,7 +82,7 @@ class Settings:
     """Runs at the same time."""
     threads: int | None = None
     """Threads of each run on this machine, unless OMP_NUM_THREADS says otherwise; None
-    leaves them to torch."""
+    leaves them to Slurm."""
     limit: float | None = None
     """Seconds for each run."""
     keep_going: bool = False
@@ -124,6 +123,7 @@ def execute(
         workers = Workers(
             settings.executor, out, settings.at_once, settings.limit, settings.slurm
         )
+        _put_back(entries, view)
         try:
             _adopt(entries, workers, view)
             while any(entry.state in (WAITING, QUEUED, RUNNING) for entry in entries):
@@ -138,6 +138,15 @@ def execute(
                 [entry.handle for entry in entries if entry.handle is not None]
             )
             workers.close()
+
+
+def _put_back(entries: Sequence[Entry], view: View) -> None:
+    """Take results that were set aside for runs that were not done, where they are what
+    is asked for now."""
+    for entry in entries:
+        if entry.state == WAITING and not entry.forced and restore(entry.job):
+            entry.state = UNCHANGED
+            view.changed(entry)
 
 
 def time_left(entries: Sequence[Entry], at_once: int) -> str:
@@ -261,7 +270,9 @@ def _environment(slot: int, settings: Settings) -> dict[str, str | None]:
 def only_runner(out: Path) -> Iterator[None]:
     """Keep other runners out of the folder; the system frees the lock when this process
     ends, however it ends."""
-    folder = writable_folder(out / ".batch")
+    folder = out / ".batch"
+    if not folder.is_dir():  # a full disk must not keep anybody from cleaning up
+        writable_folder(folder)
     lock, note = filelock.FileLock(folder / "runner.lock"), folder / "runner.json"
     try:
         lock.acquire(timeout=0)
@@ -274,12 +285,11 @@ def only_runner(out: Path) -> Iterator[None]:
         ) from None
     try:
         now = datetime.now().isoformat(sep=" ", timespec="seconds")
-        write_atomically(
-            note,
-            to_json(
-                {"process": os.getpid(), "host": socket.gethostname(), "since": now}
-            ),
-        )
+        who = {"process": os.getpid(), "host": socket.gethostname(), "since": now}
+        try:
+            write_atomically(note, to_json(who))
+        except OSError:
+            pass  # a full disk: the lock holds without the note
         yield
     finally:
         note.unlink(missing_ok=True)

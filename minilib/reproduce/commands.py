@@ -15,18 +15,20 @@ from typing import Any
 import filelock
 
 from minilib import claims, notebooks
+from minilib.files import from_shell
 from minilib.parameters import PROFILES, repository
-from minilib.reproduce import batch, views
+from minilib.reproduce import batch, folders, views
 from minilib.reproduce.costs import expected
 from minilib.reproduce.executors import EXECUTORS
 from minilib.reproduce.inputs import library_digests
 from minilib.reproduce.jobs import Job, plan, read_json, what_changed
-from minilib.reproduce.running import OURS, lock_of
+from minilib.reproduce.running import lock_of
 from minilib.reproduce.sharing import MEMORY, share
 from minilib.reproduce.surroundings import (
     bytes_under,
     cores,
     describe_device,
+    fixed_threads,
     free_memory,
 )
 from minilib.reproduce.texts import aligned, duration, parse_duration, size
@@ -41,7 +43,12 @@ def reproduce(options: argparse.Namespace) -> int:
     what they would be."""
     jobs = _jobs(options)
     library = library_digests()
-    entries = [batch.Entry(job, what_changed(job, library)) for job in jobs]
+    # Slurm's nodes have their own
+    threads = None if options.executor == "slurm" else fixed_threads()
+    entries = [
+        batch.Entry(job, what_changed(job, library, threads), forced=options.force)
+        for job in jobs
+    ]
     for entry in entries:
         if options.force and not entry.reasons:
             entry.reasons = ["forced"]
@@ -142,6 +149,7 @@ def clean(options: argparse.Namespace) -> int:
         if (folder / "run.json").exists():
             kinds["checkpoints"] += sorted(folder.rglob("*.pt"))
     chosen = [kind for kind in kinds if getattr(options, kind)]
+    failed = 0
     rows = [
         (f"--{kind}", str(len(paths)), size(sum(map(_bytes, paths))))
         for kind, paths in kinds.items()
@@ -157,13 +165,34 @@ def clean(options: argparse.Namespace) -> int:
             if (lock := _free(job)) is None:
                 _say(f"{job}: at work, left alone")
                 continue
-            with lock:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-            _say(f"removed {path}")
-    return 0
+            try:
+                with lock:
+                    left = _remove(path, chosen)
+            except OSError as error:
+                failed += 1
+                _say(f"{path} could not be removed: {error.strerror or error}")
+                continue
+            _say(f"removed {path}" if not left else f"removed {job}; {left}")
+    return 1 if failed else 0
+
+
+def _remove(path: Path, kinds: Sequence[str]) -> str:
+    """Remove a checkpoint, or what a run made in its folder; return what is left there,
+    in words."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return ""
+    if not {"all", "stale"} & set(kinds) and folders.was_set_aside(path):
+        folders.put_back(path)
+        return "the finished one before it is put back"
+    folders.clear(path)
+    folders.forget(path)
+    try:
+        path.rmdir()
+    except OSError:
+        kept = sorted(folders.listing(path)) or ["folders"]
+        return f"left alone, since no run made it: {', '.join(kept[:5])}"
+    return ""
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -331,10 +360,7 @@ def _add_choice(command: argparse.ArgumentParser) -> None:
 
 
 def _jobs(options: argparse.Namespace) -> list[Job]:
-    extra = dict(options.parameters)
-    if extra.get("data"):
-        # The notebook runs in another folder: make the path independent of it.
-        extra["data"] = str(Path(extra["data"]).expanduser().resolve())
+    extra = from_shell(dict(options.parameters))
     out = runs_folder(options.out)
     names = _names(options.chapters)
     return plan(
@@ -408,10 +434,8 @@ def _conclude(
         if name in claims.papers()
     ]
     # only these runs: what else is in the folder may be stale or damaged
-    folders = [
-        e.job.folder for e in entries if e.state in (batch.DONE, batch.UNCHANGED)
-    ]
-    print(claims.table(claims.collect(folders, [options.profile], ledgers)), end="")
+    shown = [e.job.folder for e in entries if e.state in (batch.DONE, batch.UNCHANGED)]
+    print(claims.table(claims.collect(shown, [options.profile], ledgers)), end="")
     failed = sum(entry.state in (batch.FAILED, batch.SKIPPED) for entry in entries)
     if failed:
         _say(f"{failed} of {len(entries)} runs failed")
@@ -443,9 +467,9 @@ def _gpus(asked: str, device: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 def _job_as_run(name: str, profile: str, seed: int, notebook: Path, out: Path) -> Job:
     """Return the job of a run that exists, with the parameters that it was run with."""
-    parameters = (
-        read_json(out / name / profile / f"seed{seed}" / "run.json") or {}
-    ).get("parameters", {})
+    about = read_json(out / name / profile / f"seed{seed}" / "run.json") or {}
+    noted = about.get("parameters")
+    parameters = noted if isinstance(noted, dict) else {}
     return Job(name, profile, seed, notebook, out, parameters)
 
 
@@ -510,7 +534,10 @@ def _names(chapters: Sequence[str]) -> list[str]:
 
 
 def _is_run(folder: Path) -> bool:
-    return folder.is_dir() and any((folder / name).exists() for name in OURS)
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    known = any((folder / name).exists() for name in folders.OURS)
+    return known or folders.was_set_aside(folder) is not None
 
 
 def _bytes(path: Path) -> int:

@@ -102,7 +102,8 @@ def download_text(cost: Cost) -> str:
 
 
 def _of(about: dict[str, Any], device: str) -> bool:
-    used = str(about.get("device", {}).get("used", ""))
+    noted = about.get("device")
+    used = str(noted.get("used", "")) if isinstance(noted, dict) else ""
     return used.partition(":")[0] == device and isinstance(
         about.get("wall_seconds"), (int, float)
     )

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import submitit
 from submitit.core.utils import (
     FailedJobError,
@@ -26,7 +25,7 @@ from minilib.files import to_json, write_atomically
 from minilib.reproduce.inputs import PACKAGE
 from minilib.reproduce.jobs import Job, read_json
 from minilib.reproduce.running import Outcome, changed_environment, run
-from minilib.reproduce.watching import end_with, family, kill
+from minilib.reproduce.watching import end_with, family, kill, mark_of
 
 EXECUTORS = ("local", "slurm", "debug")
 """Processes here; Slurm; one after another in this very process, for a debugger."""
@@ -46,9 +45,9 @@ class Order:
     device elsewhere."""
     environment: Mapping[str, str | None]
     """Environment variables to set, None to remove one."""
-    runner: tuple[int, float] | None
-    """Number and start time of the process whose end ends the run, None =
-    goes on by itself."""
+    runner: tuple[int, str] | None
+    """Number and mark (``watching.mark_of``) of the process whose end ends the run,
+    None = goes on by itself."""
 
 
 class Work(submitit.helpers.Checkpointable):
@@ -217,9 +216,9 @@ def _deaf_to_ctrl_c(wanted: bool) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def this_process() -> tuple[int, float]:
-    """Return number and start time of this process."""
-    return os.getpid(), psutil.Process().create_time()
+def this_process() -> tuple[int, str]:
+    """Return number and mark of this process."""
+    return os.getpid(), mark_of(os.getpid())
 
 
 def _number(value: str) -> Any:

@@ -4,12 +4,13 @@ parameters and data."""
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from minilib import notebooks
+from minilib.files import differences, path_digest, path_times
+from minilib.parameters import from_repository
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # Code that starts runs and lists results, and that notes what was opened,
@@ -25,17 +26,18 @@ _WITHOUT_EFFECT = (
     "claims/forest.py",
     "claims/quoting.py",
 )
-_MIB = 2**20
 
 Inputs = dict[str, Any]
-"""``notebook`` (a digest per code cell), ``library``, ``parameters`` and ``data`` (a
-digest or value per name)."""
+"""``notebook`` (a digest per code cell), ``library``, ``parameters``, ``data`` and
+``changed``, when its files were changed last (a digest or value per name), and
+``threads``."""
 
 
 def read_inputs(
     notebook: Path,
     parameters: Mapping[str, Any],
     library: Mapping[str, str] | None = None,
+    threads: str | None = None,
 ) -> Inputs:
     """Return what a run would depend on if it started now, with every
     file of the library.
@@ -45,6 +47,7 @@ def read_inputs(
         parameters: all that is passed to it; ``out``, where results go, has
             no effect on them.
         library: :func:`library_digests`, if they are known.
+        threads: those of each process of the run; None is equal to any number.
     """
     return {
         "notebook": notebooks.code_digests(notebooks.read(notebook)),
@@ -53,6 +56,10 @@ def read_inputs(
             name: value for name, value in parameters.items() if name != "out"
         },
         "data": data_digests(parameters),
+        "changed": {
+            name: path_times(path) for name, path in _paths(parameters).items()
+        },
+        "threads": threads,
     }
 
 
@@ -93,30 +100,22 @@ def used_library(before: Mapping[str, str], opened: set[str]) -> dict[str, str]:
 
 
 def data_digests(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Return a digest for each parameter that names a folder or file.
+    """Return a digest for ``data`` and ``weights``, where they name a folder or file,
+    see :func:`minilib.files.path_digest`.
 
-    Of a folder count the files' names and sizes; of a file its size, beginning and end
-    (where a zip archive has the checksums of all it holds).
+    No other parameter names one, whatever folders there are in the working directory.
     """
+    return {name: path_digest(path) for name, path in _paths(parameters).items()}
+
+
+def _paths(parameters: Mapping[str, Any]) -> dict[str, Path]:
     found = {}
-    for name, value in parameters.items():
-        path = (
-            Path(value).expanduser()
-            if isinstance(value, str) and value and name != "out"
-            else None
-        )
-        if path is None:
-            continue
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            found[name] = digest(
-                [
-                    (file.relative_to(path).as_posix(), file.stat().st_size)
-                    for file in files
-                ]
-            )
-        elif path.is_file():
-            found[name] = _file_digest(path)
+    for name in ("data", "weights"):
+        value = parameters.get(name)
+        if isinstance(value, str) and value.strip():
+            path = from_repository(value)  # as the notebook does
+            if path.exists():
+                found[name] = path
     return found
 
 
@@ -142,24 +141,13 @@ def changes(old: Inputs, new: Inputs) -> list[str]:
         (old["parameters"], new["parameters"], "parameter "),
         (old["data"], new["data"], "data in "),
     ):
-        reasons += [
-            f"{label}{key}"
-            for key in sorted(set(was) | set(now))
-            if now.get(key) != was.get(key)
-        ]
+        reasons += [f"{label}{key}" for key in differences(was, now)]
+    # of files that kept their names and sizes
+    for key, times in new["changed"].items():
+        same = old["data"].get(key) == new["data"].get(key)
+        if same and times != old.get("changed", {}).get(key, times):
+            reasons.append(f"data in {key}, written again since")
+    threads = old.get("threads"), new.get("threads")
+    if None not in threads and threads[0] != threads[1]:
+        reasons.append(f"threads: {threads[1]} instead of {threads[0]}")
     return reasons
-
-
-def digest(data: Any) -> str:
-    """Return a short digest of JSON data."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _file_digest(path: Path) -> str:
-    size = path.stat().st_size
-    parts = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        parts.update(file.read(_MIB))
-        file.seek(max(0, size - _MIB))
-        parts.update(file.read(_MIB))
-    return parts.hexdigest()[:16]

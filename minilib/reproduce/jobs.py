@@ -88,7 +88,7 @@ def plan(
             defaults = notebooks.read_parameters(notebook)
             notebooks.check_parameters([*_COMMON, *own], defaults)
             typed = {
-                key: notebooks.typed(key, text, defaults[key])
+                key: _plain(key, notebooks.typed(key, text, defaults[key]))
                 for key, text in own.items()
             }
         except ValueError as error:
@@ -100,13 +100,37 @@ def plan(
     return jobs
 
 
-def what_changed(job: Job, library: Mapping[str, str] | None = None) -> list[str]:
+def _plain(name: str, value: Any) -> Any:
+    """Return the value of a parameter if JSON can keep it.
+
+    Raises:
+        ValueError: it cannot: nan, inf, or of a type that only Python has.
+    """
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name}={value!r}: expected finite numbers, text, or lists of them"
+        ) from None
+    return value
+
+
+def what_changed(
+    job: Job,
+    library: Mapping[str, str] | None = None,
+    threads: str | None = None,
+) -> list[str]:
     """Return what makes the job's stored result stale, by name; an empty list means
     that it still stands.
 
     Without a finished run the one reason is that: "not run yet", "failed before" or
     "interrupted before"; without a notebook that can be read, that it is damaged or not
-    there. ``library`` is ``inputs.library_digests()``, if known.
+    there.
+
+    Args:
+        job: the run.
+        library: ``inputs.library_digests()``, if known.
+        threads: those that a new run would have; None = any will do.
     """
     from minilib.claims.records import (
         read_records,  # here, because the process of a single run need not wait for it
@@ -132,7 +156,8 @@ def what_changed(job: Job, library: Mapping[str, str] | None = None) -> list[str
                 f"result.json is of {found.chapter} {found.profile} seed {found.seed}"
             ]
         notebooks.read(job.folder / "notebook.ipynb")
-        return changes(old, read_inputs(job.notebook, job.parameters, library))
+        now = read_inputs(job.notebook, job.parameters, library, threads)
+        return changes(old, now)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         if (job.folder / "failure.json").exists():
             return ["failed before"]

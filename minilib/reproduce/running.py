@@ -22,30 +22,38 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from minilib import opened
-from minilib.files import to_json, write_atomically
+from minilib.files import digest, to_json, write_atomically
 from minilib.parameters import writable_folder
+from minilib.reproduce import folders
 from minilib.reproduce.inputs import (
     PACKAGE,
     Inputs,
     changes,
-    digest,
     read_inputs,
     used_library,
 )
 from minilib.reproduce.jobs import Job, read_json
-from minilib.reproduce.surroundings import bytes_under, cached_bytes, environment
+from minilib.reproduce.surroundings import (
+    PACKAGES,
+    cached_bytes,
+    environment,
+    fixed_threads,
+    foreign_kernel,
+)
 from minilib.reproduce.texts import duration, size
 from minilib.reproduce.watching import Watch
 
-OURS = (
-    "run.json", "attempt.json", "progress.json", "failure.json", "opened.txt",
-    "result.json", "metrics.jsonl", "notebook.ipynb", "notebook.partial.ipynb",
-    "failed.ipynb",
-)  # fmt: skip
-"""The files that a run writes, beside what its notebook leaves there."""
 LOCK_SECONDS = 30
 """How long a run waits for the one before it in the same folder, whose runner was
 killed, to be gone."""
+_WHILE_AT_WORK = (
+    "attempt.json",
+    "progress.json",
+    "failure.json",
+    "failed.ipynb",
+    "opened.txt",
+    "kernel.json",
+)
 _FULL = 2**20  # less room than this is a full disk
 
 
@@ -67,8 +75,9 @@ def run(
     reported, not raised.
 
     A run that was cut short and whose inputs are the same goes on in the files that it
-    left (a training resumes from its checkpoint); anything else is cleared first.
-    ``run.json`` is removed at the start and written at the end.
+    left (a training resumes from its checkpoint). A finished run is set aside first
+    (``minilib.reproduce.folders``) and removed when the new one is done; what else is
+    in the folder stays. ``run.json`` is written at the end.
 
     Args:
         job: what to run.
@@ -76,22 +85,37 @@ def run(
         device: what ``surroundings.describe_device`` says, where it is known; else it
             is asked at the end.
     """
-    partial = job.folder / "notebook.partial.ipynb"
-    watch = Watch(job.folder / "progress.json", limit)
+    folder = job.folder
+    partial, kernel = folder / "notebook.partial.ipynb", folder / "kernel.json"
+    foreign: set[str] = set()
+    watch = Watch(
+        folder / "progress.json",
+        limit,
+        lambda: sorted(folders.listing(folder) - foreign),
+    )
+    threads = fixed_threads()
     try:
         with _lock(job):
-            inputs = read_inputs(job.notebook, job.parameters)
-            watch.before = _prepare(job, inputs)
-            started, caches = datetime.now(UTC), cached_bytes()
-            with watch, _kernel_environment(job):
-                _execute(job, partial, watch)
-            _check_result(job)
-            partial.replace(job.folder / "notebook.ipynb")
-            inputs["library"] = used_library(
-                inputs["library"], opened.read(job.folder / "opened.txt")
+            on_gpu = device is not None and device["used"] != "cpu"
+            inputs = read_inputs(
+                job.notebook, job.parameters, threads=None if on_gpu else threads
             )
-            for name in ("attempt.json", "progress.json", "failed.ipynb", "opened.txt"):
-                (job.folder / name).unlink(missing_ok=True)
+            watch.before = _prepare(job, inputs)
+            foreign |= folders.foreign(folder)
+            started, caches = datetime.now(UTC), cached_bytes()
+            with watch, _kernel_environment(job, kernel, threads):
+                _execute(job, partial, watch)
+            _check_cells(partial)
+            _check_result(job)
+            partial.replace(folder / "notebook.ipynb")
+            inputs["library"] = used_library(
+                inputs["library"], opened.read(folder / "opened.txt")
+            )
+            said = read_json(kernel)
+            surroundings = environment(str(job.parameters["device"]), device, said)
+            if surroundings["device"]["used"] != "cpu":
+                inputs["threads"] = None  # a GPU's numbers do not depend on them
+            files = folders.listing(folder) - foreign - set(_WHILE_AT_WORK)
             about = {
                 "chapter": job.chapter,
                 "profile": job.profile,
@@ -100,24 +124,55 @@ def run(
                 "started": started.isoformat(timespec="seconds"),
                 "wall_seconds": round(watch.seconds(), 1),
                 "peak_memory_bytes": watch.peak,
-                "disk_bytes": bytes_under(job.folder),
+                "disk_bytes": sum(os.lstat(folder / name).st_size for name in files),
                 "downloaded_bytes": max(0, cached_bytes() - caches),
-                **environment(str(job.parameters["device"]), device),
+                **surroundings,
+                "threads": threads,
                 "key": digest(inputs),
                 "parameters": dict(job.parameters),
                 "inputs": inputs,
+                "files": sorted(files),
             }
-            write_atomically(job.folder / "run.json", to_json(about))
+            write_atomically(folder / "run.json", to_json(about))
+            for name in _WHILE_AT_WORK:
+                (folder / name).unlink(missing_ok=True)
+            folders.forget(folder)
     except Exception as error:  # the next run must not suffer from this one
         return Outcome(job, "failed", _failure(job, partial, error, watch))
-    memory = f", {size(watch.peak)}" if watch.peak else ""
-    return Outcome(job, "done", f"{duration(about['wall_seconds'])}{memory}")
+    message = duration(about["wall_seconds"])
+    if watch.peak:
+        message += f", {size(watch.peak)}"
+    if warning := foreign_kernel(said):
+        message += f"; warning: {warning}"
+    return Outcome(job, "done", message)
+
+
+def restore(job: Job) -> bool:
+    """Put back the run that was set aside for one that then was not done, if it is what
+    the job asks for; return whether it was."""
+    path = folders.was_set_aside(job.folder)
+    if path is None or (job.folder / "run.json").exists():
+        return False
+    try:
+        with lock_of(job).acquire(timeout=0):
+            old = (read_json(path) or {})["inputs"]
+            now = read_inputs(job.notebook, job.parameters, threads=fixed_threads())
+            if changes(old, now):
+                return False
+            folders.put_back(job.folder)
+            return True
+    except (
+        filelock.Timeout, OSError, KeyError, TypeError, AttributeError, ValueError,
+    ):  # fmt: skip
+        return False
 
 
 def lock_of(job: Job) -> filelock.FileLock:
     """Return the lock that a process holds while it works in the job's folder; the
     system frees it at its end."""
-    folder = writable_folder(job.out / ".batch")
+    folder = job.out / ".batch"
+    if not folder.is_dir():
+        writable_folder(folder)
     return filelock.FileLock(
         folder / f"{job.chapter}.{job.profile}.seed{job.seed}.lock"
     )
@@ -141,35 +196,34 @@ def _lock(job: Job) -> Iterator[None]:
 def _prepare(job: Job, inputs: Inputs) -> float:
     """Make the folder ready, to go on after an interruption with equal inputs or clean;
     return the seconds spent."""
+    to_json(inputs)  # what cannot be written must not cost what is there
     folder = writable_folder(job.folder)
     if (free := shutil.disk_usage(folder).free) < _FULL:
         raise OSError(errno.ENOSPC, f"no room to start: {size(free)} free")
+    folders.set_aside(folder)
     attempt, spent = read_json(folder / "attempt.json"), 0.0
-    goes_on = (
-        attempt is not None
-        and not (folder / "run.json").exists()
-        and _continues(attempt, inputs, folder)
-    )
-    if goes_on:
+    if attempt is not None and _continues(attempt, inputs, folder):
         spent = float((read_json(folder / "progress.json") or {}).get("seconds", 0.0))
-    for name in (
-        "run.json",
-        "result.json",
-        "failure.json",
-        "progress.json",
-        "notebook.partial.ipynb",
-    ):
-        (folder / name).unlink(missing_ok=True)
-    if not goes_on:
-        # Only a folder that a run made is emptied; elsewhere only the names
-        # that a run writes.
-        mine = attempt is not None or (folder / "notebook.ipynb").exists()
-        for path in folder.iterdir() if mine else [folder / name for name in OURS]:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    write_atomically(folder / "attempt.json", to_json(inputs))
+        foreign = folders.foreign(folder) | folders.listing(folder) - folders.own(
+            folder
+        )
+        write_atomically(
+            folder / "attempt.json", to_json({**inputs, "foreign": sorted(foreign)})
+        )
+        for name in (
+            "result.json",
+            "failure.json",
+            "progress.json",
+            "kernel.json",
+            "notebook.partial.ipynb",
+        ):
+            (folder / name).unlink(missing_ok=True)
+    else:
+        folders.clear(folder)
+        foreign = folders.listing(folder)
+        write_atomically(
+            folder / "attempt.json", to_json({**inputs, "foreign": sorted(foreign)})
+        )
     return spent
 
 
@@ -205,9 +259,28 @@ def _execute(job: Job, output: Path, watch: Watch) -> None:
         cwd=job.folder,
         start_timeout=300,  # a kernel starts slowly where many jobs share the cores
         # else each kernel warns that its local sockets are plain
-        extra_arguments=["--IPKernelApp.log_level=50"],
+        extra_arguments=[
+            "--IPKernelApp.log_level=50",
+            f"--IPKernelApp.exec_lines={_ASK}",
+        ],
         on_cell_start=begins,
     )
+
+
+def _check_cells(executed: Path) -> None:
+    """Raise _NoResult unless every code cell ran to its end: ``sys.exit(0)`` in one
+    ends a notebook without an error."""
+    notebook = nbformat.read(executed, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(code, start=1):
+        ended = any(out.get("ename") == "SystemExit" for out in cell.outputs)
+        if ended or (cell.source.strip() and cell.execution_count is None):
+            raise _NoResult(
+                f"the notebook ended in code cell {number} of {len(code)} without an "
+                "error: take sys.exit() out of it"
+                if ended
+                else f"code cell {number} of {len(code)} did not run"
+            )
 
 
 def _check_result(job: Job) -> None:
@@ -227,10 +300,16 @@ class _NoResult(RuntimeError):
     """The notebook ran to its end, and yet there is nothing to keep."""
 
 
+# what the kernel runs before the first cell
+_ASK = (
+    "exec(open(__import__('os').environ.pop('MINILIB_ASK')).read(), globals().copy())"
+)
+
+
 @contextmanager
-def _kernel_environment(job: Job) -> Iterator[None]:
-    """Let the kernel import this very package, whose digests are recorded, and
-    note what it opens."""
+def _kernel_environment(job: Job, kernel: Path, threads: str) -> Iterator[None]:
+    """Let the kernel import this very package, whose digests are recorded, note what
+    it opens, and say what it is."""
     root = str(PACKAGE.parent)
     paths = [root] + [
         path
@@ -243,6 +322,10 @@ def _kernel_environment(job: Job) -> Iterator[None]:
         # compiled modules beside their sources, where their use is noted
         "PYTHONPYCACHEPREFIX": None,
         opened.VARIABLE: str(job.folder / "opened.txt"),
+        "OMP_NUM_THREADS": threads,
+        "MINILIB_ASK": str(Path(__file__).with_name("kernel.py")),
+        "MINILIB_KERNEL": str(kernel),
+        "MINILIB_PACKAGES": json.dumps(PACKAGES),
     }
     with changed_environment(changed):
         yield

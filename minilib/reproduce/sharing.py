@@ -17,9 +17,8 @@ class Share:
     at_once: int
     """Runs at the same time."""
     threads: int
-    """Threads of each process of a run.
-
-    Together no more than there are cores, except that each has one."""
+    """Threads of each process of a run; they do not depend on how many runs there are
+    or are made at a time, since results depend on them in their last digits."""
 
 
 def share(
@@ -34,8 +33,8 @@ def share(
     """Return how many runs to make at a time, and the threads of each.
 
     A chapter's small trainings gain little from a second thread, so on the processor
-    there is one run per core, as far as there are runs and memory; cores that are left
-    over become threads.
+    there is one run per core, as far as there are runs and memory, with one thread.
+    A run on a GPU gets that GPU's share of the cores.
 
     Args:
         cores: processor cores that may be used, at least 1.
@@ -54,4 +53,6 @@ def share(
     else:
         at_once = min(cores // processes, int(memory // need))
     at_once = max(1, min(at_once, runs))
-    return Share(at_once, max(1, cores // (at_once * processes)))
+    if gpus is None:
+        return Share(at_once, 1)
+    return Share(at_once, max(1, cores // max(gpus, processes)))

@@ -18,34 +18,31 @@ from minilib.parameters import resolve_device
 from minilib.reproduce.inputs import PACKAGE
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")  # limits of a container, in version 2
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "open_clip_torch",
-    "matplotlib",
-    "papermill",
-)
+PACKAGES = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "numpy": "numpy",
+    "open_clip_torch": "open_clip",
+    "matplotlib": "matplotlib",
+    "papermill": "papermill",
+}
+"""The packages whose versions are noted, and the names that import them."""
 
 
 def environment(
-    device: str, described: Mapping[str, Any] | None = None
+    device: str,
+    described: Mapping[str, Any] | None = None,
+    kernel: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return commit, versions and machine as ``run.json`` keeps them.
 
     Args:
         device: the device that was asked for.
         described: what :func:`describe_device` says of it, if that is known.
+        kernel: what the kernel said of itself (``minilib.reproduce.kernel``), whose
+            versions are the ones that count.
     """
-    versions: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "minilib": __version__,
-    }
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
+    versions = _versions() | _versions_of(kernel)
     commit = _git("rev-parse", "HEAD")
     return {
         "commit": commit,
@@ -55,11 +52,60 @@ def environment(
         if commit
         else None,
         "versions": versions,
+        "kernel": None if kernel is None else kernel.get("executable"),
         "device": dict(describe_device(device) if described is None else described),
         "platform": platform.platform(),
         "cores": cores(),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
     }
+
+
+def foreign_kernel(kernel: Mapping[str, Any] | None) -> str:
+    """Return in words how the kernel's environment differs from this one; "" where it
+    does not."""
+    if kernel is None:
+        return "its kernel did not say which Python and packages it ran with"
+    here, there = _versions(), _versions_of(kernel)
+    other = [
+        f"{name} {there[name]}, here {here[name]}"
+        for name in there
+        if there[name] != here.get(name)
+    ]
+    if kernel.get("prefix") == sys.prefix and not other:
+        return ""
+    return (
+        f"its kernel is of another environment than this one, "
+        f"{kernel.get('executable')}" + (f" ({'; '.join(other)})" if other else "")
+    )
+
+
+def fixed_threads() -> str:
+    """Return the threads of each process of a run: what OMP_NUM_THREADS says, or Slurm;
+    else one, so that a result does not depend on the machine or on other runs."""
+    return (
+        os.environ.get("OMP_NUM_THREADS")
+        or os.environ.get("SLURM_CPUS_PER_TASK")
+        or "1"
+    )
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "minilib": __version__,
+    }
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _versions_of(kernel: Mapping[str, Any] | None) -> dict[str, str | None]:
+    said = {} if kernel is None else kernel
+    return dict(said.get("versions") or {}) | (
+        {"python": said["python"]} if "python" in said else {}
+    )
 
 
 def describe_device(device: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def plan_text(
 
     ``threads`` are those of each run, None where they are not chosen here.
     """
-    rows = [("run", "why", "time", "memory", "disk", "download")]
+    rows: list[tuple[str, ...]] = [("run", "why", "time", "memory", "disk", "download")]
     for entry in entries:
         cost = entry.cost
         if entry.reasons:

@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from minilib.files import NotTheSame, differences, only_writer
+from minilib.training.identity import Identity
 
 CHECKPOINT = "last.pt"
 METRICS = "metrics.jsonl"
@@ -23,29 +28,48 @@ class Journal:
         out: the folder; None = nothing is kept on disk.
         config: the run's values; a checkpoint with other values is refused.
         main: whether this process writes.
+        identity: what else the run is of; a checkpoint of another is refused.
 
     Raises:
         OSError: ``out`` cannot be written.
     """
 
     def __init__(
-        self, out: Path | str | None, config: Mapping[str, Any], main: bool = True
+        self,
+        out: Path | str | None,
+        config: Mapping[str, Any],
+        main: bool = True,
+        identity: Identity = Identity(),  # noqa: B008 (it is frozen)
     ) -> None:
         self.out = None if out is None else Path(out)
         self.config = json.loads(json.dumps(config))
         self.main = main
+        self.identity = identity
         self.rows: list[dict[str, float]] = []
         self.last_checkpoint = "none was written"
         if self.out is not None and main:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
-                open(self.out / METRICS, "a").close()
+                _probe(self.out)
             except OSError as error:
                 raise OSError(
                     error.errno,
                     f"cannot write to out={str(out)!r}: {error.strerror}; name a "
                     "folder that can be written",
                 ) from error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other trainings out of the folder.
+
+        Raises:
+            FolderInUse: another process trains there.
+        """
+        if self.out is None or not self.main:
+            yield
+            return
+        with only_writer(self.out, "training"):
+            yield
 
     def restore(
         self, load: Callable[[dict[str, Any]], None], device: torch.device
@@ -54,7 +78,8 @@ class Journal:
         seconds done so far.
 
         Raises:
-            ValueError: the checkpoint cannot be read, or belongs to other values.
+            NotTheSame: the checkpoint cannot be read, or belongs to another training:
+                the message names in what.
         """
         if self.out is None or not (self.out / CHECKPOINT).exists():
             if self.out is not None and self.main:
@@ -66,21 +91,25 @@ class Journal:
             of_this_kind = saved.keys() >= _PARTS
         except Exception as error:
             # what torch.load raises depends on where the file is damaged
-            raise ValueError(
+            raise NotTheSame(
                 f"{path} cannot be read ({error}); delete it to start again"
             ) from error
         if not of_this_kind:
-            raise ValueError(
+            raise NotTheSame(
                 f"{path} is not a checkpoint of this training loop; choose another "
                 "folder"
             )
-        if saved["config"] != self.config:
-            changed = sorted(
-                k for k in self.config if saved["config"].get(k) != self.config[k]
+        if "identity" not in saved:
+            raise NotTheSame(
+                f"{path} does not say which data and model it is of (an older version "
+                "wrote it): choose another folder, or delete this file to start again"
             )
-            raise ValueError(
-                f"{path} belongs to a training run with another configuration "
-                f"(changed: {', '.join(changed)}); choose another folder, or delete "
+        changed = set(differences(saved["config"], self.config))
+        changed |= set(Identity(**saved["identity"]).differing(self.identity))
+        if changed:
+            raise NotTheSame(
+                f"{path} belongs to another training (changed: "
+                f"{', '.join(sorted(changed))}); choose another folder, or delete "
                 "this file to start again"
             )
         load(saved)
@@ -135,6 +164,7 @@ class Journal:
                 "step": step,
                 "seconds": seconds,
                 "config": self.config,
+                "identity": self.identity.to_data(),
                 "rng": rng,
                 **state,
             }
@@ -142,6 +172,12 @@ class Journal:
             torch.save(everything, temporary)
             os.replace(temporary, self.out / CHECKPOINT)
         self.last_checkpoint = f"step {step} in {self.out / CHECKPOINT}"
+
+
+def _probe(folder: Path) -> None:
+    """Raise OSError if the folder takes no new file."""
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def _parse(line: str) -> dict[str, float] | None:

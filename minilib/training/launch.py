@@ -37,9 +37,23 @@ from torch import nn
 from tqdm import tqdm
 
 from minilib import parameters
-from minilib.parameters import PROFILES, Parameters, repository, writable_folder
+from minilib.files import (
+    FolderInUse,
+    NotTheSame,
+    from_shell,
+    only_writer,
+    path_digest,
+)
+from minilib.parameters import (
+    PROFILES,
+    Parameters,
+    from_repository,
+    repository,
+    writable_folder,
+)
 from minilib.training.journal import METRICS
-from minilib.training.loop import History, Training
+from minilib.training.loop import History, NonFiniteLoss, Training
+from minilib.training.parallel import part_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -101,6 +115,7 @@ def launch(
 
     Raises:
         ValueError: fewer than two ``devices``, or fewer GPUs than that.
+        FolderInUse: another process trains in ``out``.
         RuntimeError: the training failed; the message ends with the end of its log.
     """
     devices, device = run.devices, run.device
@@ -116,6 +131,8 @@ def launch(
             "device(s)"
         )
     folder = writable_folder(out)
+    with only_writer(folder, "training"):
+        pass  # before the log of one that is at work would be overwritten
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     command += [
         "--num_processes",
@@ -146,7 +163,8 @@ def launch(
     command += ["--cpu"] if on_cpu else []
     for name in OWN:
         if value := getattr(run, name):
-            command += ["-p", f"{name}={value}"]
+            named = from_repository(value)  # a path as the notebook means it, or a name
+            command += ["-p", f"{name}={named if named.exists() else value}"]
     environment = os.environ | {_OWNER: str(os.getpid())}
     environment.setdefault(
         "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices))
@@ -192,9 +210,21 @@ def _watch(running: subprocess.Popen[bytes], folder: Path, title: str) -> None:
                 bar.set_postfix({"loss": f"{row.get('loss', float('nan')):.3f}"})
 
 
+def identity(paper: str, run: Parameters) -> dict[str, str]:
+    """Return what the main training of a chapter is of, as far as its parameters say
+    it; for :class:`minilib.training.Training`."""
+    found = {"paper": paper, "profile": run.profile, "seed": str(run.seed)}
+    if run.data is not None:
+        found["data"] = path_digest(run.data)
+    if run.weights:
+        path = from_repository(run.weights)
+        found["weights"] = path_digest(path) if path.exists() else run.weights
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train; return the exit status: 0 well, 2 wrong use. Other failures are raised, so
-    that the launcher sees them."""
+    """Train; return the exit status: 0 well, 1 the training failed, 2 wrong use, 3
+    another process trains in the folder. Unforeseen failures are raised."""
     options = _parser().parse_args(arguments)
     end_with_the_launcher()
     from minilib.claims.chapter import (
@@ -206,35 +236,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = parameters.check(
             profile=options.profile,
             seed=options.seed,
-            out=options.out,
-            **dict(options.parameters),
+            # as the shell means it; a notebook's own paths start at the repository
+            out=options.out.expanduser().absolute(),
+            **from_shell(dict(options.parameters)),
         )
         accelerator = processes(options.cpu, options.tracker, run.out)
         training = chapter.training(replace(run, device=accelerator.device))
-    except (ValueError, FileNotFoundError) as error:
-        print(f"minilib.train: {error}", file=sys.stderr)
-        return 2
-    changes = {
-        name: getattr(options, name) for name in ("steps", "precision", "accumulate")
-    }
-    config = replace(
-        training.config,
-        **{name: value for name, value in changes.items() if value is not None},
-    )
-    training = replace(training, config=config)
+        changes = {
+            name: value
+            for name in ("steps", "precision", "accumulate")
+            if (value := getattr(options, name)) is not None
+        }
+        config = replace(training.config, **changes)
+        training = replace(training, config=config)
+        parts = accelerator.num_processes * config.accumulate
+        part_of(training.batches, 0, 0, parts)  # does a batch have so many parts?
+    except (ValueError, OSError) as error:
+        return _refused(error, 2)
     if accelerator.is_main_process:
         print(describe(training, accelerator), flush=True)
     if options.tracker:
         accelerator.init_trackers("curves")
-    history = training.fit(
-        run.out,
-        progress=options.paper if sys.stderr.isatty() else None,
-        accelerator=accelerator,
-    )
+    try:
+        history = training.fit(
+            run.out,
+            progress=options.paper if sys.stderr.isatty() else None,
+            accelerator=accelerator,
+        )
+    except FolderInUse as error:
+        return _refused(error, 3)
+    except NotTheSame as error:
+        return _refused(error, 2)
+    except (NonFiniteLoss, OSError) as error:
+        return _refused(error, 1)
     accelerator.end_training()
     if accelerator.is_main_process:
         print(_last(history), flush=True)
     return 0
+
+
+def _refused(error: Exception, status: int) -> int:
+    """Print an error in a line and return the exit status."""
+    print(f"minilib.train: {error}", file=sys.stderr, flush=True)
+    return status
 
 
 def describe(training: Training, accelerator: Accelerator) -> str:
@@ -308,7 +352,8 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         required=True,
-        help="folder for checkpoint and metrics, seen by all hosts",
+        help="folder for checkpoint and metrics, seen by all hosts; a relative one "
+        "starts at the working directory",
     )
     parser.add_argument(
         "-p",

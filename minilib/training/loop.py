@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from minilib.training.identity import identify
 from minilib.training.journal import CHECKPOINT, METRICS, Journal
 from minilib.training.parallel import Team, part_of
 
@@ -141,6 +142,8 @@ class Training(Generic[Model]):
     config: TrainConfig
     after_step: Callable[[Model], None] | None = None
     evaluate: Callable[[Model], Mapping[str, float]] | None = None
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """What the training is of, beside what :func:`fit` sees itself."""
 
     def fit(
         self,
@@ -153,7 +156,7 @@ class Training(Generic[Model]):
         return fit(
             self.model, self.loss, self.batches, self.config, out=out,
             after_step=self.after_step, evaluate=self.evaluate, progress=progress,
-            accelerator=accelerator,
+            accelerator=accelerator, identity=self.identity,
         )  # fmt: skip
 
 
@@ -224,13 +227,15 @@ def fit(
     evaluate: Callable[[Model], Mapping[str, float]] | None = None,
     progress: str | None = "training",
     accelerator: Accelerator | None = None,
+    identity: Mapping[str, str] | None = None,
 ) -> History:
     """Train ``model`` in place, on this process or on all processes of ``accelerator``.
 
     Where ``out`` holds the checkpoint of an earlier, interrupted call with the same
-    ``config``, training resumes there and, on CPU, ends with exactly the weights of an
-    uninterrupted run: the checkpoint holds model, optimiser, average and random state,
-    and ``batches`` is called with the step.
+    ``config``, model, data and code, training resumes there and, on CPU, ends with
+    exactly the weights of an uninterrupted run: the checkpoint holds model, optimiser,
+    average and random state, and ``batches`` is called with the step. A checkpoint of
+    anything else is refused.
 
     Several processes share every batch: each works on its part of the rows, gradients
     and logged values are averaged, and a loss that compares rows with each other
@@ -258,19 +263,27 @@ def fit(
         progress: title of the progress bar; None = no bar.
         accelerator: the processes to train on, and where metrics are tracked; None =
             this process alone.
+        identity: what the training is of by name, such as the digest of its data,
+            beside what is seen here (:mod:`minilib.training.identity`).
 
     Returns:
         What was logged; complete on the first process only.
 
     Raises:
         NonFiniteLoss: with the step and the last good checkpoint.
-        ValueError: ``out`` holds a checkpoint of another configuration, one that cannot
-            be read, or not the same one for all processes; or a batch cannot be cut
-            into equal parts.
+        NotTheSame: ``out`` holds a checkpoint of another training, or one that cannot
+            be read; nothing has been trained or overwritten. A ValueError.
+        FolderInUse: another process trains in ``out``.
+        ValueError: ``out`` does not hold the same checkpoint for all processes; or a
+            batch cannot be cut into equal parts.
         OSError: ``out`` cannot be written; nothing has been trained yet.
     """
     device = next(model.parameters()).device
     team = Team(accelerator)
+    journal = Journal(out, asdict(config), team.main)
+    if out is not None:
+        functions = (loss, after_step, evaluate)
+        journal.identity = identify(model, batches, functions, identity or {})
     forward = team.share(model, loss)
     optimizer = make_optimizer(model, config)
     precision = _precision(config, device)
@@ -282,8 +295,8 @@ def fit(
         )
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
     parts |= {} if average is None else {"average": average}
-    journal = Journal(out, asdict(config), team.main)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    on_gpu = [device] if device.type == "cuda" else []
+    with journal.alone(), torch.random.fork_rng(devices=on_gpu):
         torch.manual_seed(config.seed + _RANK_STRIDE * team.rank)
         first, seconds = journal.restore(
             lambda saved: _load(saved, parts, device, config, team), device

@@ -178,7 +178,7 @@ def test_a_library_that_changes_during_the_run_makes_its_result_stale(
     monkeypatch.setattr(
         running,
         "read_inputs",
-        lambda notebook, given: read_inputs(notebook, given, before),
+        lambda notebook, given, threads: read_inputs(notebook, given, before, threads),
     )
     assert reproduce.run(job).state == "done"
     assert reproduce.what_changed(job) == ["minilib/files.py"]
@@ -219,10 +219,15 @@ def test_a_damaged_run_is_run_again(chapters, runs, name):
     assert reproduce.run(job).state == "done" and reproduce.what_changed(job) == []
 
 
-def test_forced_run_starts_clean(chapters, runs, capsys):
+def test_forced_run_starts_clean(chapters, runs, capsys, tmp_path):
+    once = f"""
+flag = pathlib.Path({str(tmp_path / "flag")!r})
+if not flag.exists(): (folder / "checkpoint.bin").write_text("old")
+flag.touch()"""
+    write_notebook(chapters, RECORD + once)
     assert call(chapters, runs) == 0
     folder = runs / "tiny" / "quick" / "seed0"
-    (folder / "checkpoint.bin").write_text("old")
+    assert (folder / "checkpoint.bin").exists()
     assert call(chapters, runs, "--force") == 0
     assert "running (forced)" in capsys.readouterr().err
     assert not (folder / "checkpoint.bin").exists()

@@ -24,24 +24,26 @@ GIB = 2**30
         (2, 5, (2, 1)),
         (4, 5, (4, 1)),
         (8, 5, (5, 1)),
-        (64, 5, (5, 12)),
+        (64, 5, (5, 1)),
         (64, 100, (64, 1)),
-        (2, 1, (1, 2)),
-        (64, 1, (1, 64)),
-        (2, 0, (1, 2)),
+        (2, 1, (1, 1)),
+        (64, 1, (1, 1)),
+        (2, 0, (1, 1)),
     ],
 )
-def test_one_run_per_core_and_the_cores_left_over_as_threads(count, runs, expected):
+def test_one_run_per_core_with_one_thread_however_many_runs_there_are(
+    count, runs, expected
+):
     assert astuple(share(count, 512 * GIB, runs)) == expected
 
 
 @pytest.mark.parametrize(
     ("memory", "need", "expected"),
     [
-        (8 * GIB, MEMORY, (2, 4)),
+        (8 * GIB, MEMORY, (2, 1)),
         (8 * GIB, GIB, (5, 1)),
-        (8 * GIB, 5 * GIB, (1, 8)),
-        (GIB, MEMORY, (1, 8)),
+        (8 * GIB, 5 * GIB, (1, 1)),
+        (GIB, MEMORY, (1, 1)),
     ],
 )
 def test_memory_limits_the_runs(memory, need, expected):
@@ -49,31 +51,35 @@ def test_memory_limits_the_runs(memory, need, expected):
 
 
 def test_what_the_user_asks_for_is_kept():
-    assert astuple(share(2, GIB, 5, jobs=1)) == (1, 2)
+    assert astuple(share(2, GIB, 5, jobs=1)) == (1, 1)
     assert astuple(share(2, GIB, 5, jobs=4)) == (4, 1), "whatever cores and memory"
-    assert astuple(share(8, 64 * GIB, 5, jobs=2)) == (2, 4)
-    assert astuple(share(8, 64 * GIB, 2, jobs=9)) == (2, 4), "no more than there are"
+    assert astuple(share(8, 64 * GIB, 5, jobs=2)) == (2, 1)
+    assert astuple(share(8, 64 * GIB, 2, jobs=9)) == (2, 1), "no more than there are"
 
 
 def test_a_gpu_gets_one_run():
     assert astuple(share(16, 64 * GIB, 5, gpus=1)) == (1, 16)
-    assert astuple(share(16, 64 * GIB, 5, gpus=8)) == (5, 3)
-    assert astuple(share(16, 64 * GIB, 5, jobs=2, gpus=1)) == (2, 8)
+    assert astuple(share(16, 64 * GIB, 5, gpus=8)) == (5, 2)
+    assert astuple(share(16, 64 * GIB, 1, gpus=8)) == (1, 2)
+    assert astuple(share(16, 64 * GIB, 5, jobs=2, gpus=1)) == (2, 16)
 
 
 def test_a_run_of_several_processes_counts_as_so_many():
     assert astuple(share(8, 64 * GIB, 5, processes=2)) == (4, 1)
-    assert astuple(share(8, 64 * GIB, 2, processes=2)) == (2, 2)
+    assert astuple(share(8, 64 * GIB, 2, processes=2)) == (2, 1)
     assert astuple(share(2, 64 * GIB, 5, processes=8)) == (1, 1)
     assert astuple(share(16, 64 * GIB, 5, gpus=8, processes=8)) == (1, 2)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 8, 64])
-@pytest.mark.parametrize("runs", [1, 3, 10, 200])
-def test_cores_are_used_and_not_used_twice(count, runs):
-    chosen = share(count, 1024 * GIB, runs)
-    used = chosen.at_once * chosen.threads
-    assert count - chosen.at_once < used <= count and chosen.at_once <= runs
+@pytest.mark.parametrize("gpus", [None, 1, 4])
+def test_threads_do_not_depend_on_runs_memory_and_jobs(gpus):
+    chosen = {
+        share(16, memory * GIB, runs, jobs=jobs, gpus=gpus).threads
+        for memory in (1, 1024)
+        for runs in (1, 3, 200)
+        for jobs in (None, 1, 5)
+    }
+    assert chosen == {1 if gpus is None else 16 // gpus}
 
 
 def test_limits_of_a_container(tmp_path):
@@ -113,10 +119,10 @@ def settings(monkeypatch, memory, arguments=(), parameters=None, used="cpu"):
 def test_the_runner_shares_by_what_the_plan_knows(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert settings(monkeypatch, GIB) == (3, 1)
-    assert settings(monkeypatch, None) == (2, 2), "3 GiB where nothing is known"
-    assert settings(monkeypatch, 6 * GIB) == (1, 4)
-    assert settings(monkeypatch, GIB, ["--jobs", "1"]) == (1, 4)
-    assert settings(monkeypatch, GIB, ["--executor", "debug"]) == (1, 4)
+    assert settings(monkeypatch, None) == (2, 1), "3 GiB where nothing is known"
+    assert settings(monkeypatch, 6 * GIB) == (1, 1)
+    assert settings(monkeypatch, GIB, ["--jobs", "1"]) == (1, 1)
+    assert settings(monkeypatch, GIB, ["--executor", "debug"]) == (1, 1)
     assert settings(monkeypatch, GIB, parameters={"devices": 2}) == (2, 1)
     assert settings(monkeypatch, GIB, used="cuda:1") == (1, 4)
     slurm = ["--executor", "slurm", "--time-limit", "1h"]

@@ -3,7 +3,6 @@ sliding windows."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 from tqdm import tqdm
 
 from minilib.datasets.fsc147 import FSC147, load_fsc147
-from minilib.files import to_json, write_atomically
+from minilib.files import digest, keep_rows, kept_rows
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.countx import CounTX
+from minilib.training.identity import weights_digest
 from minilib.weights import load_checkpoint
 
 PUBLISHED = {
@@ -32,10 +32,17 @@ def count_all(
     single precision.
 
     With ``out`` every count is kept as it is made, and an interrupted run resumes.
+
+    Raises:
+        NotTheSame: the counts in ``out`` are of another model, split or merge.
     """
-    known: dict[str, float] = {}
-    if out is not None and out.is_file():
-        known = json.loads(out.read_text(encoding="utf-8"))
+    identity = {
+        "weights": weights_digest(model),
+        "split": digest([split.split, list(split.files), list(split.texts)]),
+        "stride": str(WINDOW_STRIDE),
+        "merge": merge,
+    }
+    known = {} if out is None else kept_rows(out, identity)
     for index in tqdm(range(len(split)), desc=f"FSC-147 {split.split}", leave=False):
         name = split.files[index]
         if name not in known:
@@ -44,9 +51,9 @@ def count_all(
                 image, split.texts[index], stride=WINDOW_STRIDE, merge=merge
             )
             if out is not None and index % 50 == 0:
-                write_atomically(out, to_json(known))
+                keep_rows(out, identity, known)
     if out is not None:
-        write_atomically(out, to_json(known))
+        keep_rows(out, identity, known)
     return torch.tensor([known[name] for name in split.files])
 
 
