@@ -23,7 +23,7 @@ from tqdm import tqdm
 from minilib import weights
 from minilib.datasets.decode import to_rgb
 from minilib.metrics.segmentation import EpisodeScore
-from minilib.models.clip import TextTransformer
+from minilib.models.clip import CLIP
 from minilib.models.lseg import LSeg, embed_labels
 
 SIDE = 480
@@ -80,7 +80,7 @@ def read_pair(folder: Path, number: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def evaluate_fss(
     model: LSeg,
-    clip: TextTransformer,
+    clip: CLIP,
     folder: str | Path,
     classes: Sequence[str],
     device: torch.device | str = "cpu",
