@@ -12,6 +12,7 @@ from PIL import Image
 
 from minilib.claims.chapter import Run
 from minilib.datasets.bccd import Bccd
+from minilib.files import NotTheSame
 from minilib.models.countx import CounTX
 from minilib.recipes.countx import chapter, experiments, figures, protocol
 from minilib.recipes.countx.chapter import (
@@ -612,10 +613,7 @@ def test_the_released_weights_are_evaluated_and_counts_kept(
 ) -> None:
     asked = []
 
-    class Released:
-        def to(self, device: object) -> Released:
-            return self
-
+    class Released(torch.nn.Linear):
         def count(
             self, image: torch.Tensor, text: str, stride: int, merge: str
         ) -> float:
@@ -623,12 +621,13 @@ def test_the_released_weights_are_evaluated_and_counts_kept(
             asked.append(text)
             return 2.0 + len(text)
 
+    released = Released(2, 2)
     weights = tmp_path / "paper-model.pth"
     monkeypatch.setattr(protocol, "load_checkpoint", lambda path: {"from": path})
     monkeypatch.setattr(
         protocol.CounTX,
         "from_official",
-        lambda state: Released() if state == {"from": weights} else None,
+        lambda state: released if state == {"from": weights} else None,
     )
     table = protocol.evaluate_released(fsc147, weights, "cpu", tmp_path)
     assert asked == ["the val things", "val things", "the test things", "test things"]
@@ -638,6 +637,9 @@ def test_the_released_weights_are_evaluated_and_counts_kept(
     assert data["val by class"]["published"] is None
     assert protocol.evaluate_released(fsc147, weights, "cpu", tmp_path) == table
     assert len(asked) == 4, "what is counted is not counted again"
+    released = Released(2, 2)  # other weights: their counts are not the first ones'
+    with pytest.raises(NotTheSame, match="weights"):
+        protocol.evaluate_released(fsc147, weights, "cpu", tmp_path)
 
 
 def test_profile_paper_says_at_once_what_is_missing(
