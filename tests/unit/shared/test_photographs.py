@@ -77,7 +77,7 @@ def test_camvid_is_read_once_a_process(tmp_path: Path) -> None:
     Image.new("RGB", (48, 36), (10, 90, 10)).save(tmp_path / "train" / "0.png")
     Image.new("L", (48, 36), 1).save(tmp_path / "trainannot" / "0.png")
     first = photographs.camvid(tmp_path, "train", (18, 24))
-    assert first is photographs.camvid(str(tmp_path), "train", (18, 24))
+    assert first is photographs.camvid(tmp_path, "train", (18, 24))
     assert photographs.camvid(tmp_path, "train", (9, 12)).image.shape[-2:] == (9, 12)
 
 
