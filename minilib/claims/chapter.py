@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -194,7 +195,8 @@ class Run(parameters.Parameters, Generic[V, S]):
         """
         test = records.find(self._name(claim)).tests[self.profile]
         if isinstance(test, str):
-            print(f"{claim} is not tested at profile {self.profile}: {test}")
+            reason = f"{claim} is not tested at profile {self.profile}: {test}"
+            print(textwrap.fill(reason, 88))  # as wide as the book's column
         return not isinstance(test, str)
 
     def record(

@@ -177,7 +177,9 @@ def test_a_claim_without_a_test_prints_the_ledgers_reason(run, capsys):
     reason = claims.load("clip")["clip.C1"].tests["photos"]
     assert not photos.tests("C1")
     photos.record("C1", treatment=1.0, control=0.0, n=1)
-    assert capsys.readouterr().out.count(reason) == 2
+    said = capsys.readouterr().out
+    assert " ".join(said.split()).count(reason) == 2
+    assert max(map(len, said.splitlines())) <= 88
     assert not (run.out / "result.json").exists()
     assert run.tests("C1")
     with pytest.raises(ValueError, match="unknown claim"):
