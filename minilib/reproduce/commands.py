@@ -205,7 +205,7 @@ def parse_seeds(text: str) -> list[int]:
         last = int(match[2] or first) if match else -1
         if last < first:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is no list of seeds: write 0, 0,1,2 or 0..4"
+                f"{text!r} is not a list of seeds: write 0, 0,1,2 or 0..4"
             )
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
@@ -547,7 +547,7 @@ def _bytes(path: Path) -> int:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of runs: write 1, 2, ..."
+            f"{text!r} is not a number of runs: write 1, 2, ..."
         )
     return int(text)
 
