@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minilib import weights
-from minilib.datasets.decode import to_rgb
+from minilib.datasets.decode import read_picture, read_stored
 from minilib.metrics.segmentation import EpisodeScore
 from minilib.models.clip import CLIP
 from minilib.models.lseg import LSeg, embed_labels
@@ -65,15 +65,16 @@ def read_pair(folder: Path, number: int) -> tuple[Tensor, Tensor]:
 
     The image is resized bilinearly and the mask by the nearest pixel; grey of 128 and
     above is the object.
+
+    Raises:
+        FileNotFoundError: a picture is not there.
+        BadFile: it cannot be read.
     """
-    with (
-        Image.open(folder / f"{number}.jpg") as image,
-        Image.open(folder / f"{number}.png") as mask,
-    ):
-        pixels = torch.from_numpy(
-            np.array(to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-        )
-        grey = torch.from_numpy(np.array(mask.convert("L")))
+    mask = read_stored(folder / f"{number}.png")
+    image = read_picture(folder / f"{number}.jpg", mask.size.__eq__)
+    resized = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(resized))
+    grey = torch.from_numpy(np.array(mask.convert("L")))
     target = F.interpolate(grey[None, None].float(), (SIDE, SIDE), mode="nearest")[0, 0]
     return rearrange(pixels, "h w c -> c h w").float() / 255, (target >= 128).long()
 

@@ -14,6 +14,7 @@ from PIL import Image
 from minilib import claims, parameters, plotting
 from minilib.claims.chapter import Run
 from minilib.claims.pictures import unpacked
+from minilib.datasets import BadFile
 from minilib.datasets.camvid import NAMES
 from minilib.models.lseg import LSeg, LSegConfig, ResNetBackbone
 from minilib.plotting.segmentation import label_pictures
@@ -559,6 +560,24 @@ def test_fss_protocol_on_a_folder_of_its_layout(
     assert 0 <= score.mean_iou() <= 1 and score.union[1].min() >= target.sum()
     with pytest.raises(FileNotFoundError, match="expected FSS-1000's"):
         paper.evaluate_fss(model, recipe.text_tower(), tmp_path, ["car"])
+
+
+def test_an_example_is_read_as_its_mask_means_it(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # shown upright this picture would be turned by 90 degrees
+    picture = Image.new("RGB", (60, 40))
+    picture.paste((255, 255, 255), (0, 0, 60, 20))
+    picture.save(tmp_path / "1.jpg", exif=turned, quality=95)
+    mask = Image.new("L", (60, 40))
+    mask.paste(255, (0, 0, 60, 20))
+    mask.save(tmp_path / "1.png")
+    image, target = paper.read_pair(tmp_path, 1)
+    assert image.mean(0)[target == 1].mean() > 0.95
+    assert image.mean(0)[target == 0].mean() < 0.05
+    data = (tmp_path / "1.jpg").read_bytes()
+    (tmp_path / "1.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(BadFile, match="1.jpg"):
+        paper.read_pair(tmp_path, 1)
 
 
 def test_checkpoints_are_read_without_running_code(tmp_path: Path) -> None:
