@@ -195,6 +195,9 @@ def _remove(path: Path, kinds: Sequence[str]) -> str:
     return ""
 
 
+_MOST_SEEDS = 10_000  # more is a slip of the finger, and would not fit a table
+
+
 def parse_seeds(text: str) -> list[int]:
     """Return the seeds in "0", "0,2,5" or "0..4" (ends included),
     each once, in order."""
@@ -206,6 +209,10 @@ def parse_seeds(text: str) -> list[int]:
         if last < first:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not a list of seeds: write 0, 0,1,2 or 0..4"
+            )
+        if last - first >= _MOST_SEEDS:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is more than {_MOST_SEEDS:,} seeds: write fewer"
             )
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))

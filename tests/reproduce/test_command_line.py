@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,84 @@ def test_wrong_use_is_2_and_one_line(
     assert status == 2
     assert words in one_line(capsys)
     assert (tmp_path / "page.md").read_text() == page
+
+
+WORDS = (
+    "",
+    " ",
+    "0",
+    "-1",
+    "1e-4",
+    "nan",
+    "0..",
+    "2..1",
+    "0..99999999999",
+    "quick",
+    "tiny",
+    "all",
+    "nowhere",
+    "file",
+    "loop",
+    "a=b",
+    "lr=nan",
+    "=",
+    "\u00e9\u3042",
+    "x" * 300,
+    "a\nb",
+    "../..",
+    "--",
+    "local",
+    "slurm",
+    "2h",
+    "cuda:99",
+)
+OPTIONS = (
+    "--chapters",
+    "--profile",
+    "--profiles",
+    "--seeds",
+    "--device",
+    "--out",
+    "--runs",
+    "--results",
+    "--jobs",
+    "--time-limit",
+    "-p",
+    "--write",
+    "--check",
+    "--unknown",
+)
+
+
+def test_any_words_end_in_a_status_and_no_traceback(
+    chapters, tmp_path, capsys, monkeypatch
+):
+    """Commands that start nothing, with 600 random command lines."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "loop").symlink_to("loop")
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    drawn = random.Random(0)
+    seen = set()
+    for _ in range(600):
+        command = drawn.choice(("plan", "status", "clean", "collect", "scoreboard"))
+        line = [command]
+        if command in ("plan", "status", "clean"):
+            line += ["--notebooks", str(chapters)]
+        for _ in range(drawn.randint(1, 3)):
+            line += [drawn.choice(OPTIONS), drawn.choice(WORDS)]
+        try:
+            status = main(line)
+        except SystemExit as stop:  # argparse's own refusals
+            status = stop.code
+        said = capsys.readouterr()
+        assert status in (0, 1, 2), f"{line}: {status}"
+        assert "Traceback" not in said.err, line
+        assert status != 2 or said.err.strip(), f"{line}: refused without a word"
+        seen.add(status)
+    assert seen >= {0, 2}
+    assert {path.name for path in tmp_path.iterdir()} >= set(kept)
+    assert (tmp_path / "file").read_text() == "not a folder"
 
 
 def test_a_new_project_has_nothing_to_show(chapters, tmp_path, capsys):
