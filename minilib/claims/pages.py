@@ -292,12 +292,11 @@ def _not_run(rows: Sequence[Row]) -> str:
 # --- A chapter's page -----------------------------------------------------------------
 
 _KEY = (
-    '<p class="forest-key">In the plots: <span class="key-ours">●'
-    "</span> our mean difference over seeds with its 95 % "
-    "interval, short strokes the single seeds, a dashed interval one over test items; "
-    '<span class="key-paper">◇</span> the paper’s own number, at its own scale; the '
-    "tinted side is where the interval "
-    "must lie for the claim to hold.</p>"
+    '<p class="forest-key">In the plots: <span class="key-ours">●</span> our mean '
+    "difference over seeds with its 95 % interval, short strokes the single seeds, a "
+    "dashed interval one over test items; "
+    '<span class="key-paper">◇</span> the paper’s own number, at its own scale; '
+    "the tinted side is where the interval must lie for the claim to hold.</p>"
 )
 
 
