@@ -225,11 +225,11 @@ def judge(
     The differences treatment - control are paired by seed. With enough seeds the whole
     Student-t 95 % interval must lie on the claimed side of the margin (reproduced) or
     on the other side (not reproduced); a margin inside the interval is inconclusive.
-    Fewer seeds than the ledger asks for are indicative only. If a further control
-    speaks against the claim, the test does not show what it should, and "reproduced"
-    becomes inconclusive. Where the ledger's rule has changed since the measurements
-    were made, the outcome is indicative only: a rule that was changed after the run
-    decides nothing.
+    Fewer seeds than the ledger asks for are indicative only. "Reproduced" needs every
+    further control wholly on its own side too: one that speaks against the claim, is
+    undecided, or is missing in a seed makes it inconclusive. Where the ledger's rule
+    has changed since the measurements were made, the outcome is indicative only: a rule
+    that was changed after the run decides nothing.
 
     Args:
         claim: the claim.
@@ -266,19 +266,23 @@ def _judge(
     treatment = np.array([m.treatment for m in measurements])
     control = np.array([m.control for m in measurements])
     difference = estimate(treatment - control)
-    controls, against = {}, []
+    controls: dict[str, Estimate] = {}
+    against, open_ = [], []
     for name, expected in test.controls.items():
         values = np.array(
             [m.controls[name] for m in measurements if name in m.controls]
         )
         if len(values) != len(treatment):
-            continue  # recorded before the ledger named this control
+            open_.append(f"{name} is missing in a seed")
+            continue
         controls[name] = estimate(values)
-        if (
-            _side(estimate(treatment - values), expected.direction, expected.margin)
-            is False
-        ):
-            against.append(name)
+        beaten = _side(
+            estimate(treatment - values), expected.direction, expected.margin
+        )
+        if beaten is False:
+            against.append(f"{name} speaks against it")
+        elif beaten is None:
+            open_.append(f"{name} is undecided")
     n = len(measurements)
     side = _side(difference, test.direction, test.margin)
     changed = sum(
@@ -308,10 +312,10 @@ def _judge(
             False: "the interval lies on the other side of the margin",
             None: "the interval includes the margin",
         }[side]
-        if against and kind == REPRODUCED:
+        if kind == REPRODUCED and (against or open_):
             kind = INCONCLUSIVE
-    if against:
-        reason += f"; the control {', '.join(against)} does not behave as it should"
+    if against or open_:
+        reason += f"; of the controls, {', '.join(against + open_)}"
     return Verdict(
         claim=claim.id,
         profile=profile,
@@ -361,7 +365,8 @@ def rule_text(claim: Claim, test: Test) -> str:
         "equal": f"within ±{points}",
     }[test.direction]
     sides = f"treatment ({test.treatment}) and control ({test.control})"
+    also = ", so does every further control's on its own side" if test.controls else ""
     return (
-        f"the 95 % interval of the difference between {sides} lies {place}; "
+        f"the 95 % interval of the difference between {sides} lies {place}{also}; "
         f"{test.min_seeds} seeds or more"
     )

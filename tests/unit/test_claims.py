@@ -266,6 +266,26 @@ def test_a_control_that_fails_takes_the_verdict_away():
     )
 
 
+def test_reproduced_needs_every_control_decided_and_in_every_seed():
+    claim = claims.load("clip")["clip.C1"]
+    runs = measure([0.3, 0.31, 0.29])
+    assert claims.judge(claim, runs).kind == "reproduced"
+    spread = [
+        replace(run, controls={"shuffled captions": value})
+        for run, value in zip(runs, (0.0, 0.9, 0.5), strict=True)
+    ]
+    verdict = claims.judge(claim, spread)
+    assert verdict.kind == "inconclusive"
+    assert "shuffled captions is undecided" in verdict.reason
+    gap = [*runs[:2], replace(runs[2], controls={})]
+    verdict = claims.judge(claim, gap)
+    assert verdict.kind == "inconclusive"
+    assert "shuffled captions is missing in a seed" in verdict.reason
+    # a claim that fails fails, whatever its controls do
+    lost = [replace(run, treatment=0.1, controls={}) for run in runs]
+    assert claims.judge(claim, lost).kind == "not reproduced"
+
+
 def test_nothing_measured_is_not_run_with_the_reason():
     claim = claims.load("clip")["clip.C1"]
     assert claims.judge(claim, [], "full").kind == "not run"
