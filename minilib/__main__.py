@@ -18,7 +18,7 @@ from minilib import claims, notebooks
 from minilib.files import write_atomically
 from minilib.parameters import PROFILES
 from minilib.reproduce.batch import FolderInUse
-from minilib.reproduce.commands import add_commands, runs_folder
+from minilib.reproduce.commands import add_chapters, add_commands, runs_folder
 from minilib.reproduce.inputs import library_digests
 from minilib.reproduce.jobs import Job, read_json, what_changed
 
@@ -324,13 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "publish", help="store a quick run's outputs in the chapter's notebook"
     )
-    command.add_argument(
-        "--chapters",
-        nargs="+",
-        default=["all"],
-        metavar="NAME",
-        help="chapters, or all (default)",
-    )
+    add_chapters(command)
     command.add_argument(
         "--runs", type=Path, help="folder of runs (default: runs in the repository)"
     )

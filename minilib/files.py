@@ -74,7 +74,7 @@ def only_writer(folder: Path, what: str, wait: float = 5.0) -> Iterator[None]:
             f"another {what} writes to {folder}{f' ({who})' if who else ''}: wait for "
             "it, stop it, or name another folder with --out"
         ) from None
-    except NotImplementedError:
+    except NotImplementedError:  # filelock's, on a file system without locks
         warnings.warn(
             f"the file system of {folder} has no locks: see to it that no other {what} "
             "writes there",

@@ -12,6 +12,8 @@ import os
 import re
 import shutil
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +224,25 @@ def get(
 
 
 @contextlib.contextmanager
+def zip_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a downloaded zip file; damage found then or while it is read is refused.
+
+    Raises:
+        Refused: the archive is damaged.
+    """
+    # NotImplementedError is zipfile's own word for a compression that it does not know:
+    # a single damaged byte can name one.
+    damage = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+    try:
+        with zipfile.ZipFile(path) as content:
+            yield content
+    except damage as error:
+        raise Refused(
+            f"{path} is damaged ({error}); delete it and run again"
+        ) from error
+
+
+@contextlib.contextmanager
 def _alone(work: Path) -> Iterator[None]:
     """Keep other runs out of ``work``; the system frees the lock of a killed one."""
     lock = filelock.FileLock(work / LOCK)
@@ -357,6 +378,7 @@ def run(
     _check_use(parser, out, options.url, options.md5, archive)
     try:
         get(data, out, options.url, options.md5 and options.md5.lower(), archive)
+    # NotImplementedError: filelock's, where the file system has no locks.
     except (Refused, OSError, MemoryError, NotImplementedError) as error:
         print(f"error: {_said(error, out)}", file=sys.stderr)
         return 1

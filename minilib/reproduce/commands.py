@@ -282,7 +282,8 @@ def add_commands(commands: Any) -> None:
     command.set_defaults(command=clean)
 
 
-def _add_options_of_runs(command: argparse.ArgumentParser) -> None:
+def add_chapters(command: argparse.ArgumentParser) -> None:
+    """Add the option ``--chapters`` to a command."""
     command.add_argument(
         "--chapters",
         nargs="+",
@@ -290,6 +291,10 @@ def _add_options_of_runs(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="chapters, or all (default)",
     )
+
+
+def _add_options_of_runs(command: argparse.ArgumentParser) -> None:
+    add_chapters(command)
     command.add_argument(
         "--profile", default="quick", choices=PROFILES, help="default: quick"
     )
@@ -347,13 +352,7 @@ def _add_options_of_runs(command: argparse.ArgumentParser) -> None:
 
 
 def _add_choice(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--chapters",
-        nargs="+",
-        default=["all"],
-        metavar="NAME",
-        help="chapters, or all (default)",
-    )
+    add_chapters(command)
     command.add_argument(
         "--profiles",
         nargs="+",

@@ -21,23 +21,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from minilib.training.identity import identify
-from minilib.training.journal import CHECKPOINT, METRICS, Journal
+from minilib.training.journal import Journal
 from minilib.training.parallel import Team, part_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-__all__ = [
-    "CHECKPOINT",
-    "METRICS",
-    "History",
-    "NonFiniteLoss",
-    "TrainConfig",
-    "Training",
-    "fit",
-    "learning_rate",
-    "make_optimizer",
-]
 
 Model = TypeVar("Model", bound=nn.Module)
 
