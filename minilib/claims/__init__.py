@@ -13,6 +13,7 @@ from minilib.claims.judging import (
     bootstrap_interval,
     judge,
     seed_bootstrap_interval,
+    seeds_needed,
     t_interval,
 )
 from minilib.claims.pages import summary, write_pages
@@ -65,6 +66,7 @@ __all__ = [
     "results_folder",
     "scoreboard",
     "seed_bootstrap_interval",
+    "seeds_needed",
     "summary",
     "t_interval",
     "table",

@@ -20,13 +20,19 @@ from minilib.claims.gathering import (
     find_records,
 )
 from minilib.claims.judging import (
+    EXACT,
     ICONS,
     INCONCLUSIVE,
     INDICATIVE,
     KINDS,
+    NO_DIFFERENCE,
     NOT_REPRODUCED,
     NOT_RUN,
+    NOT_SENSITIVE,
+    NOT_SUPPORTED,
     REPRODUCED,
+    RULE_CHANGED,
+    SUPPORTED,
     Estimate,
     Verdict,
     judge,
@@ -224,9 +230,15 @@ _CELL = (
 )
 _EDGE = {
     REPRODUCED: "solid",
+    SUPPORTED: "solid",
+    EXACT: "solid",
     NOT_REPRODUCED: "double",
+    NOT_SUPPORTED: "double",
+    NO_DIFFERENCE: "double",
     INCONCLUSIVE: "dashed",
+    NOT_SENSITIVE: "dashed",
     INDICATIVE: "dotted",
+    RULE_CHANGED: "dotted",
     NOT_RUN: "none",
 }
 
@@ -272,9 +284,9 @@ def _html_cells(row: Row) -> list[str]:
         f"</span> {verdict.text}</span>"
     )
     extra = "".join(
-        f"<br><small>{html.escape(name)}: {html.escape(format_estimate(value, unit))}"
-        "</small>"
-        for name, value in verdict.controls.items()
+        f"<br><small>{html.escape(name)}: "
+        f"{html.escape(format_estimate(control.value, unit))}</small>"
+        for name, control in verdict.controls.items()
     )
     return [
         f"{badge}<br><small>{html.escape(f'{seeds}: {verdict.reason}')}</small>",
