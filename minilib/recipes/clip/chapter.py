@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minilib.batch import Batch, required
@@ -17,7 +18,8 @@ from minilib.metrics import accuracy
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, ViTConfig
 from minilib.parameters import Parameters
 from minilib.recipes.clip import recipe
-from minilib.recipes.clip.experiments import Lab, class_scores, shot_pool
+from minilib.recipes.clip.experiments import shot_pool
+from minilib.recipes.clip.lab import Lab, class_scores, train_tower
 from minilib.recipes.shared.photographs import class_folders
 from minilib.scenes import SceneConfig, names
 from minilib.tokenizer import Tokenizer, vocabulary_of
@@ -30,6 +32,10 @@ class Values:
 
     lab: Lab = field(default_factory=Lab)
     """The small set-up in which ways of training are compared."""
+    combinations: Lab = field(default_factory=lambda: Lab(classes=24))
+    """The set-up for combinations of object and colour that are held out."""
+    milestone: float = 0.4
+    """The zero-shot top-1 up to which images are counted in claim C1."""
     main: recipe.Pretraining | None = None
     """Pre-training of the model that is examined; None = the
     checkpoint ``mini-vit``."""
@@ -41,22 +47,21 @@ class Values:
     """Random draws of those images."""
     few_shot_classes: int = 60
     """Classes of the few-shot comparison."""
-    combination_classes: int = 24
-    """Classes of the comparison on held-out combinations."""
-    controls: bool = False
-    """Also train the controls that only cost time: shuffled captions, more
-    fractions of the data."""
+    asked: int = 400
+    """Scenes that are asked for a number, and for a relation."""
+    per_concept: int = 8
+    """Scenes of each thing that shares its word with another."""
 
 
-def photo_pretraining(steps: int = 500) -> recipe.Pretraining:
+def photo_pretraining(steps: int = 320) -> recipe.Pretraining:
     """Return the training from scratch on 32 x 32 photographs and captions made of
     their class names."""
     vision = ResNetConfig(blocks=(1, 1, 1, 1), width=24, heads=8, strides=(1, 2, 2, 1))
     text = recipe.text_config(64, 2, 2)
     train = TrainConfig(
         steps=steps,
-        lr=2e-3,
-        warmup=100,
+        lr=1e-3,
+        warmup=max(1, steps // 10),
         weight_decay=0.2,
         evaluate_every=max(1, steps // 8),
     )
@@ -68,35 +73,36 @@ def photo_pretraining(steps: int = 500) -> recipe.Pretraining:
 PROFILES = {
     "quick": Values(
         lab=Lab(classes=48, steps=80, evaluations=4, test_images=480),
+        combinations=Lab(classes=24, steps=80, test_images=480),
         test_images=960,
         draws=1,
     ),
     "full": Values(
-        lab=Lab(classes=120, steps=260, evaluations=6, test_images=1200),
+        lab=Lab(classes=120, steps=260, evaluations=13, test_images=1000),
+        combinations=Lab(classes=24, steps=200, test_images=1000),
         main=recipe.Pretraining(
             model=recipe.clip_config(
                 ViTConfig(
-                    patch=8, width=128, layers=3, heads=4, stem="conv", pool="mean"
+                    patch=8, width=96, layers=3, heads=3, stem="conv", pool="mean"
                 ),
                 48,
                 128,
-                recipe.text_config(128, 2, 4),
+                recipe.text_config(96, 2, 3),
             ),
-            train=TrainConfig(steps=640, lr=1.5e-3, warmup=60, evaluate_every=160),
-            scenes=SceneConfig(size=48, objects=(1, 3)),
+            train=TrainConfig(steps=560, lr=2e-3, warmup=60, evaluate_every=140),
+            scenes=SceneConfig(size=48, objects=(1, 4)),
             simple_first=0.5,
         ),
         test_images=2400,
         draws=3,
-        few_shot_classes=120,
-        controls=True,
+        asked=1200,
+        per_concept=20,
     ),
     "photos": Values(
         main=photo_pretraining(),
         test_images=10_000,
         draws=3,
         few_shot_classes=10,
-        controls=True,
     ),
 }
 
@@ -115,7 +121,8 @@ class Study:
     test: Batch
     """Test images with labels 0 ... K - 1."""
     pool: Batch
-    """Labelled images for probes, at least as many per class as the largest shot."""
+    """Labelled images for probes: per class as many as the largest shot to fit them,
+    and as many again to choose their C."""
     training: recipe.Pretraining
     """The training of the model that is examined."""
 
@@ -141,7 +148,7 @@ def scenes_study(
         templates=recipe.TEMPLATES,
         pairs=recipe.scene_pairs(training, seed, device),
         test=test.to(device),
-        pool=shot_pool(max(values.shots), size, chosen, seed),
+        pool=shot_pool(2 * max(values.shots), size, chosen, seed),
         training=training,
     )
 
@@ -184,7 +191,7 @@ def photos_study(
             "pairs", batch_size, start=step * batch_size, seed=seed, augment=True
         ),
         test=test.take(held.tolist()),
-        pool=train.take(train.few_shot(max(values.shots), seed)),
+        pool=train.take(train.few_shot(2 * max(values.shots), seed)),
         training=training,
     )
 
@@ -253,16 +260,32 @@ def few_shot_test(
     return lab.names, lab.test(seed=run.seed)
 
 
-def starved_photos(run: Run[Values, Study], top1: float) -> dict[str, float]:
-    """Train on an eighth of the photographs, for as many steps; return its top-1 beside
-    ``top1`` on all."""
-    few = photos_study(run.values, run.seed, run.device, run.data_path, 1 / 8)
+def starved_photos(run: Run[Values, Study]) -> float:
+    """Train on a sixty-fourth of the photographs, for as many steps; return its
+    zero-shot top-1."""
+    few = photos_study(run.values, run.seed, run.device, run.data_path, 1 / 64)
     training = study_training(few, run.seed, run.device)
-    training.fit(run.out / "eighth", progress="an eighth of the photographs")
+    training.fit(run.out / "sixty-fourth", progress="1/64 of the photographs")
     weights = recipe.classifier(training.model, few.names, few.templates)
     scores = recipe.embed_images(training.model, run.study.test.image) @ weights
-    fewer = accuracy(scores, required(run.study.test.label, "label"))
-    return {"an eighth of the photographs": fewer, "all photographs": top1}
+    return accuracy(scores, required(run.study.test.label, "label"))
+
+
+def labelled_photos(run: Run[Values, Study]) -> float:
+    """Train the same image tower on the same photographs, for as many steps, with
+    class ids; return its top-1."""
+
+    def loss(scores: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(scores, required(batch.label, "label"))
+
+    study = run.study
+    tower, _ = train_tower(
+        study.training, loss, len(study.names), run.seed, run.device,
+        pairs=study.pairs,
+    )  # fmt: skip
+    with torch.no_grad():
+        scores = torch.cat([tower(part) for part in study.test.image.split(500)])
+    return accuracy(scores, required(study.test.label, "label"))
 
 
 def photo_rows(

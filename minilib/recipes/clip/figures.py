@@ -30,6 +30,7 @@ __all__ = [
     "prompt_ladder",
     "race",
     "robustness",
+    "scaling",
     "softmax_at_scales",
 ]
 
@@ -132,15 +133,20 @@ def modality_gap(
     return fig
 
 
-def race(histories: Mapping[str, History], batch_size: int) -> Axes:
-    """Draw zero-shot accuracy against images seen for several ways of training."""
+def race(curves: Mapping[str, Sequence[float]], milestone: float) -> Axes:
+    """Draw zero-shot accuracy against images seen for several ways of training.
+
+    Args:
+        curves: what ``experiments.curves`` returned.
+        milestone: the accuracy up to which images are counted.
+    """
     ax = plotting.new_axes(height=3.0)
-    for name, history in histories.items():
-        at, top1 = history.column("top1")
-        plotting.curve_with_band(
-            [step * batch_size for step in at], [top1], name, ax=ax
-        )
+    for name, top1 in curves.items():
+        if name != "seen":
+            plotting.curve_with_band(curves["seen"], [top1], name, ax=ax)
+    ax.axhline(milestone, color="0.4", linestyle=":", label="milestone")
     ax.set(xlabel="images seen", ylabel="zero-shot top-1", xscale="log")
+    ax.legend()
     return ax
 
 
@@ -241,7 +247,7 @@ def limits(counted: Mapping[str, Any], related: Mapping[str, float]) -> Figure:
     """Draw the confusion of counts, and the accuracies of counting and of
     telling captions apart."""
     fig = Figure(figsize=(plotting.WIDTH, 3.0))
-    left, right = fig.subplots(1, 2, width_ratios=(1, 1.1))
+    left, right = fig.subplots(1, 2, width_ratios=(1, 1.25))
     left.imshow(counted["confusion"], vmin=0, vmax=1, cmap="cividis")
     left.set(xlabel="answered", ylabel="objects in the scene", title="counting by text")
     numbers = range(1, NUMBERS_ASKED + 1)
@@ -251,6 +257,7 @@ def limits(counted: Mapping[str, Any], related: Mapping[str, float]) -> Figure:
     bars = {
         "counting:\ntext": (counted["zero-shot"], counted["chance"]),
         "counting:\nprobe": (counted["probe"], counted["chance"]),
+        "contrary\nrelation": (related["contrary"], 0.5),
         "objects\nswapped": (related["swapped"], 0.5),
         "object\nreplaced": (related["replaced"], 0.5),
     }
@@ -259,38 +266,47 @@ def limits(counted: Mapping[str, Any], related: Mapping[str, float]) -> Figure:
         right.plot(
             [place - 0.4, place + 0.4], [chance, chance], color="0.1", linestyle=":"
         )
-    right.set_xticks(range(len(bars)), bars, fontsize=8)
+    right.set_xticks(range(len(bars)), bars, fontsize=7.5)
     right.set(ylim=(0, 1), ylabel="accuracy (dotted: chance)")
     return fig
 
 
 def data_hunger(top1: Mapping[str, float], classes: int) -> Axes:
-    """Draw the accuracy after trainings on few and on many distinct pairs."""
+    """Draw the accuracy after trainings on few and on many distinct images."""
     bars = {name: [value] for name, value in top1.items()}
-    return plotting.bars(bars, "zero-shot top-1", reference=(1 / classes, "chance"))
+    return plotting.bars(bars, "top-1", reference=(1 / classes, "chance"))
+
+
+def scaling(seeds: Sequence[Mapping[str, float]]) -> Axes:
+    """Draw the error against the number of distinct pairs, in logarithms, per seed
+    what ``experiments.data_sizes`` returned."""
+    ax = plotting.new_axes(height=2.8)
+    pairs = [float(number) for number in seeds[0]]
+    errors = [[1 - top1 for top1 in sizes.values()] for sizes in seeds]
+    plotting.curve_with_band(pairs, errors, "CLIP", ax=ax)
+    ax.set(xlabel="distinct pairs", ylabel="error", xscale="log", yscale="log")
+    return ax
 
 
 def full_results(
-    curves: Sequence[Mapping[str, Sequence[float]]],
-    seen: Sequence[int],
+    races: Sequence[Mapping[str, Sequence[float]]],
     probes: Sequence[Mapping[str, Sequence[float]]],
-    hunger: Sequence[Mapping[str, Sequence[float]]],
-    robust: Sequence[Mapping[str, Any]],
+    sizes: Sequence[Mapping[str, float]],
+    shifts: Sequence[Mapping[str, float]],
 ) -> Figure:
     """Draw what the committed records of profile full hold, a curve or bar
     over seeds each.
 
     Args:
-        curves: per seed the accuracies along the trainings of claim C1, by name.
-        seen: images seen at those points.
+        races: per seed the result of ``experiments.curves``.
         probes: per seed the result of ``experiments.few_shot``.
-        hunger: per seed the result of ``experiments.data_efficiency``.
-        robust: per seed the effective robustness, under "effective".
+        sizes: per seed the result of ``experiments.data_sizes``.
+        shifts: per seed the result of ``experiments.at_equal_accuracy``.
     """
     fig, (one, two, three, four) = plotting.panels(2, rows=2, height=5.6, ticks=True)
-    for name in curves[0]:
-        ys = [curve[name] for curve in curves]
-        plotting.curve_with_band(seen, ys, name.replace("contrast, ", ""), ax=one)
+    for name in [name for name in races[0] if name != "seen"]:
+        ys = [race[name] for race in races]
+        plotting.curve_with_band(races[0]["seen"], ys, name, ax=one)
     one.set(
         title="C1: ways of training", xlabel="images seen", ylabel="zero-shot top-1"
     )
@@ -307,20 +323,17 @@ def full_results(
         xlabel="labelled images per class",
         ylabel="top-1",
     )
-    for kind in ("CLIP", "supervised"):
-        plotting.curve_with_band(
-            hunger[0]["pairs"], [h[kind] for h in hunger], kind, ax=three
-        )
-    three.set_xscale("log", base=2)
-    three.set(title="hunger for data", xlabel="distinct pairs", ylabel="top-1")
+    pairs = [float(number) for number in sizes[0]]
+    errors = [[1 - top1 for top1 in size.values()] for size in sizes]
+    plotting.curve_with_band(pairs, errors, "CLIP", ax=three)
+    three.set(xscale="log", yscale="log")
+    three.set(title="C8: error and data", xlabel="distinct pairs", ylabel="error")
     rows = {
-        name: [r["effective"][name] for r in robust] for name in robust[0]["effective"]
+        name.replace(", ", ",\n"): [shift[name] for shift in shifts]
+        for name in shifts[0]
+        if name != "reach"
     }
-    plotting.bars(
-        {name.replace(", ", ",\n"): row for name, row in rows.items()},
-        "effective robustness",
-        ax=four,
-    )
-    four.set(title="C7: beyond the supervised line")
-    four.tick_params(axis="x", labelsize=7)
+    plotting.bars(rows, "top-1 on Twemoji", ax=four)
+    four.set(title="C7: at equal accuracy on Noto")
+    four.tick_params(axis="x", labelsize=6.5)
     return fig

@@ -33,7 +33,7 @@ from minilib.recipes.clip.recipe import (
 )
 from minilib.recipes.shared.classifier import ImageClassifier
 from minilib.recipes.shared.segmentation import evenly_spaced
-from minilib.scenes import CaptionConfig, EmojiScenes, SceneConfig, find, names
+from minilib.scenes import CaptionConfig, SceneConfig, find, names
 from minilib.training import History, TrainConfig, fit
 
 Score = Callable[[Tensor], Tensor]
@@ -61,6 +61,8 @@ class Lab:
     """Width of both towers."""
     lr: float = 2e-3
     """Peak learning rate."""
+    batch_size: int = 128
+    """Pairs in a batch."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,14 +101,15 @@ class Lab:
             train=train,
             scenes=scenes or single,
             captions=captions or CaptionConfig(kind=0.0, disambiguate=1.0),
+            batch_size=self.batch_size,
             pairs=pairs,
         )
 
     def distinct_pairs(self, share: float) -> int | None:
         """Return the number of distinct pairs in a share of all that a training sees,
         in whole batches; None, for ever new ones, where the share is 1."""
-        size = self.pretraining().batch_size
-        return None if share == 1 else max(1, int(self.steps * share)) * size
+        whole = max(1, int(self.steps * share)) * self.batch_size
+        return None if share == 1 else whole
 
     def test(self, style: str = REFERENCE, seed: int = 0, split: str = "test") -> Batch:
         """Return the lab's test scenes; labels count within ``names``."""
@@ -168,6 +171,7 @@ def train_tower(
     device: torch.device | str = "cpu",
     evaluate: Callable[[ImageClassifier], dict[str, float]] | None = None,
     kind: type[CLIP] = CLIP,
+    pairs: Callable[[int], Batch] | None = None,
 ) -> tuple[ImageClassifier, History]:
     """Train a CLIP's image tower, on the very images that CLIP is shown, without
     contrast.
@@ -181,7 +185,9 @@ def train_tower(
         evaluate: what to log along the way.
         kind: the class of CLIP whose image tower it is; it decides which initial
             weights a seed gives.
+        pairs: other pairs by step than the recipe's scenes.
     """
+    pairs = pairs or scene_pairs(recipe, seed, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ImageClassifier(kind(recipe.model), outputs).to(device)
@@ -190,8 +196,7 @@ def train_tower(
         return {"loss": loss(model(batch.image), batch)}
 
     history = fit(
-        model, part, scene_pairs(recipe, seed, device), recipe.training(seed),
-        evaluate=evaluate, progress=None,
+        model, part, pairs, recipe.training(seed), evaluate=evaluate, progress=None
     )  # fmt: skip
     return model.eval(), history
 
@@ -353,9 +358,9 @@ class Arms:
                 arm.shuffled, progress, arm.kind,
             )  # fmt: skip
             return Trained(model.eval(), self._zero_shot(model), history)
+        scorer: Callable[[ImageClassifier], Score]
         if arm.objective == "labels":
-            loss, outputs = label_loss(self.lab.names), self.lab.classes
-            scorer: Callable[[ImageClassifier], Score] = lambda model: model
+            loss, outputs, scorer = label_loss(self.lab.names), self.lab.classes, _own
         else:
             reader = WordPredictor(build(recipe.model, self.seed, arm.kind))
             loss, outputs = reader.loss, reader.size
@@ -376,6 +381,10 @@ class Arms:
         shown = scene_pairs(recipe, self.seed, self.device)
         usual = torch.cat([tower(shown(step).image) for step in range(4)]).mean(0)
         return lambda image: reader.scores(tower(image), usual, self.lab.names)
+
+
+def _own(tower: ImageClassifier) -> Score:
+    return tower
 
 
 def class_scores(model: CLIP, class_list: Sequence[str], image: Tensor) -> Tensor:

@@ -15,22 +15,32 @@ from PIL import Image
 from minilib.batch import Batch
 from minilib.models.clip import CLIP, ViTConfig
 from minilib.parameters import Parameters
-from minilib.recipes.clip import chapter, recipe
+from minilib.recipes.clip import chapter, lab, recipe
 from minilib.recipes.clip import experiments as claims
+from minilib.recipes.clip.controls import BagOfWords
 from minilib.scenes import (
+    TINTS,
     VOCABULARY,
     CaptionConfig,
     EmojiScenes,
     SceneConfig,
     class_names,
     find,
+    held_out_tint,
     names,
+    noun_phrase,
 )
 from minilib.tokenizer import get_tokenizer
 from minilib.training import TrainConfig
 
-TINY = claims.Lab(
-    image_size=32, classes=6, steps=3, evaluations=1, test_images=24, width=32
+TINY = lab.Lab(
+    image_size=32,
+    classes=6,
+    steps=4,
+    evaluations=2,
+    test_images=24,
+    width=32,
+    batch_size=32,
 )
 
 
@@ -216,19 +226,83 @@ def test_logit_is_kept_off_the_ends():
     ) == pytest.approx(-math.log(999))
 
 
-def test_effective_robustness_by_hand():
+def test_accuracy_under_shift_is_read_off_the_line():
     def shifted(accuracy: float) -> float:
         return 1 / (1 + math.exp(1 - 0.5 * claims.logit(accuracy)))
 
-    baseline = [(a, shifted(a)) for a in (0.3, 0.5, 0.8, 0.9)]
-    assert claims.effective_robustness(baseline, (0.7, shifted(0.7))) == pytest.approx(
-        0, abs=1e-6
-    )
-    assert claims.effective_robustness(baseline, (0.7, 0.65)) == pytest.approx(
-        0.65 - shifted(0.7), abs=1e-6
-    )
-    with pytest.raises(ValueError, match="at least two supervised models, not 1"):
-        claims.effective_robustness(baseline[:1], (0.7, 0.65))
+    stages = [(a, shifted(a)) for a in (0.3, 0.5, 0.8, 0.9)]
+    assert claims.shifted_at(stages, 0.7) == pytest.approx(shifted(0.7), abs=1e-6)
+    with pytest.raises(ValueError, match="at least two points, not 1"):
+        claims.shifted_at(stages[:1], 0.7)
+
+
+def test_robustness_is_compared_at_equal_accuracy():
+    points = {
+        "zero-shot, two styles": [(0.5, 0.4)],
+        "supervised": [(0.4, 0.1), (0.5, 0.2), (0.6, 0.3)],
+        "probe": [(0.45, 0.3), (0.55, 0.3)],
+    }
+    found = claims.at_equal_accuracy(points)
+    assert found["zero-shot, two styles"] == 0.4
+    assert found["supervised"] == pytest.approx(0.19, abs=0.01)
+    assert found["probe"] == pytest.approx(0.3)
+    assert found["reach"] == pytest.approx(0.05)  # the probe's best is 0.55
+
+
+def test_images_needed_by_hand():
+    class History:
+        def __init__(self, top1):
+            self.top1 = top1
+
+        def column(self, style):
+            assert style == "noto"
+            return [1, 2, 4], self.top1
+
+    made = {
+        name: lab.Trained(None, None, History(top1))
+        for name, top1 in {"fast": [0.2, 0.6, 0.7], "slow": [0.0, 0.1, 0.2]}.items()
+    }
+    arms = lab.Arms(TINY, 0, made=made)
+    found = claims.images_needed(arms, ("fast", "slow"), 0.4)
+    # half-way between 32 and 64 images, in the logarithm; and never
+    assert found == {"fast": pytest.approx(32 * 2**0.5), "slow": 128}
+    assert claims.curves(arms, ("fast",)) == {
+        "seen": [32, 64, 128],
+        "fast": [0.2, 0.6, 0.7],
+    }
+
+
+def test_shots_are_counted_in_logarithms():
+    shots = {
+        "shots": [1, 2, 4],
+        "probe": [0.2, 0.4, 0.6],
+        "zero-shot": [0.4],
+        "random names": [0.01],
+    }
+    assert claims.worth(shots) == {"zero-shot": pytest.approx(1.0), "random names": 0}
+    more = claims.worth({**shots, "zero-shot": [0.9]})
+    assert more["zero-shot"] == 2  # at least four
+
+
+def test_a_power_of_the_data_is_a_line():
+    top1 = {str(n): 1 - 2 * n**-0.5 for n in (64, 256, 1024, 4096)}
+    found = claims.off_the_line(top1)
+    assert found["expected"] == pytest.approx(found["measured"]) == 2 / 64
+    assert claims.off_the_line({**top1, "4096": 0.5})["measured"] == 0.5
+
+
+def test_a_probe_gets_the_penalty_that_validates_best():
+    noise = torch.Generator().manual_seed(0)
+    label = torch.arange(40) % 2
+    signal = torch.where(label == 1, 1.0, -1.0)[:, None]
+    x = torch.cat([signal, torch.randn(40, 6, generator=noise)], dim=1)
+    chosen = claims.chosen_C((x[:20], label[:20]), (x[20:], label[20:]))
+    assert chosen in claims.DECADES
+    score = {
+        C: claims.LinearProbe.fit(x[:20], label[:20], C).accuracy(x[20:], label[20:])
+        for C in claims.DECADES
+    }
+    assert score[chosen] == max(score.values())
 
 
 def test_draw_shots_takes_k_of_every_class():
@@ -270,6 +344,11 @@ def test_shot_pool_holds_every_class_and_no_test_scene():
     assert not any(image.numpy().tobytes() in shown for image in pool.image)
 
 
+def test_validation_images_are_others_of_every_class():
+    label = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1])
+    assert claims.first_half(label).tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
 def test_held_out_phrases_never_occur_in_training():
     plain = CaptionConfig(
         opening=0, background=0, tint=1, full_stop=0, kind=0, disambiguate=1
@@ -293,12 +372,12 @@ def test_prompt_ladder(model):
 
 
 def test_few_shot(model):
-    pool, test = claims.shot_pool(4, 32, TINY.names), TINY.test()
+    pool, test = claims.shot_pool(8, 32, TINY.names), TINY.test()
     report = claims.few_shot(model, pool, test, TINY.names, shots=(1, 4), draws=2)
-    assert set(report) == {"shots", "zero-shot", "random names", "probe"}
+    assert set(report) == {"shots", "zero-shot", "random names", "probe", "C"}
     assert (
         report["shots"] == [1, 4]
-        and len(report["probe"]) == 2
+        and len(report["probe"]) == len(report["C"]) == 2
         and len(report["zero-shot"]) == 1
     )
     assert report == claims.few_shot(
@@ -311,19 +390,37 @@ def test_few_shot(model):
 
 
 def test_counting(model):
-    report = claims.counting(model, n=60)
+    report = claims.counting(model, n=60, fitted=80)
     assert set(report) == {"zero-shot", "probe", "chance", "error", "confusion"}
-    assert report["chance"] == pytest.approx(1 / 6)
+    assert report["chance"] == pytest.approx(1 / claims.NUMBERS_ASKED)
     confusion = torch.tensor(report["confusion"])
-    torch.testing.assert_close(confusion.sum(1), torch.ones(6))
+    torch.testing.assert_close(confusion.sum(1), torch.ones(claims.NUMBERS_ASKED))
     assert confusion.diagonal().mean().item() == pytest.approx(report["zero-shot"])
 
 
 def test_relations(model):
     report = claims.relations(model, n=40)
-    assert set(report) == {"swapped", "replaced"} and all(
+    assert set(report) == {"contrary", "swapped", "replaced"} and all(
         0 <= value <= 1 for value in report.values()
     )
+
+
+def test_the_contrary_relation_changes_nothing_but_its_word(model, monkeypatch):
+    read: list[list[str]] = []
+
+    def embed(model, texts):
+        read.append(list(texts))
+        return recipe.embed_texts(model, texts)
+
+    monkeypatch.setattr(claims, "embed_texts", embed)
+    claims.relations(model, n=30)
+    true, contrary, *_ = read
+    assert len(true) == len(contrary) >= 25
+    for one, other in zip(true, contrary, strict=True):
+        said = [word for word in claims.OPPOSITE if f" {word} " in one]
+        assert len(said) == 1
+        assert other == one.replace(said[0], claims.OPPOSITE[said[0]])
+    assert all(claims.OPPOSITE[other] == one for one, other in claims.OPPOSITE.items())
 
 
 def test_polysemy(model):
@@ -374,74 +471,270 @@ def test_patch_report_of_an_oracle_is_perfect(model, monkeypatch):
 # --- Trainings ------------------------------------------------------------------------
 
 
-def test_contrast_or_predict_runs():
-    runs = claims.contrast_or_predict(TINY, seed=0)
-    assert set(runs) == {
-        "contrast, transformer",
-        "contrast, bag of words",
-        "predict the words",
-        "contrast, shuffled captions",
-    }
-    for history in runs.values():
-        steps, values = history.column("top1")
-        assert steps[-1] == 3 and all(0 <= value <= 1 for value in values)
-    known = claims.contrast_or_predict(
-        TINY, 0, control=False, contrast=runs["contrast, transformer"]
-    )
-    assert (
-        known["contrast, transformer"] is runs["contrast, transformer"]
-        and len(known) == 3
-    )
-    assert known["predict the words"].column("top1") == runs[
-        "predict the words"
-    ].column("top1")
+@pytest.fixture
+def drawn(monkeypatch) -> list[dict]:
+    """Every list of scenes that is drawn, in order."""
+    calls: list[dict] = []
+    layout = EmojiScenes.layout
+
+    def watched(self, task, n, split="train", seed=0, start=0):
+        calls.append(dict(config=self.config, split=split, seed=seed, start=start, n=n))
+        return layout(self, task, n, split, seed, start)
+
+    monkeypatch.setattr(EmojiScenes, "layout", watched)
+    recipe.single_objects.cache_clear()
+    claims.shot_pool.cache_clear()
+    return calls
 
 
-def test_combinations_runs():
-    report = claims.combinations(TINY, seed=0, classes=4)
-    assert set(report) == {"transformer", "lookup table", "supervised"}
+@pytest.fixture
+def fitted(monkeypatch) -> list[dict]:
+    """Every training: its configuration, its first weights and the batches it asks
+    for."""
+    calls: list[dict] = []
+    fit = lab.fit
+
+    def watched(model, loss, batches, config, **more):
+        first = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        shown: list[Batch] = []
+
+        def kept(step):
+            shown.append(batches(step))
+            return shown[-1]
+
+        calls.append(dict(config=config, weights=first, shown=shown))
+        return fit(model, loss, kept, config, **more)
+
+    monkeypatch.setattr(lab, "fit", watched)
+    return calls
+
+
+def images(call: dict) -> list[bytes]:
+    return [row.numpy().tobytes() for batch in call["shown"] for row in batch.image]
+
+
+def test_every_arm_trains_once_and_is_judged():
+    arms = lab.Arms(TINY, seed=0)
+    for name, arm in lab.ARMS.items():
+        assert 0 <= arms.top1(name) <= 1
+        assert arms[name] is arms[name]
+        for style in arm.watch:
+            steps, values = arms[name].history.column(style)
+            assert steps[-1] == 4
+            # the last number of the curve is the one that is reported
+            assert values[-1] == pytest.approx(arms.top1(name, style))
+    with pytest.raises(TypeError, match="'labels' has no text tower"):
+        arms.clip("labels")
+
+
+def test_arms_share_budget_data_and_first_weights(fitted, drawn):
+    """What is compared differs in what the ledger names, and in nothing else."""
+    arms = lab.Arms(TINY, seed=3)
+    calls = {}
+    for name in lab.ARMS:
+        _ = arms[name]
+        calls[name] = fitted[-1]
+    reference = calls["words"]
+    for name, call in calls.items():
+        arm = lab.ARMS[name]
+        expected = replace(reference["config"], lr=arm.lr or TINY.lr)
+        assert call["config"] == expected and call["config"].seed == 3, name
+        assert len(images(call)) == 4 * 32
+        like = calls["bag" if arm.kind is BagOfWords else "words"]["weights"]
+        first = call["weights"]["visual.class_embedding"]
+        assert torch.equal(first, like["visual.class_embedding"]), name
+        if arm.share == 1 and arm.styles == ("noto",):
+            assert images(call) == images(reference), name
+    assert len(fitted) == len(lab.ARMS)
+    few = set(images(calls["words, 1/64"]))
+    assert len(few) == 32 and few < set(images(reference))
+    # labels see the few images that captions see: not one more
+    assert images(calls["labels, 1/64"]) == images(calls["words, 1/64"])
+    assert {call["seed"] for call in drawn} == {3}
+    assert {call["split"] for call in drawn} == {"train", "test"}
+
+
+def test_another_seed_gives_other_weights_and_other_data(fitted):
+    for seed in (0, 1):
+        _ = lab.Arms(TINY, seed)["labels"]
+    one, other = fitted
+    assert not set(images(one)) & set(images(other))
+    for name in ("head.weight", "visual.class_embedding"):
+        assert not torch.equal(one["weights"][name], other["weights"][name])
+
+
+def test_arms_are_judged_on_scenes_of_the_test_split(drawn):
+    arms = lab.Arms(TINY, seed=5)
+    _ = arms["labels, 1/64"]  # is not watched along the way
+    drawn.clear()
+    for style in ("noto", "twemoji"):
+        arms.top1("labels, 1/64", style)
+    assert [(c["split"], c["seed"], c["config"].styles) for c in drawn] == [
+        ("test", 5, ("noto",)),
+        ("test", 5, ("twemoji",)),
+    ]
+
+
+def test_labels_are_those_of_the_images():
+    scores = torch.eye(6)[[TINY.names.index(n) for n in TINY.names]]
+    batch = recipe.scene_pairs(TINY.pretraining(), 0)(0)
+    shown = [phrases[0].concept for phrases in batch.phrases]
+    right = torch.tensor([TINY.names.index(names()[concept]) for concept in shown])
+    loss = lab.label_loss(TINY.names)
+    assert loss(100 * scores[right], batch) < 1e-3
+    assert loss(100 * scores[right.roll(1)], batch) > 10
+
+
+def test_a_word_counts_by_how_much_likelier_it_is_than_usual():
+    reader = lab.WordPredictor(recipe.build(TINY.pretraining().model, 0))
+    classes = ["dog", "ice cream"]
+    words = reader.words(classes)
+    assert words.sum(1).tolist() == [1, 2]
+    usual = torch.zeros(reader.size)
+    usual[words[0] == 1] = 5.0  # "dog" is in every second caption
+    logits = usual.clone()[None] + 2 * words[1] + words[0]
+    assert (logits @ words.T / words.sum(1)).argmax() == 0
+    assert reader.scores(logits, usual, classes).tolist() == [[1, 2]]
+
+
+def test_the_predictor_is_told_which_words_the_caption_has():
+    reader = lab.WordPredictor(recipe.build(TINY.pretraining().model, 0))
+    batch = recipe.scene_pairs(TINY.pretraining(), 0)(0)
+    target = reader.words(batch.caption)
+    assert reader.loss(40 * (target - 0.5), batch) < 1e-3
+    assert reader.loss(40 * (target.roll(1, 0) - 0.5), batch) > 10
+
+
+def test_combinations_hold_out_a_colour_of_every_object(fitted):
+    tiny = replace(TINY, classes=4)
+    report = claims.combinations(tiny, seed=0)
+    assert set(report) == {"transformer", "lookup table", "two heads"}
     assert all(set(row) == {"seen", "unseen"} for row in report.values())
+    held_out = {
+        noun_phrase(find(name).index, int(held_out_tint(find(name).index)))
+        for name in tiny.names
+    }
+    assert len(held_out) == 4 and len(TINTS) == 6
+    assert len(fitted) == 3  # all of them see the same pairs
+    for call in fitted:
+        captions = [caption for batch in call["shown"] for caption in batch.caption]
+        assert captions == [c for b in fitted[0]["shown"] for c in b.caption]
+        assert not held_out & set(captions)
+        assert len(set(captions)) == 4 * 5  # and everything else is seen
+        assert call["config"] == fitted[0]["config"]
+
+
+def test_combinations_ask_for_what_was_held_out(monkeypatch):
+    tiny = replace(TINY, classes=4)
+    asked: list[list[str]] = []
+    batch = EmojiScenes.batch
+
+    def watched(self, task, n, split="train", seed=0, start=0):
+        found = batch(self, task, n, split, seed, start)
+        if split == "test":
+            asked.append(found.caption)
+        return found
+
+    monkeypatch.setattr(EmojiScenes, "batch", watched)
+    claims.combinations(tiny, seed=0)
+    seen, unseen = map(set, asked)
+    assert not seen & unseen and len(unseen) == 4
 
 
 def test_style_shift_runs():
-    report = claims.style_shift(TINY, seed=0)
-    assert set(report) == {
-        "supervised",
+    arms = lab.Arms(TINY, seed=0)
+    report = claims.style_shift(arms, shots=(1, 2))
+    assert list(report) == [
         "zero-shot, two styles",
-        "zero-shot, one style",
+        "supervised",
         "probe, two styles",
-    }
+        "zero-shot, one style",
+    ]
+    assert [len(points) for points in report.values()] == [1, 2, 2, 2]
     assert all(
         0 <= value <= 1 for pairs in report.values() for pair in pairs for value in pair
     )
+    assert set(claims.at_equal_accuracy(report)) == {*report, "reach"}
 
 
-def test_data_efficiency_runs():
-    report = claims.data_efficiency(TINY, seed=0, pairs=(128, None))
-    assert report["pairs"] == [128, 3 * 128]
-    assert len(report["CLIP"]) == len(report["supervised"]) == 2
+def test_data_sizes_count_distinct_pairs():
+    tiny = replace(TINY, steps=8)
+    sizes = claims.data_sizes(lab.Arms(tiny, 0), {"words, 1/4": 1 / 4, "words": 1})
+    assert list(sizes) == ["64", "256"]
+    assert tiny.distinct_pairs(1 / 4) == 64 and tiny.distinct_pairs(1) is None
+    assert tiny.distinct_pairs(1 / 64) == 32  # never less than a batch
 
 
-def test_shuffled_captions_are_the_batchs_own_on_other_images(monkeypatch):
-    seen: list[Batch] = []
+@pytest.mark.parametrize("judged", ["counting", "few_shot", "style_shift"])
+def test_probes_never_see_a_scene_that_they_are_judged_on(
+    judged, model, drawn, monkeypatch
+):
+    shown: dict[str, set[bytes]] = {"fit": set(), "accuracy": set()}
+    fit, accuracy = claims.LinearProbe.fit, claims.LinearProbe.accuracy
 
-    def watch(model, batch):
-        seen.append(batch)
-        return recipe.contrastive_loss(model, batch)
+    def note(what: str, x: torch.Tensor) -> None:
+        shown[what] |= {row.numpy().tobytes() for row in x}
 
-    monkeypatch.setattr(claims, "contrastive_loss", watch)
+    def watched_fit(x, *more, **named):
+        note("fit", x)
+        return fit(x, *more, **named)
+
+    def watched_accuracy(self, x, y):
+        note("accuracy", x)
+        return accuracy(self, x, y)
+
+    monkeypatch.setattr(claims.LinearProbe, "fit", watched_fit)
+    monkeypatch.setattr(claims.LinearProbe, "accuracy", watched_accuracy)
+    # features that say which image they are of
+    monkeypatch.setattr(
+        claims, "probe_features", lambda model, image: image.flatten(1)[:, ::97]
+    )
+    if judged == "counting":
+        claims.counting(model, n=20, fitted=40)
+    elif judged == "few_shot":
+        pool, test = claims.shot_pool(4, 32, TINY.names, 0), TINY.test()
+        claims.few_shot(model, pool, test, TINY.names, shots=(2,), draws=1)
+    else:
+        claims.style_shift(lab.Arms(TINY, 0), shots=(2,))
+    assert shown["fit"] and shown["accuracy"]
+    assert not shown["fit"] & shown["accuracy"]
+    expected = {"val", "test"} | ({"train"} if judged == "style_shift" else set())
+    assert {call["split"] for call in drawn} == expected
+
+
+def test_the_scenes_of_a_count_are_others_for_every_number_and_split(model):
+    found = {
+        split: claims._counted(model, 12, split, 0)[0] for split in ("val", "test")
+    }
+    rows = [row.numpy().tobytes() for images in found.values() for row in images]
+    assert len(set(rows)) == 24
+    image, concept, number = claims._counted(model, 12, "test", 0)
+    assert number.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert len(concept) == len(image) == 12
+
+
+def test_shuffled_captions_are_the_batchs_own_on_other_images(fitted):
     settings = TINY.pretraining()
-    claims.train_clip(settings, 0, shuffled=True)
-    right = recipe.scene_pairs(settings, 0)(0)
-    assert torch.equal(seen[0].image, right.image) and sorted(
-        seen[0].caption
-    ) == sorted(right.caption)
-    same = sum(a == b for a, b in zip(seen[0].caption, right.caption, strict=True))
-    assert same < 0.2 * len(right)
+    lab.train_clip(settings, 0, shuffled=True)
+    for step, batch in enumerate(fitted[0]["shown"]):
+        right = recipe.scene_pairs(settings, 0)(step)
+        assert torch.equal(batch.image, right.image)
+        assert sorted(batch.caption) == sorted(right.caption)
+        same = sum(a == b for a, b in zip(batch.caption, right.caption, strict=True))
+        assert same < 0.2 * len(right)  # captions that occur twice may come back
+
+
+def test_a_deranged_list_has_nothing_at_its_place():
+    for size in (2, 3, 128):
+        given = [str(i) for i in range(size)]
+        found = lab.deranged(given, "seed")
+        assert sorted(found) == sorted(given)
+        assert not any(a == b for a, b in zip(found, given, strict=True))
+    assert lab.deranged(given, "seed") == found != lab.deranged(given, "other")
 
 
 def test_seconds_of_training_beat_chance_and_shuffled_captions_do_not():
-    lab = claims.Lab(
+    small = lab.Lab(
         image_size=32,
         classes=8,
         steps=60,
@@ -450,18 +743,18 @@ def test_seconds_of_training_beat_chance_and_shuffled_captions_do_not():
         width=64,
         lr=3e-3,
     )
-    test = lab.test()
+    test = small.test()
 
     def top1(model: CLIP) -> dict[str, float]:
         return {
             "top1": recipe.accuracy(
-                claims.class_scores(model, lab.names, test.image), test.label
+                lab.class_scores(model, small.names, test.image), test.label
             )
         }
 
-    settings = replace(lab.pretraining(), batch_size=64)
-    learnt = claims.train_clip(settings, 0, evaluate=top1)[1].column("top1")[1][-1]
-    shuffled = claims.train_clip(settings, 0, evaluate=top1, shuffled=True)[1].column(
+    settings = replace(small.pretraining(), batch_size=64)
+    learnt = lab.train_clip(settings, 0, evaluate=top1)[1].column("top1")[1][-1]
+    shuffled = lab.train_clip(settings, 0, evaluate=top1, shuffled=True)[1].column(
         "top1"
     )[1][-1]
     assert learnt > 0.55 and shuffled < 0.3  # chance is one in eight
@@ -483,7 +776,7 @@ def test_a_folder_of_photographs_becomes_the_chapters_study(tmp_path: Path) -> N
     values = replace(chapter.PROFILES["photos"], shots=(1, 2), test_images=4)
     study = chapter.study(run, values)
     assert study.names == ("dog", "ice cream") and len(study.test) == 4
-    assert sorted(study.pool.label.tolist()) == [0, 0, 1, 1]
+    assert study.pool.label.tolist() == [0] * 4 + [1] * 4  # to fit, and to validate
     batch = study.pairs(3)
     assert len(batch) == study.training.batch_size
     assert torch.equal(chapter.study(run, values).pairs(3).image, batch.image)
