@@ -18,8 +18,9 @@ from minilib.metrics import accuracy
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, ViTConfig
 from minilib.parameters import Parameters
 from minilib.recipes.clip import recipe
-from minilib.recipes.clip.experiments import shot_pool
+from minilib.recipes.clip.experiments import late_gain, shot_pool
 from minilib.recipes.clip.lab import Lab, class_scores, train_tower
+from minilib.recipes.shared.classifier import ImageClassifier
 from minilib.recipes.shared.photographs import class_folders
 from minilib.scenes import SceneConfig, names
 from minilib.tokenizer import Tokenizer, vocabulary_of
@@ -31,7 +32,11 @@ class Values:
     """What differs between profiles; everything else is the same code."""
 
     lab: Lab = field(default_factory=Lab)
-    """The small set-up in which ways of training are compared."""
+    """The small set-up in which data and styles are compared."""
+    arms: tuple[str, ...] = ("words, 1/64", "words")
+    """Its arms whose final accuracies are compared."""
+    race: Lab = field(default_factory=Lab)
+    """The set-up in which contrast and prediction are compared."""
     combinations: Lab = field(default_factory=lambda: Lab(classes=24))
     """The set-up for combinations of object and colour that are held out."""
     milestone: float = 0.4
@@ -260,32 +265,53 @@ def few_shot_test(
     return lab.names, lab.test(seed=run.seed)
 
 
-def starved_photos(run: Run[Values, Study]) -> float:
-    """Train on a sixty-fourth of the photographs, for as many steps; return its
-    zero-shot top-1."""
+def photo_arms(run: Run[Values, Study], top1: float) -> dict[str, float]:
+    """Return the arms that are compared on photographs, as ``experiments.reached``.
+
+    Each has as many steps and the same images: "words" is the model that is examined,
+    "words, 1/64" sees a sixty-fourth of the photographs again and again, "labels" is
+    the same image tower taught with class ids.
+
+    Args:
+        run: the run, whose main training is finished.
+        top1: zero-shot top-1 of the model that is examined.
+    """
     few = photos_study(run.values, run.seed, run.device, run.data_path, 1 / 64)
-    training = study_training(few, run.seed, run.device)
-    training.fit(run.out / "sixty-fourth", progress="1/64 of the photographs")
-    weights = recipe.classifier(training.model, few.names, few.templates)
-    scores = recipe.embed_images(training.model, run.study.test.image) @ weights
-    return accuracy(scores, required(run.study.test.label, "label"))
+    starved = study_training(few, run.seed, run.device)
+    starved.fit(run.out / "sixty-fourth", progress="1/64 of the photographs")
+    weights = recipe.classifier(starved.model.eval(), few.names, few.templates)
+    label = required(run.study.test.label, "label")
+    image = recipe.embed_images(starved.model, run.study.test.image)
+    labels, along = labelled_photos(run)
+    words = [row["top1"] for row in run.train("CLIP")[1].rows if "top1" in row]
+    return {
+        "words": top1,
+        "labels": labels,
+        "words, 1/64": accuracy(image @ weights, label),
+        "late gain, words": late_gain(words),
+        "late gain, labels": late_gain(along),
+    }
 
 
-def labelled_photos(run: Run[Values, Study]) -> float:
-    """Train the same image tower on the same photographs, for as many steps, with
-    class ids; return its top-1."""
+def labelled_photos(run: Run[Values, Study]) -> tuple[float, list[float]]:
+    """Train the same image tower on the same photographs with class ids; return its
+    top-1, and that on 1,000 photographs along the training."""
+    study = run.study
+    label = required(study.test.label, "label")
 
     def loss(scores: Tensor, batch: Batch) -> Tensor:
         return F.cross_entropy(scores, required(batch.label, "label"))
 
-    study = run.study
-    tower, _ = train_tower(
+    @torch.no_grad()
+    def top1(tower: ImageClassifier, n: int) -> float:
+        parts = [tower(part) for part in study.test.image[:n].split(500)]
+        return accuracy(torch.cat(parts), label[:n])
+
+    tower, history = train_tower(
         study.training, loss, len(study.names), run.seed, run.device,
-        pairs=study.pairs,
+        lambda tower: {"top1": top1(tower, 1000)}, pairs=study.pairs,
     )  # fmt: skip
-    with torch.no_grad():
-        scores = torch.cat([tower(part) for part in study.test.image.split(500)])
-    return accuracy(scores, required(study.test.label, "label"))
+    return top1(tower, len(label)), history.column("top1")[1]
 
 
 def photo_rows(

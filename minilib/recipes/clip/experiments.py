@@ -34,9 +34,11 @@ from minilib.recipes.clip.lab import (
 )
 from minilib.recipes.clip.recipe import (
     TEMPLATES,
+    Pretraining,
     classifier,
     embed_images,
     embed_texts,
+    scene_pairs,
 )
 from minilib.scenes import (
     BACKGROUNDS,
@@ -88,26 +90,29 @@ def nearest_words(model: CLIP, batch: Batch) -> tuple[list[list[str]], list[Tens
 # --- C1: contrast against prediction --------------------------------------------------
 
 
-def images_needed(arms: Arms, names: Sequence[str], top1: float) -> dict[str, float]:
-    """Return how many images each arm had seen when its zero-shot top-1 reached
-    ``top1`` (Figure 2).
+RACE = ("bag", "prediction", "bag, shuffled")
+"""The arms that claim C1 compares."""
+
+
+def images_needed(arms: Arms, top1: float) -> dict[str, float]:
+    """Return log2 of the images that each arm of :data:`RACE` had seen when its
+    zero-shot top-1 reached ``top1`` (Figure 2), and where "prediction ends".
 
     Interpolated along its training, in the logarithm of the images. An arm that never
     gets there counts as if it did with its last image.
     """
-    batch, report = arms.lab.batch_size, {}
-    for name in names:
+    report = {}
+    for name in RACE:
         steps, along = arms[name].history.column(REFERENCE)
-        seen = [batch * int(step) for step in steps]
-        report[name] = crossing(seen, along, top1) or float(seen[-1])
-    return report
+        seen = [arms.lab.batch_size * step for step in steps]
+        report[name] = math.log2(crossing(seen, along, top1) or seen[-1])
+    return report | {"prediction ends": arms.top1("prediction")}
 
 
-def curves(arms: Arms, names: Sequence[str]) -> dict[str, list[float]]:
+def curves(arms: Arms, names: Sequence[str] = RACE) -> dict[str, list[float]]:
     """Return the images "seen" and, for each arm, its top-1 along the training."""
-    batch = arms.lab.batch_size
     steps = arms[names[0]].history.column(REFERENCE)[0]
-    return {"seen": [batch * step for step in steps]} | {
+    return {"seen": [arms.lab.batch_size * step for step in steps]} | {
         name: arms[name].history.column(REFERENCE)[1] for name in names
     }
 
@@ -115,21 +120,9 @@ def curves(arms: Arms, names: Sequence[str]) -> dict[str, list[float]]:
 # --- C2: combinations nobody labelled -------------------------------------------------
 
 
-def combinations(
-    lab: Lab, seed: int, device: torch.device | str = "cpu"
-) -> dict[str, dict[str, float]]:
-    """Hold out one colour of every object while training; then ask for exactly
-    those combinations.
-
-    Captions are bare ("a red dog"), so that the lookup-table text encoder, which has
-    one free vector per caption, lacks nothing but composition. The classifier with two
-    heads, one for the object and one for its colour, is told by its labels what a
-    caption must teach: that they are two things.
-
-    Returns:
-        for "transformer", "lookup table" and "two heads": top-1 among all classes x
-        colours on ``seen`` and ``unseen`` combinations.
-    """
+def combination_recipe(lab: Lab) -> Pretraining:
+    """Return a pre-training on single coloured objects that leaves out one colour of
+    every object, with bare captions ("a red dog")."""
     plain = CaptionConfig(
         opening=0, background=0, tint=1, full_stop=0, kind=0, disambiguate=1, relation=0
     )
@@ -140,7 +133,39 @@ def combinations(
         tint=1.0,
         combinations="seen",
     )
-    recipe = lab.pretraining(scenes=scenes, captions=plain)
+    return lab.pretraining(scenes=scenes, captions=plain)
+
+
+def held_out_phrases(lab: Lab) -> list[str]:
+    """Return the combinations that :func:`combination_recipe` leaves out."""
+    indices = [find(name).index for name in lab.names]
+    return [noun_phrase(i, int(held_out_tint(np.asarray(i)))) for i in indices]
+
+
+def held_out_shown(lab: Lab, seed: int) -> int:
+    """Return how many training captions are one of the held-out phrases: none."""
+    held_out, recipe = set(held_out_phrases(lab)), combination_recipe(lab)
+    pairs = scene_pairs(recipe, seed)
+    captions = (required(pairs(step).caption, "caption") for step in range(lab.steps))
+    return sum(caption in held_out for batch in captions for caption in batch)
+
+
+def combinations(
+    lab: Lab, seed: int, device: torch.device | str = "cpu"
+) -> dict[str, dict[str, float]]:
+    """Train without one colour of every object; then ask for exactly those
+    combinations.
+
+    Captions are bare, so that the lookup-table text encoder, which has one free vector
+    per caption, lacks nothing but composition. The classifier with two heads, one for
+    the object and one for its colour, is told by its labels what a caption must teach:
+    that they are two things.
+
+    Returns:
+        for "transformer", "lookup table" and "two heads": top-1 among all classes x
+        colours on ``seen`` and ``unseen`` combinations.
+    """
+    recipe = combination_recipe(lab)
     indices = [find(name).index for name in lab.names]
     phrases = [noun_phrase(i, tint) for i in indices for tint in range(len(TINTS))]
     place = {phrase: i for i, phrase in enumerate(phrases)}
@@ -157,9 +182,9 @@ def combinations(
         )
 
     tests = {
-        kind: EmojiScenes(replace(scenes, combinations=kind), plain, device).batch(
-            "pairs", lab.test_images, "test", seed
-        )
+        kind: EmojiScenes(
+            replace(recipe.scenes, combinations=kind), recipe.captions, device
+        ).batch("pairs", lab.test_images, "test", seed)
         for kind in ("seen", "unseen")
     }
 
@@ -190,14 +215,6 @@ def _image_scores(model: CLIP, weights: Tensor, image: Tensor) -> Tensor:
     return embed_images(model, image) @ weights
 
 
-def held_out_phrases(count: int = 6) -> list[str]:
-    """Return some of the combinations that ``combinations`` never shows."""
-    every = range(0, len(names()), max(1, len(names()) // count))
-    return [
-        noun_phrase(i, int(held_out_tint(np.asarray(i)))) for i in list(every)[:count]
-    ]
-
-
 # --- C3 and C4: prompts, and zero-shot against a probe --------------------------------
 
 
@@ -207,8 +224,8 @@ def prompt_ladder(
     class_list: Sequence[str],
     templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, float]:
-    """Return top-1 of the bare word, each single template (its text is the key), and
-    ensembles of 2, 3, ... of them.
+    """Return top-1 of the bare word, each single template (its text is the key), their
+    mean "one template", and ensembles of 2, 3, ... of them; "ensemble" is that of all.
 
     "probabilities" averages softmax probabilities over templates instead of embeddings.
     """
@@ -224,8 +241,9 @@ def prompt_ladder(
         template: accuracy(scores, label)
         for template, scores in zip(templates, single, strict=True)
     }
+    report["one template"] = sum(report[t] for t in templates) / len(templates)
     for count in range(2, len(templates) + 1):
-        report[f"ensemble of {count}"] = accuracy(
+        report["ensemble"] = report[f"ensemble of {count}"] = accuracy(
             image @ classifier(model, class_list, templates[:count]), label
         )
     scale = model.logit_scale.detach().exp()
@@ -253,21 +271,24 @@ def unseen_endings(
     }
 
 
-def ensemble_gain(
+def template_gains(
     model: CLIP,
     test: Batch,
     class_list: Sequence[str],
     templates: Sequence[str] = TEMPLATES,
-) -> Tensor:
-    """Return, per test image, 1 where only the ensemble is right, -1 where only the
-    bare word is, else 0 (N,)."""
+) -> dict[str, Tensor]:
+    """Return what prompts change for each test image (N,): the share of single
+    "templates" by which it is right, less 1 where the bare word is right; and 1 where
+    the "ensemble" is right, less that share."""
     image = embed_images(model, test.image.to(model.device))
     label = required(test.label, "label")
-    right = [
-        (image @ classifier(model, class_list, list(texts))).argmax(1) == label
-        for texts in (templates, ["{}"])
-    ]
-    return right[0].double() - right[1].double()
+
+    def right(texts: Sequence[str]) -> Tensor:
+        answer = (image @ classifier(model, class_list, texts)).argmax(1)
+        return (answer == label).double()
+
+    share = torch.stack([right([template]) for template in templates]).mean(0)
+    return {"templates": share - right(["{}"]), "ensemble": right(templates) - share}
 
 
 @torch.no_grad()
@@ -370,14 +391,14 @@ def chosen_C(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]) ->
 
 def worth(shots: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Return log2 of the labelled images per class at which probes equal "zero-shot",
-    and "random names".
+    and "random names"; "one image" is 0, and "top1" the zero-shot accuracy.
 
     Where probes never get there it is the largest number tried, so at least that.
 
     Args:
         shots: what :func:`few_shot` returned.
     """
-    report = {}
+    report = {"one image": 0.0, "top1": shots["zero-shot"][0]}
     for name in ("zero-shot", "random names"):
         images = crossing(shots["shots"], shots["probe"], shots[name][0])
         report[name] = math.log2(images or shots["shots"][-1])
@@ -391,6 +412,12 @@ def first_half(label: Tensor) -> Tensor:
         own = (label == c).nonzero()[:, 0]
         chosen[own[: len(own) // 2]] = True
     return chosen
+
+
+def in_common(some: Batch, others: Batch) -> int:
+    """Return how many images of one batch are also in another."""
+    known = {image.cpu().numpy().tobytes() for image in others.image}
+    return sum(image.cpu().numpy().tobytes() in known for image in some.image)
 
 
 def draw_shots(label: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -620,7 +647,7 @@ def relations(model: CLIP, n: int = 600, seed: int = 0) -> dict[str, float]:
         the share of scenes whose true caption scores higher than the one with the
         "contrary" relation ("a dog below a cat" for "a dog above a cat": only the word
         between them changes), than the one with its objects "swapped", and than the
-        one with an object "replaced".
+        one with an object "replaced"; and "chance", one half.
     """
     config = SceneConfig(
         size=model.config.image_size, objects=(2, 2), repeat=0.0, tint=0.0
@@ -655,10 +682,11 @@ def relations(model: CLIP, n: int = 600, seed: int = 0) -> dict[str, float]:
         kind: (image * embed_texts(model, captions)).sum(1)
         for kind, captions in texts.items()
     }
-    return {
+    preferred = {
         kind: (score["true"] > score[kind]).double().mean().item()
         for kind in ("contrary", "swapped", "replaced")
     }
+    return preferred | {"chance": 0.5}
 
 
 def polysemy(
@@ -668,8 +696,8 @@ def polysemy(
     their edited names.
 
     Returns:
-        per word "bare" and "edited" accuracies, a tie counting as a guess; and their
-        means under "mean".
+        per word "bare" and "edited" accuracies, a tie counting as a guess; under "mean"
+        their means, and what a "guess" among the things of a word gets.
     """
     report: dict[str, dict[str, float]] = {}
     for word, concepts in polysemous_words().items():
@@ -689,10 +717,12 @@ def polysemy(
             )
             for kind, labels in texts.items()
         }
-    report["mean"] = {
+    means = {
         kind: sum(row[kind] for row in report.values()) / len(report)
         for kind in ("bare", "edited")
     }
+    guess = sum(1 / len(concepts) for concepts in polysemous_words().values())
+    report["mean"] = means | {"guess": guess / len(polysemous_words())}
     return report
 
 
@@ -704,35 +734,58 @@ def tie_accuracy(scores: Tensor, label: Tensor, tolerance: float = 1e-5) -> floa
     return (right / best.sum(dim=1)).double().mean().item()
 
 
-# --- Hunger for data, and the law of scale --------------------------------------------
+# --- Hunger for data, labels, and the law of scale ------------------------------------
 
 SHARES = {"words, 1/64": 1 / 64, "words, 1/16": 1 / 16, "words, 1/4": 1 / 4, "words": 1}
 """The arms of CLIP that see a share of the pairs, again and again."""
 
 
-def data_sizes(arms: Arms, shares: Mapping[str, float] = SHARES) -> dict[str, float]:
-    """Return top-1 by the number of distinct pairs; the number of steps is the same."""
-    everything = arms.lab.steps * arms.lab.batch_size
-    return {
-        str(arms.lab.distinct_pairs(share) or everything): arms.top1(name)
-        for name, share in shares.items()
-    }
+def reached(arms: Arms, names: Sequence[str]) -> dict[str, float]:
+    """Return the final top-1 of arms, and :func:`late_gain` of those that are watched
+    under "late gain, ..."."""
+    report = {name: arms.top1(name) for name in names}
+    for name in names:
+        along = [row[REFERENCE] for row in arms[name].history.rows if REFERENCE in row]
+        if along:
+            report[f"late gain, {name}"] = late_gain(along)
+    return report
 
 
-def off_the_line(top1: Mapping[str, float]) -> dict[str, float]:
-    """Predict the error at the largest data size from the others (Figure 9).
+def late_gain(along: Sequence[float]) -> float:
+    """Return what the last quarter of a training gained, from what was measured along
+    it at equal distances."""
+    return along[-1] - along[max(0, math.ceil(0.75 * len(along)) - 1)]
+
+
+def kept(top1: Mapping[str, float]) -> dict[str, float]:
+    """Return which share of their top-1 "words" and "labels" keep when they are taught
+    with 1/64 of the images; and under "lost" the top-1 that words lose.
+
+    Args:
+        top1: what :func:`reached` returned.
+    """
+    shares = {name: top1[f"{name}, 1/64"] / top1[name] for name in ("words", "labels")}
+    return shares | {"lost": top1["words"] - top1["words, 1/64"]}
+
+
+def off_the_line(
+    top1: Mapping[str, float], shares: Mapping[str, float] = SHARES
+) -> dict[str, float]:
+    """Predict the error with all the data from the errors with less (Figure 9).
 
     Where error falls as a power of the number of pairs, it is a line in logarithms.
 
     Args:
-        top1: accuracy by number of pairs, in growing order; see :func:`data_sizes`.
+        top1: accuracy by arm.
+        shares: of those arms, the share of the data; the last one is predicted.
 
     Returns:
-        the error "expected" from the line through all sizes but the last, and the error
-        "measured" there.
+        the error "expected" from the line through all shares but the last, and the
+        error "measured" there.
     """
-    size = torch.tensor([[math.log(float(n)), 1.0] for n in top1], dtype=torch.float64)
-    error = 1 - torch.tensor(list(top1.values()), dtype=torch.float64)[:, None]
-    error = error.clamp(min=1e-3)
-    law = torch.linalg.lstsq(size[:-1], error[:-1].log()).solution
-    return {"expected": (size[-1] @ law).exp().item(), "measured": error[-1].item()}
+    size = torch.tensor([[math.log(s), 1.0] for s in shares.values()])
+    error = 1 - torch.tensor([[top1[name]] for name in shares])
+    logs = error.clamp(min=1e-3).log().double()
+    law = torch.linalg.lstsq(size[:-1].double(), logs[:-1]).solution
+    expected = (size[-1].double() @ law).exp().item()
+    return {"expected": expected, "measured": error[-1].item()}

@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from minilib import plotting
-from minilib.recipes.clip.experiments import NUMBERS_ASKED, logit
+from minilib.claims.chapter import Run
+from minilib.recipes.clip.experiments import NUMBERS_ASKED, SHARES, logit
+from minilib.recipes.clip.lab import REFERENCE
 from minilib.training import History
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "race",
     "robustness",
     "scaling",
+    "seed_rows",
     "softmax_at_scales",
 ]
 
@@ -77,7 +80,7 @@ def climb(history: History, batch_size: int, classes: int) -> Figure:
         math.log(batch_size), color="0.4", linestyle=":", label=f"ln {batch_size}"
     )
     left.set(xlabel="step", ylabel="loss")
-    at, top1 = history.column("top1")
+    at, top1 = history.column(REFERENCE)
     plotting.curve_with_band(
         [0, *at], [[1 / classes, *top1]], "zero-shot top-1", ax=right
     )
@@ -277,13 +280,20 @@ def data_hunger(top1: Mapping[str, float], classes: int) -> Axes:
     return plotting.bars(bars, "top-1", reference=(1 / classes, "chance"))
 
 
-def scaling(seeds: Sequence[Mapping[str, float]]) -> Axes:
-    """Draw the error against the number of distinct pairs, in logarithms, per seed
-    what ``experiments.data_sizes`` returned."""
-    ax = plotting.new_axes(height=2.8)
-    pairs = [float(number) for number in seeds[0]]
-    errors = [[1 - top1 for top1 in sizes.values()] for sizes in seeds]
-    plotting.curve_with_band(pairs, errors, "CLIP", ax=ax)
+def scaling(
+    top1: Sequence[Mapping[str, float]], pairs: int, ax: Axes | None = None
+) -> Axes:
+    """Draw the error against the number of distinct pairs, in logarithms.
+
+    Args:
+        top1: per seed the result of ``experiments.reached``.
+        pairs: how many pairs "all" are.
+        ax: where to draw.
+    """
+    ax = ax or plotting.new_axes(height=2.8)
+    seen = [pairs * share for share in SHARES.values()]
+    errors = [[1 - row[name] for name in SHARES] for row in top1]
+    plotting.curve_with_band(seen, errors, "CLIP", ax=ax)
     ax.set(xlabel="distinct pairs", ylabel="error", xscale="log", yscale="log")
     return ax
 
@@ -291,8 +301,9 @@ def scaling(seeds: Sequence[Mapping[str, float]]) -> Axes:
 def full_results(
     races: Sequence[Mapping[str, Sequence[float]]],
     probes: Sequence[Mapping[str, Sequence[float]]],
-    sizes: Sequence[Mapping[str, float]],
+    top1: Sequence[Mapping[str, float]],
     shifts: Sequence[Mapping[str, float]],
+    pairs: int,
 ) -> Figure:
     """Draw what the committed records of profile full hold, a curve or bar
     over seeds each.
@@ -300,8 +311,9 @@ def full_results(
     Args:
         races: per seed the result of ``experiments.curves``.
         probes: per seed the result of ``experiments.few_shot``.
-        sizes: per seed the result of ``experiments.data_sizes``.
+        top1: per seed the result of ``experiments.reached``.
         shifts: per seed the result of ``experiments.at_equal_accuracy``.
+        pairs: how many pairs CLIP saw in all.
     """
     fig, (one, two, three, four) = plotting.panels(2, rows=2, height=5.6, ticks=True)
     for name in [name for name in races[0] if name != "seen"]:
@@ -323,11 +335,8 @@ def full_results(
         xlabel="labelled images per class",
         ylabel="top-1",
     )
-    pairs = [float(number) for number in sizes[0]]
-    errors = [[1 - top1 for top1 in size.values()] for size in sizes]
-    plotting.curve_with_band(pairs, errors, "CLIP", ax=three)
-    three.set(xscale="log", yscale="log")
-    three.set(title="C8: error and data", xlabel="distinct pairs", ylabel="error")
+    scaling(top1, pairs, three)
+    three.set(title="C8: error and data")
     rows = {
         name.replace(", ", ",\n"): [shift[name] for shift in shifts]
         for name in shifts[0]
@@ -337,3 +346,45 @@ def full_results(
     four.set(title="C7: at equal accuracy on Noto")
     four.tick_params(axis="x", labelsize=6.5)
     return fig
+
+
+SEEDS_SAY = (
+    ("C1: images for the milestone, prediction over contrast", "race", "times"),
+    ("C2: unseen combinations, two heads", "combinations/two heads/unseen", ""),
+    ("C2: unseen combinations, CLIP", "combinations/transformer/unseen", ""),
+    ("C3: bare word", "prompts/bare word", ""),
+    ("C3: one template", "prompts/one template", ""),
+    ("C3: ensemble", "prompts/ensemble", ""),
+    ("C4: labelled images per class that zero-shot is worth", "worth", "shots"),
+    ("C7: Twemoji, two styles", "robustness/zero-shot, two styles", ""),
+    ("C7: Twemoji, supervised, at the same accuracy", "robustness/supervised", ""),
+    ("counting: by text", "counting/zero-shot", ""),
+    ("counting: by a probe", "counting/probe", ""),
+    ("relations: the true word over its contrary", "relations/contrary", ""),
+    ("words with two meanings: edited names", "polysemy/mean/edited", ""),
+    ("lab, all pairs: zero-shot", "top1/words", ""),
+    ("lab, all pairs: labels", "top1/labels", ""),
+    ("lab, 1/64 of the pairs: zero-shot", "top1/words, 1/64", ""),
+    ("lab, 1/64 of the pairs: labels", "top1/labels, 1/64", ""),
+)
+"""What the table over seeds shows: a text, a named result, and how it is read."""
+
+
+def seed_rows(run: Run[Any, Any], profile: str = "full") -> list[tuple[str, str]]:
+    """Return what the committed records of a profile say, in rows of text and mean with
+    range over seeds; none where nothing is measured yet."""
+    rows = []
+    for text, path, kind in SEEDS_SAY:
+        name, *keys = path.split("/")
+        values = []
+        for found in run.recorded(profile, name):
+            for key in keys:
+                found = found[key]
+            if kind == "times":
+                found = 2 ** (found["prediction"] - found["bag"])
+            values.append(2 ** found["zero-shot"] if kind == "shots" else found)
+        if values:
+            rows.append(
+                (text, plotting.over_seeds(values, "{:.1f}" if kind else "{:.1%}"))
+            )
+    return rows

@@ -234,28 +234,35 @@ class WordPredictor:
         return bag
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
-        """Return the binary cross entropy of each word, summed over words."""
-        target = self.words(required(batch.caption, "caption"))
-        bce = F.binary_cross_entropy_with_logits(scores, target, reduction="none")
-        return bce.sum(dim=1).mean()
+        """Return the cross entropy of a softmax over words with the words of the
+        caption, each an equal share of the target (Joulin et al. 2016).
 
-    def scores(self, logits: Tensor, usual: Tensor, classes: Sequence[str]) -> Tensor:
+        A logistic loss for every word by itself learns far more slowly here.
+        """
+        words = self.words(required(batch.caption, "caption"))
+        target = words / words.sum(dim=1, keepdim=True)
+        return F.cross_entropy(scores, target)
+
+    def scores(
+        self, logits: Tensor, usual: tuple[Tensor, Tensor], classes: Sequence[str]
+    ) -> Tensor:
         """Score images by how much likelier than usual a class's words are.
 
-        A frequent word is likely whatever the image shows: less its mean logit,
-        ``usual`` (V,), it counts for what the image says. The mean over a name's
-        words, not their sum: long names would otherwise win or lose by length.
+        A frequent word is likely whatever the image shows. Its logit counts by how
+        far it is from its mean over images, in standard deviations. Of a name's words
+        the mean counts, not the sum: long names would otherwise win or lose by length.
 
         Args:
             logits: (N, V) of images.
-            usual: (V,) mean logits over training images.
+            usual: mean and standard deviation (V,) of logits over training images.
             classes: K names.
 
         Returns:
             (N, K).
         """
         names = self.words(classes)
-        return (logits - usual) @ names.T / names.sum(dim=1)
+        mean, spread = usual
+        return (logits - mean) / (spread + 1e-6) @ names.T / names.sum(dim=1)
 
 
 # --- Arms -----------------------------------------------------------------------------
@@ -379,7 +386,8 @@ class Arms:
         self, reader: WordPredictor, recipe: Pretraining, tower: ImageClassifier
     ) -> Score:
         shown = scene_pairs(recipe, self.seed, self.device)
-        usual = torch.cat([tower(shown(step).image) for step in range(4)]).mean(0)
+        logits = torch.cat([tower(shown(step).image) for step in range(4)])
+        usual = logits.mean(0), logits.std(0)
         return lambda image: reader.scores(tower(image), usual, self.lab.names)
 
 

@@ -590,19 +590,21 @@ def test_a_word_counts_by_how_much_likelier_it_is_than_usual():
     classes = ["dog", "ice cream"]
     words = reader.words(classes)
     assert words.sum(1).tolist() == [1, 2]
-    usual = torch.zeros(reader.size)
-    usual[words[0] == 1] = 5.0  # "dog" is in every second caption
-    logits = usual.clone()[None] + 2 * words[1] + words[0]
+    mean, spread = torch.zeros(reader.size), torch.full((reader.size,), 0.5)
+    mean[words[0] == 1] = 5.0  # "dog" is in every second caption
+    logits = mean[None] + 2 * words[1] + words[0]
     assert (logits @ words.T / words.sum(1)).argmax() == 0
-    assert reader.scores(logits, usual, classes).tolist() == [[1, 2]]
+    scores = reader.scores(logits, (mean, spread), classes)
+    torch.testing.assert_close(scores, torch.tensor([[2.0, 4.0]]))
 
 
 def test_the_predictor_is_told_which_words_the_caption_has():
     reader = lab.WordPredictor(recipe.build(TINY.pretraining().model, 0))
     batch = recipe.scene_pairs(TINY.pretraining(), 0)(0)
-    target = reader.words(batch.caption)
-    assert reader.loss(40 * (target - 0.5), batch) < 1e-3
-    assert reader.loss(40 * (target.roll(1, 0) - 0.5), batch) > 10
+    words = reader.words(batch.caption)
+    least = words.sum(1).log().mean()  # the entropy of the target
+    assert reader.loss(40 * words, batch) == pytest.approx(least.item(), abs=1e-3)
+    assert reader.loss(40 * words.roll(1, 0), batch) > least + 10
 
 
 def test_combinations_hold_out_a_colour_of_every_object(fitted):
