@@ -7,6 +7,7 @@ of it per seed in its folder ``out``; :func:`collect` gathers such records,
 made from the outcome.
 """
 
+from minilib.claims.attempts import Attempt, find_attempts, retired
 from minilib.claims.gathering import differing, find_records, merge
 from minilib.claims.judging import (
     Verdict,
@@ -15,8 +16,8 @@ from minilib.claims.judging import (
     seed_bootstrap_interval,
     t_interval,
 )
-from minilib.claims.pages import summary, write_pages
-from minilib.claims.quoting import fill, fill_file, filled, marked_files, quote
+from minilib.claims.pages import Repository, summary, write_pages
+from minilib.claims.quoting import NotMeasured, fill, fill_file, filled, marked_files, quote
 from minilib.claims.records import (
     Claim,
     Measurement,
@@ -32,6 +33,7 @@ from minilib.claims.reports import (
     Row,
     VerdictTable,
     collect,
+    measured,
     results_folder,
     scoreboard,
     table,
@@ -39,9 +41,12 @@ from minilib.claims.reports import (
 )
 
 __all__ = [
+    "Attempt",
     "Claim",
     "Measurement",
+    "NotMeasured",
     "Records",
+    "Repository",
     "Row",
     "Test",
     "Verdict",
@@ -52,10 +57,12 @@ __all__ = [
     "fill",
     "fill_file",
     "filled",
+    "find_attempts",
     "find_records",
     "judge",
     "load",
     "marked_files",
+    "measured",
     "merge",
     "papers",
     "quote",
@@ -63,6 +70,7 @@ __all__ = [
     "record",
     "record_result",
     "results_folder",
+    "retired",
     "scoreboard",
     "seed_bootstrap_interval",
     "summary",
