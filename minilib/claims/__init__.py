@@ -14,10 +14,18 @@ from minilib.claims.judging import (
     bootstrap_interval,
     judge,
     seed_bootstrap_interval,
+    seeds_needed,
     t_interval,
 )
 from minilib.claims.pages import Repository, summary, write_pages
-from minilib.claims.quoting import NotMeasured, fill, fill_file, filled, marked_files, quote
+from minilib.claims.quoting import (
+    NotMeasured,
+    fill,
+    fill_file,
+    filled,
+    marked_files,
+    quote,
+)
 from minilib.claims.records import (
     Claim,
     Measurement,
@@ -73,6 +81,7 @@ __all__ = [
     "retired",
     "scoreboard",
     "seed_bootstrap_interval",
+    "seeds_needed",
     "summary",
     "t_interval",
     "table",

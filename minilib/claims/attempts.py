@@ -64,7 +64,9 @@ def _read(folder: Path) -> list[Attempt]:
     try:
         titles = _titles(folder / "ledger")
         with path.open(encoding="utf-8", newline="") as file:
-            return [_attempt(int(folder.name), row, titles) for row in csv.DictReader(file)]
+            return [
+                _attempt(int(folder.name), row, titles) for row in csv.DictReader(file)
+            ]
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{path} is not a table of an earlier attempt's verdicts "

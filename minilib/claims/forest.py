@@ -62,7 +62,7 @@ def axis_for(claim: Claim, rows: Sequence[Row]) -> Axis:
     ends: list[float] = []
     for row in rows:
         test, verdict = row.claim.tests[row.profile], row.verdict
-        values += [*verdict.differences, *verdict.pilot_differences]
+        values += [*verdict.differences, *verdict.pilot]
         if isinstance(test, Test) and not test.exact:
             values += [-test.effect, test.effect]
         ends += verdict.interval or verdict.items or ()
@@ -91,9 +91,7 @@ def forest(claim: Claim, rows: Sequence[Row]) -> str:
         else "treatment − control"
     )
     whose = "ours and the paper's" if theirs else "ours"
-    label = html.escape(
-        f"{claim.title}: difference of treatment and control, {whose}"
-    )
+    label = html.escape(f"{claim.title}: difference of treatment and control, {whose}")
     body = "".join([*lines, _scale(claim, axis, unit)])
     return f'<div class="forest" role="group" aria-label="{label}">{body}</div>'
 
@@ -131,7 +129,7 @@ def _ours(row: Row, axis: Axis) -> str:
         marks += [_arrow(100, "›")] if high > axis.high else []
     if not test.exact:
         for name, values in (
-            ("pilot", verdict.pilot_differences),
+            ("pilot", verdict.pilot),
             ("fresh", verdict.differences),
         ):
             marks += [

@@ -90,9 +90,7 @@ def write_pages(
     return [folder / name for name in wanted]
 
 
-def overview(
-    rows: Sequence[Row], attempts: Sequence[Attempt] = ()
-) -> dict[str, str]:
+def overview(rows: Sequence[Row], attempts: Sequence[Attempt] = ()) -> dict[str, str]:
     """Return the parts of the overview page by file name, in HTML.
 
     ``papers.html`` holds the papers' claims at the profiles that were run,
@@ -173,7 +171,10 @@ def _summary(row: Row) -> dict[str, str]:
     ):
         numbers |= zip((f"{name}low", f"{name}high"), ends or (None, None), strict=True)
     peaks = [e.get("peak_memory_bytes") or 0 for e in row.environments]
-    costs = {"seconds_a_seed": _seconds(row), "peak_memory_bytes": max(peaks, default=0)}
+    costs = {
+        "seconds_a_seed": _seconds(row),
+        "peak_memory_bytes": max(peaks, default=0),
+    }
     found = checks(row)
     return {
         "claim": row.claim.id,
@@ -181,7 +182,7 @@ def _summary(row: Row) -> dict[str, str]:
         "profile": row.profile,
         "verdict": verdict.text,
         "seeds": str(verdict.n),
-        "pilots": str(len(verdict.pilot_differences)),
+        "pilots": str(len(verdict.pilot)),
         **{k: "" if v is None else f"{v:.6g}" for k, v in numbers.items()},
         "unit": row.claim.unit,
         "controls": "; ".join(str(c) for c in found if c.kind == "control"),
@@ -201,7 +202,9 @@ def _page(chapter: str) -> str:
 
 def _counts(rows: Sequence[Row]) -> str:
     claims, chapters = {row.claim.id for row in rows}, {row.claim.paper for row in rows}
-    sentences = [f"{_number(len(claims), 'claim')} in {_number(len(chapters), 'chapter')}."]
+    sentences = [
+        f"{_number(len(claims), 'claim')} in {_number(len(chapters), 'chapter')}."
+    ]
     for profile in PROFILES:
         kinds = Counter(
             row.verdict.kind for row in rows if row.profile == profile and measured(row)
@@ -283,12 +286,14 @@ def _check(check: Check) -> str:
     kind = {True: "met", False: "unmet", None: "undecided"}[check.met]
     return (
         f'<span class="sign {kind}" role="img" aria-label="{check.word}">{check.icon}'
-        f"</span>{html.escape(check.name)} {html.escape(check.short)}"
+        f"</span>{html.escape(check.name)} {html.escape(check.measured)}"
     )
 
 
 def _planned(claim: Claim) -> str:
-    planned = [p for p, t in claim.tests.items() if isinstance(t, Test) and p != "quick"]
+    planned = [
+        p for p, t in claim.tests.items() if isinstance(t, Test) and p != "quick"
+    ]
     return ", ".join(f"<code>{p}</code>" for p in PROFILES if p in planned) or "–"
 
 
@@ -515,7 +520,11 @@ def _shared(claim: Claim, rows: Sequence[Row]) -> str:
     for row in rows:
         test = row.claim.tests[row.profile]
         own = claim.tests[row.profile]
-        if row.claim.id != claim.id and isinstance(test, Test) and isinstance(own, Test):
+        if (
+            row.claim.id != claim.id
+            and isinstance(test, Test)
+            and isinstance(own, Test)
+        ):
             for arm in own.arms:
                 if arm in test.arms:
                     others[_short(row.claim)].add(arm)
@@ -586,11 +595,13 @@ def _cells(row: Row) -> dict[str, str]:
     verdict, unit = row.verdict, row.claim.unit
     test = row.claim.test(row.profile)
     further = "<br>".join(
-        f"{format_estimate(value, unit)} <small>{html.escape(name)}</small>"
-        for name, value in verdict.controls.items()
+        f"{format_estimate(control.value, unit)} <small>{html.escape(name)}</small>"
+        for name, control in verdict.controls.items()
     )
-    over = "" if test.over == "seeds" else f" <small>over {html.escape(test.over)}</small>"
-    pilots = ", ".join(number_text(d, unit, sign=True) for d in verdict.pilot_differences)
+    over = (
+        "" if test.over == "seeds" else f" <small>over {html.escape(test.over)}</small>"
+    )
+    pilots = ", ".join(number_text(d, unit, sign=True) for d in verdict.pilot)
     return {
         "verdict": f"{badge(verdict)} <small>{html.escape(verdict.reason)}</small>",
         "seeds": html.escape(seeds_text(row)),
@@ -635,9 +646,7 @@ def _earlier(attempts: Sequence[Attempt]) -> str:
     return text
 
 
-def _links(
-    claim: Claim, rows: Sequence[Row], repository: Repository | None
-) -> str:
+def _links(claim: Claim, rows: Sequence[Row], repository: Repository | None) -> str:
     """Return links to the history of the ledger and to the records."""
     if repository is None:
         return ""

@@ -21,14 +21,20 @@ from minilib.claims.gathering import (
     find_records,
 )
 from minilib.claims.judging import (
+    EXACT,
     ICONS,
     INCONCLUSIVE,
-    INDICATIVE,
     KINDS,
+    NO_DIFFERENCE,
     NOT_REPRODUCED,
     NOT_RUN,
+    NOT_SENSITIVE,
+    NOT_SUPPORTED,
     REPRODUCED,
+    SUPPORTED,
+    ControlOutcome,
     Estimate,
+    PreconditionOutcome,
     Verdict,
     judge,
 )
@@ -123,8 +129,8 @@ def _alike(seeds: Mapping[int, Records], name: str) -> list[Records]:
 
 
 def measured(row: Row) -> bool:
-    """Return whether there is a record of a claim at a profile."""
-    return row.verdict.treatment is not None
+    """Return whether there is a record of a claim at a profile, of a seed that counts."""
+    return row.verdict.n > 0
 
 
 def format_estimate(value: Estimate | None, unit: str, seeds: bool = False) -> str:
@@ -182,7 +188,7 @@ def seeds_text(row: Row) -> str:
     pilots"; what is exact needs none."""
     if row.claim.test(row.profile).exact:
         return "exact"
-    fresh, pilots = row.verdict.n, len(row.verdict.pilot_differences)
+    fresh, pilots = row.verdict.n, len(row.verdict.pilot)
     parts = [_counted(fresh, "seed")] if fresh or not pilots else []
     parts += [_counted(pilots, "pilot")] if pilots else []
     return ", ".join(parts)
@@ -214,11 +220,12 @@ class Check:
     @property
     def word(self) -> str:
         """The outcome in a word or two."""
-        if self.met is None:
-            return "undecided"
-        return ("" if self.met else "not ") + (
-            "beaten" if self.kind == "control" else "met"
-        )
+        words = {
+            "control": ("beaten", "not beaten"),
+            "precondition": ("met", "not met"),
+        }
+        yes, no = words[self.kind]
+        return {True: yes, False: no, None: "undecided"}[self.met]
 
     def __str__(self) -> str:
         return f"{self.name} {self.measured}, {self.word}"
@@ -226,7 +233,36 @@ class Check:
 
 def checks(row: Row) -> list[Check]:
     """Return a verdict's preconditions and further controls, in the ledger's order."""
-    raise NotImplementedError
+    verdict, unit = row.verdict, row.claim.unit
+    found = [_condition(name, one) for name, one in verdict.preconditions.items()]
+    return found + [_control(name, c, unit) for name, c in verdict.controls.items()]
+
+
+def _condition(name: str, outcome: PreconditionOutcome) -> Check:
+    word = "at least" if outcome.expected.at_most is None else "at most"
+    value = (
+        "not recorded by every run" if outcome.value is None else f"{outcome.value:.3g}"
+    )
+    asked = f"{word} {outcome.bound:g}"
+    return Check("precondition", name, value, asked, outcome.met)
+
+
+def _control(name: str, outcome: ControlOutcome, unit: str) -> Check:
+    expected = outcome.expected
+    effect = number_text(expected.effect, unit).lstrip("+")
+    asked = {
+        "greater": f"above +{effect}" if expected.effect else "above zero",
+        "smaller": f"below −{effect}" if expected.effect else "below zero",
+        "equal": f"within ±{effect}",
+    }[expected.direction]
+    if outcome.difference is None:
+        return Check("control", name, "not recorded", asked, None)
+    value = number_text(outcome.difference.mean, unit, sign=True)
+    if outcome.difference.interval is not None:
+        value += f" ({interval_text(outcome.difference.interval, unit)})"
+    if outcome.missing:
+        value += f", missing in {_counted(outcome.missing, 'seed')}"
+    return Check("control", name, value, asked, outcome.beaten)
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -276,7 +312,9 @@ class VerdictTable:
         self.rows = list(rows)
 
     def __repr__(self) -> str:
-        return f"Verdicts on {_counted(len({row.claim.id for row in self.rows}), 'claim')}"
+        return (
+            f"Verdicts on {_counted(len({row.claim.id for row in self.rows}), 'claim')}"
+        )
 
     def _repr_markdown_(self) -> str:
         return table(self.rows)
@@ -301,7 +339,10 @@ _CELL = (
 )
 _WIDTHS = '<colgroup><col style="width:36%"><col></colgroup>'
 _EDGE = {
-    REPRODUCED: "solid",
+    **dict.fromkeys((REPRODUCED, SUPPORTED, EXACT), "solid"),
+    **dict.fromkeys((NOT_REPRODUCED, NOT_SUPPORTED, NO_DIFFERENCE), "double"),
+    **dict.fromkeys((INCONCLUSIVE, NOT_SENSITIVE), "dashed"),
+    NOT_RUN: "none",
 }
 
 
@@ -311,7 +352,7 @@ def _html_rows(rows: Sequence[Row]) -> str:
     whose = {"paper": "The paper", "later work": "Later work", "ours": "Ours"}
     lines = [
         f'<tr><th colspan="2" scope="rowgroup" style="{_CELL};{_LINE}">'
-        f"{html.escape(claim.title)} <small style=\"font-weight:normal\">"
+        f'{html.escape(claim.title)} <small style="font-weight:normal">'
         f"{html.escape(claim.id)}</small></th></tr>"
     ]
     for row in rows:
@@ -353,7 +394,9 @@ def _numbers_html(row: Row) -> str:
         lines[0] += f" <small>smallest effect {effect_text(row)}</small>"
     for side in ("treatment", "control"):
         value = format_estimate(getattr(verdict, side), unit)
-        lines.append(f"{html.escape(value)} <small>{html.escape(getattr(test, side))}</small>")
+        lines.append(
+            f"{html.escape(value)} <small>{html.escape(getattr(test, side))}</small>"
+        )
     lines += [
         f'<small><span aria-hidden="true">{check.icon}</span> '
         f"{html.escape(str(check))}</small>"
@@ -427,7 +470,10 @@ def _board(rows: Sequence[Row]) -> str:
 
 def _named(row: Row) -> str:
     """Return a claim's name, with what its kind of verdict does not say."""
-    name, (_, _, more) = row.claim.id.partition(".")[2], row.verdict.text.partition(" (")
+    name, (_, _, more) = (
+        row.claim.id.partition(".")[2],
+        row.verdict.text.partition(" ("),
+    )
     return f"{name} ({more}" if more else name
 
 
