@@ -20,7 +20,6 @@ from minilib.claims.reports import (
     difference_text,
     measured,
     number_text,
-    profile_text,
     seeds_text,
 )
 
@@ -76,9 +75,10 @@ def axis_for(claim: Claim, rows: Sequence[Row]) -> Axis:
 
 
 def forest(claim: Claim, rows: Sequence[Row]) -> str:
-    """Return the plot of one claim, one line of HTML: profiles that were run, then the
-    paper's own differences if they are of the same two things."""
-    ours = [row for row in rows if measured(row)]
+    """Return the plot of one claim, one line of HTML: profiles that were run, if
+    only by pilots, then the paper's own differences if they are of the same two
+    things."""
+    ours = [row for row in rows if measured(row) or row.verdict.pilot]
     theirs = _drawn(claim)
     if not ours and not theirs:
         return ""

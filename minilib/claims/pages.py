@@ -474,9 +474,8 @@ def _checks(rows: Sequence[Row]) -> str:
     if not found:
         return ""
     many = len({row.profile for row, _ in found}) > 1
-    heads = [
-        *(["profile"] if many else []), "beside the main comparison", "measured", "asked"
-    ]  # fmt: skip
+    heads = ["beside the main comparison", "measured", "asked"]
+    heads = ["profile", *heads] if many else heads
     lines = []
     for row, check in found:
         kind = {True: "met", False: "unmet", None: "undecided"}[check.met]
@@ -651,15 +650,15 @@ def _links(claim: Claim, rows: Sequence[Row], repository: Repository | None) -> 
     if repository is None:
         return ""
     ledger = f"minilib/ledger/{claim.paper}.yaml"
-    links = [
-        f'<a href="{repository.file(ledger)}">ledger</a>',
-        f'<a href="{repository.history(ledger)}">its history</a>',
-    ] + [
-        f'<a href="{repository.file(f"book/results/{claim.paper}.{row.profile}.json")}">'
-        f"records of {row.profile}</a>"
-        for row in rows
-        if measured(row)
-    ]
+    places = {
+        "ledger": repository.file(ledger),
+        "its history": repository.history(ledger),
+    }
+    for row in rows:
+        if measured(row):
+            path = f"book/results/{claim.paper}.{row.profile}.json"
+            places[f"records of {row.profile}"] = repository.file(path)
+    links = [f'<a href="{html.escape(url)}">{name}</a>' for name, url in places.items()]
     return f'<p class="claim-links">{" · ".join(links)}</p>'
 
 

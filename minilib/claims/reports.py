@@ -38,7 +38,7 @@ from minilib.claims.judging import (
     Verdict,
     judge,
 )
-from minilib.claims.records import Claim, Records, Test, load, papers
+from minilib.claims.records import Claim, Records, load, papers
 from minilib.parameters import PROFILES, repository
 
 
@@ -129,7 +129,7 @@ def _alike(seeds: Mapping[int, Records], name: str) -> list[Records]:
 
 
 def measured(row: Row) -> bool:
-    """Return whether there is a record of a claim at a profile, of a seed that counts."""
+    """Return whether a record of a claim at a profile counts; pilots do not."""
     return row.verdict.n > 0
 
 
@@ -211,21 +211,13 @@ class Check:
     """What the ledger asks of it."""
     met: bool | None
     """None: undecided."""
+    word: str
+    """The outcome in a word or two."""
 
     @property
     def icon(self) -> str:
         """A sign whose shape, not colour, shows the outcome."""
         return {True: "✓", False: "✗", None: "?"}[self.met]
-
-    @property
-    def word(self) -> str:
-        """The outcome in a word or two."""
-        words = {
-            "control": ("beaten", "not beaten"),
-            "precondition": ("met", "not met"),
-        }
-        yes, no = words[self.kind]
-        return {True: yes, False: no, None: "undecided"}[self.met]
 
     def __str__(self) -> str:
         return f"{self.name} {self.measured}, {self.word}"
@@ -244,7 +236,8 @@ def _condition(name: str, outcome: PreconditionOutcome) -> Check:
         "not recorded by every run" if outcome.value is None else f"{outcome.value:.3g}"
     )
     asked = f"{word} {outcome.bound:g}"
-    return Check("precondition", name, value, asked, outcome.met)
+    said = "met" if outcome.met else "not met"
+    return Check("precondition", name, value, asked, outcome.met, said)
 
 
 def _control(name: str, outcome: ControlOutcome, unit: str) -> Check:
@@ -255,14 +248,16 @@ def _control(name: str, outcome: ControlOutcome, unit: str) -> Check:
         "smaller": f"below −{effect}" if expected.effect else "below zero",
         "equal": f"within ±{effect}",
     }[expected.direction]
+    yes = "equal" if expected.direction == "equal" else "beaten"
+    said = {True: yes, False: f"not {yes}", None: "undecided"}[outcome.beaten]
     if outcome.difference is None:
-        return Check("control", name, "not recorded", asked, None)
+        return Check("control", name, "not recorded", asked, None, said)
     value = number_text(outcome.difference.mean, unit, sign=True)
     if outcome.difference.interval is not None:
         value += f" ({interval_text(outcome.difference.interval, unit)})"
     if outcome.missing:
         value += f", missing in {_counted(outcome.missing, 'seed')}"
-    return Check("control", name, value, asked, outcome.beaten)
+    return Check("control", name, value, asked, outcome.beaten, said)
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -347,7 +342,7 @@ _EDGE = {
 
 
 def _html_rows(rows: Sequence[Row]) -> str:
-    """Return one claim's rows: its title, a row per profile, and the paper's numbers."""
+    """Return one claim's rows: title, a row per profile, the paper's numbers."""
     claim = rows[0].claim
     whose = {"paper": "The paper", "later work": "Later work", "ours": "Ours"}
     lines = [
