@@ -142,7 +142,8 @@ def _ours(row: Row, axis: Axis) -> str:
         )
     seeds = seeds_text(row)
     said = f"{row.profile}, {seeds}: {difference_text(row)}, {verdict.text}"
-    return _line(row.profile, seeds, marks, said, difference_text(row), badge(verdict))
+    text = difference_text(row) if measured(row) else ""
+    return _line(row.profile, seeds, marks, said, text, badge(verdict))
 
 
 def _paper(claim: Claim, what: str, value: float, axis: Axis) -> str:

@@ -17,7 +17,7 @@ from statistics import median
 from minilib.claims.attempts import Attempt, find_attempts, retired
 from minilib.claims.forest import badge, css_class, forest
 from minilib.claims.judging import ICONS, KINDS, NOT_RUN, rule_text
-from minilib.claims.records import Claim, Test, chapter_number, load, papers
+from minilib.claims.records import Claim, NotRun, Test, chapter_number, load, papers
 from minilib.claims.reports import (
     Check,
     Row,
@@ -26,7 +26,7 @@ from minilib.claims.reports import (
     collect,
     difference_text,
     effect_text,
-    format_estimate,
+    estimate_text,
     interval_text,
     measured,
     number_text,
@@ -102,8 +102,8 @@ def overview(rows: Sequence[Row], attempts: Sequence[Attempt] = ()) -> dict[str,
     theirs = [row for row in rows if row.claim.origin == "paper"]
     others = [row for row in rows if row.claim.origin != "paper"]
     parts = {
-        "papers.html": [_counts(theirs), _legend(rows), _matrix(theirs, places)],
-        "others.html": [_counts(others), _matrix(others, places)],
+        "papers.html": [_counts(theirs), _legend(theirs), _matrix(theirs, places)],
+        "others.html": [_counts(others), _legend(others), _matrix(others, places)],
         "cost.html": [_costs(rows)],
         "not-run.html": [_not_run(rows)],
         "retired.html": [_retired(attempts)],
@@ -270,24 +270,38 @@ def _matrix(rows: Sequence[Row], places: dict[str, str]) -> str:
 
 def _matrix_cell(row: Row) -> str:
     verdict = row.verdict
-    head = f'<td data-profile="{row.profile}" title="{html.escape(verdict.reason)}">'
+    head = (
+        f'<td class="{css_class(verdict.kind)}" data-profile="{row.profile}" '
+        f'title="{html.escape(verdict.reason)}">'
+    )
     if not measured(row):
-        return f"{head}{badge(verdict)}</td>"
-    effect = "" if row.claim.test(row.profile).exact else f"δ {effect_text(row)}; "
+        return f"{head}{badge(verdict)}{_needs(row.claim.tests[row.profile])}</td>"
+    exact = row.claim.test(row.profile).exact
+    size = "" if exact else f"δ {effect_text(row)}; {seeds_text(row)}"
     text = (
-        f'<span class="numbers">{html.escape(difference_text(row))}<br>'
-        f"<small>{effect}{seeds_text(row)}</small></span>"
+        f'<span class="numbers">{html.escape(difference_text(row))}'
+        f"{f'<br><small>{size}</small>' if size else ''}</span>"
     )
     items = "".join(f"<li>{_check(check)}</li>" for check in checks(row))
     return f"{head}{badge(verdict)}{text}{f'<ul>{items}</ul>' if items else ''}</td>"
 
 
+def _needs(test: Test | NotRun) -> str:
+    gpu = isinstance(test, NotRun) and test.needs == "gpu"
+    return " <small>needs a GPU</small>" if gpu else ""
+
+
 def _check(check: Check) -> str:
-    kind = {True: "met", False: "unmet", None: "undecided"}[check.met]
+    asked = f", asked {check.asked}" if check.kind == "precondition" else ""
+    text = html.escape(f"{check.name} {check.measured}{asked}")
     return (
-        f'<span class="sign {kind}" role="img" aria-label="{check.word}">{check.icon}'
-        f"</span>{html.escape(check.name)} {html.escape(check.measured)}"
+        f'<span class="sign {_state(check)}" role="img" aria-label="{check.word}">'
+        f"{check.icon}</span>{text}"
     )
+
+
+def _state(check: Check) -> str:
+    return {True: "met", False: "unmet", None: "undecided"}[check.met]
 
 
 def _planned(claim: Claim) -> str:
@@ -439,6 +453,7 @@ def _section(
         claim.statement,
         _source(claim),
         forest(claim, own),
+        _reasons(own),
         _checks(own),
         _skipped(own),
         _shared(claim, rows),
@@ -468,27 +483,34 @@ def _source(claim: Claim) -> str:
     return text
 
 
+def _reasons(rows: Sequence[Row]) -> str:
+    """Return why the verdicts are what they are."""
+    said = "; ".join(
+        f"<code>{row.profile}</code>: {html.escape(row.verdict.reason)}"
+        for row in rows
+        if measured(row)
+    )
+    return f'<p class="claim-notes">{said}.</p>' if said else ""
+
+
 def _checks(rows: Sequence[Row]) -> str:
     """Return the controls and preconditions of a claim, a row each."""
     found = [(row, check) for row in rows if measured(row) for check in checks(row)]
     if not found:
         return ""
     many = len({row.profile for row, _ in found}) > 1
-    heads = ["beside the main comparison", "measured", "asked"]
-    heads = ["profile", *heads] if many else heads
     lines = []
     for row, check in found:
-        kind = {True: "met", False: "unmet", None: "undecided"}[check.met]
+        place = f" <small>{row.profile}</small>" if many else ""
         cells = [
-            f'<span class="{kind}"><span aria-hidden="true">{check.icon}</span> '
-            f"{check.word}</span> {html.escape(check.name)}",
+            html.escape(check.name) + place,
             html.escape(check.measured),
-            html.escape(check.asked),
+            f'<span class="{_state(check)}"><span aria-hidden="true">{check.icon}'
+            f"</span> {check.word}</span> <small>{html.escape(check.asked)}</small>",
         ]
-        if many:
-            cells.insert(0, row.profile)
         lines.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    names = ("beside the main comparison", "measured", "asked")
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
     return (
         f'<div class="claims-scroll"><table class="claims-checks"><thead><tr>{head}'
         f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -580,7 +602,7 @@ def _test_text(claim: Claim, test: Test) -> str:
     )
     if not test.exact:
         text += (
-            f" Smallest effect of interest: {size_text(test.effect, claim.unit)}, "
+            f" Why {size_text(test.effect, claim.unit)} as the smallest effect: "
             f"{test.why.rstrip('.')}."
         )
     for name, control in test.controls.items():
@@ -594,7 +616,7 @@ def _cells(row: Row) -> dict[str, str]:
     verdict, unit = row.verdict, row.claim.unit
     test = row.claim.test(row.profile)
     further = "<br>".join(
-        f"{format_estimate(control.value, unit)} <small>{html.escape(name)}</small>"
+        f"{estimate_text(row, control.value)} <small>{html.escape(name)}</small>"
         for name, control in verdict.controls.items()
     )
     over = (
@@ -605,11 +627,11 @@ def _cells(row: Row) -> dict[str, str]:
         "verdict": f"{badge(verdict)} <small>{html.escape(verdict.reason)}</small>",
         "seeds": html.escape(seeds_text(row)),
         "treatment": (
-            f"{format_estimate(verdict.treatment, unit)} "
+            f"{estimate_text(row, verdict.treatment)} "
             f"<small>{html.escape(test.treatment)}</small>"
         ),
         "control": (
-            f"{format_estimate(verdict.control, unit)} "
+            f"{estimate_text(row, verdict.control)} "
             f"<small>{html.escape(test.control)}</small>"
         ),
         "further controls": further or "–",
@@ -655,7 +677,7 @@ def _links(claim: Claim, rows: Sequence[Row], repository: Repository | None) -> 
         "its history": repository.history(ledger),
     }
     for row in rows:
-        if measured(row):
+        if measured(row) or row.verdict.pilot:
             path = f"book/results/{claim.paper}.{row.profile}.json"
             places[f"records of {row.profile}"] = repository.file(path)
     links = [f'<a href="{html.escape(url)}">{name}</a>' for name, url in places.items()]

@@ -37,6 +37,7 @@ from minilib.claims.reports import (
     Row,
     collect,
     difference_text,
+    estimate_text,
     format_estimate,
     measured,
     number_text,
@@ -333,7 +334,7 @@ def _estimate_text(row: Row, side: str, mean: bool) -> str:
     return (
         _shown([value.mean], row.claim.unit, mean)
         if mean
-        else format_estimate(value, row.claim.unit, seeds=True)
+        else estimate_text(row, value, seeds=True)
     )
 
 

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,13 @@ def measured(row: Row) -> bool:
     return row.verdict.n > 0
 
 
+def estimate_text(row: Row, value: Estimate | None, seeds: bool = False) -> str:
+    """Return the number of one of a claim's arms; what is exact has no interval."""
+    if value is not None and row.claim.test(row.profile).exact:
+        value, seeds = replace(value, low=None, high=None), False
+    return format_estimate(value, row.claim.unit, seeds)
+
+
 def format_estimate(value: Estimate | None, unit: str, seeds: bool = False) -> str:
     """Return mean and interval as text: "93.1 % (92.6 to 93.5)"."""
     if value is None:
@@ -175,7 +182,10 @@ def difference_text(row: Row) -> str:
 
 def size_text(size: float, unit: str) -> str:
     """Return the size of an effect with its unit, "5 points" or "0.8"."""
-    return f"{100 * size:.4g} points" if unit == "percent" else f"{size:.4g}"
+    if unit != "percent":
+        return f"{size:.4g}"
+    points = f"{100 * size:.4g}"
+    return f"{points} point{'s' * (points != '1')}"
 
 
 def effect_text(row: Row) -> str:
@@ -225,9 +235,9 @@ class Check:
 
 def checks(row: Row) -> list[Check]:
     """Return a verdict's preconditions and further controls, in the ledger's order."""
-    verdict, unit = row.verdict, row.claim.unit
+    verdict = row.verdict
     found = [_condition(name, one) for name, one in verdict.preconditions.items()]
-    return found + [_control(name, c, unit) for name, c in verdict.controls.items()]
+    return found + [_control(name, one, row) for name, one in verdict.controls.items()]
 
 
 def _condition(name: str, outcome: PreconditionOutcome) -> Check:
@@ -240,8 +250,9 @@ def _condition(name: str, outcome: PreconditionOutcome) -> Check:
     return Check("precondition", name, value, asked, outcome.met, said)
 
 
-def _control(name: str, outcome: ControlOutcome, unit: str) -> Check:
-    expected = outcome.expected
+def _control(name: str, outcome: ControlOutcome, row: Row) -> Check:
+    expected, unit = outcome.expected, row.claim.unit
+    exact = row.claim.test(row.profile).exact
     effect = number_text(expected.effect, unit).lstrip("+")
     asked = {
         "greater": f"above +{effect}" if expected.effect else "above zero",
@@ -253,7 +264,7 @@ def _control(name: str, outcome: ControlOutcome, unit: str) -> Check:
     if outcome.difference is None:
         return Check("control", name, "not recorded", asked, None, said)
     value = number_text(outcome.difference.mean, unit, sign=True)
-    if outcome.difference.interval is not None:
+    if outcome.difference.interval is not None and not exact:
         value += f" ({interval_text(outcome.difference.interval, unit)})"
     if outcome.missing:
         value += f", missing in {_counted(outcome.missing, 'seed')}"
@@ -275,15 +286,15 @@ def table(rows: Iterable[Row]) -> str:
     )
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
-        verdict, unit = row.verdict, row.claim.unit
+        verdict = row.verdict
         known = measured(row)
         why = verdict.kind == NOT_RUN and verdict.reason
         cells = [
             f"{row.claim.id}: {row.claim.title}",
             row.profile,
             f"{verdict} ({why})" if why else str(verdict),
-            format_estimate(verdict.treatment, unit),
-            format_estimate(verdict.control, unit),
+            estimate_text(row, verdict.treatment),
+            estimate_text(row, verdict.control),
             difference_text(row),
             effect_text(row) if known else "–",
             seeds_text(row) if known else "–",
@@ -388,7 +399,7 @@ def _numbers_html(row: Row) -> str:
     if not test.exact:
         lines[0] += f" <small>smallest effect {effect_text(row)}</small>"
     for side in ("treatment", "control"):
-        value = format_estimate(getattr(verdict, side), unit)
+        value = estimate_text(row, getattr(verdict, side))
         lines.append(
             f"{html.escape(value)} <small>{html.escape(getattr(test, side))}</small>"
         )
@@ -455,7 +466,8 @@ def _board(rows: Sequence[Row]) -> str:
     head = ["chapter", "profile", "seeds"] + [f"{ICONS[kind]} {kind}" for kind in kinds]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for (paper, profile), group in run.items():
-        cells = [paper, profile, str(max(row.verdict.n for row in group))]
+        counted = [row.verdict.n for row in group if row.verdict.kind != EXACT]
+        cells = [paper, profile, str(max(counted, default=0) or "–")]
         for kind in kinds:
             names = [_named(row) for row in group if row.verdict.kind == kind]
             cells.append(", ".join(names) or " ")
