@@ -17,8 +17,8 @@ from minilib.claims.attempts import find_attempts
 from minilib.claims.gathering import (
     Sources,
     check_against_ledger,
-    differing,
     find_records,
+    together,
 )
 from minilib.claims.judging import (
     EXACT,
@@ -74,9 +74,9 @@ def collect(
     """Judge every claim at every profile by the records under ``sources``; without any
     it is "not run".
 
-    A seed found twice counts once; the source named last wins. Seeds that were not made
-    alike (see :func:`minilib.claims.differing`) are not judged as one: they are left
-    out with a warning.
+    A seed found twice counts once; the source named last wins. Fresh seeds that were
+    not made alike (see :func:`minilib.claims.differing`) are not judged as one: they
+    are left out with a warning.
 
     Args:
         sources: files or folders, see :func:`minilib.claims.find_records`.
@@ -121,10 +121,9 @@ def collect(
 
 def _alike(seeds: Mapping[int, Records], name: str) -> list[Records]:
     """Return the records by seed, or none where they were not made alike."""
-    runs = [seeds[seed] for seed in sorted(seeds)]
-    if runs and (reason := differing(runs)):
+    runs, reason = together([seeds[seed] for seed in sorted(seeds)])
+    if seeds and not runs:
         warnings.warn(f"{name} is not judged: {reason}", stacklevel=3)
-        return []
     return runs
 
 
