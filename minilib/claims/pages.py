@@ -19,6 +19,7 @@ from minilib.claims.forest import badge, css_class, forest
 from minilib.claims.judging import ICONS, KINDS, NOT_RUN, rule_text
 from minilib.claims.records import Claim, NotRun, Test, chapter_number, load, papers
 from minilib.claims.reports import (
+    WHOSE,
     Check,
     Row,
     chapter_title,
@@ -334,15 +335,14 @@ def _costs(rows: Sequence[Row]) -> str:
             + "".join(f"<td>{html.escape(cell or '–')}</td>" for cell in cells)
             + "</tr>"
         )
-    names = ("chapter", "profile", "seeds", "a seed", "memory", "on")
+    names = ("chapter", "profile", "runs", "a run", "memory", "on")
     heads = "".join(f'<th scope="col">{name}</th>' for name in names)
     return (
         f'<div class="claims-scroll"><table class="claims-cost"><thead><tr>{heads}'
         "</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
-        "<p>Wall time (median over seeds) and peak memory of a whole chapter, all its "
-        "claims together. The records "
-        "are in <code>book/results</code>, a row for each claim and profile in "
+        "<p>Wall time (median over runs, pilots included) and peak memory of a whole "
+        "chapter, all its claims together. The records are in <code>book/results</code>, a row for each claim and profile in "
         "<code>claims.csv</code>.</p>"
     )
 
@@ -431,7 +431,6 @@ _KEY = (
     '<span class="key-paper">◇</span> the paper’s own difference, where it compares '
     "the same two things.</p>"
 )
-_WHOSE = {"paper": "The paper", "later work": "Later work", "ours": "Our own claim"}
 _ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth")
 
 
@@ -472,7 +471,7 @@ def _short(claim: Claim) -> str:
 def _source(claim: Claim) -> str:
     """Return whose claim it is, with the paper's numbers; differences between other
     things than ours are text, not marks on our axis."""
-    text = f"**{_WHOSE[claim.origin]}** ({claim.where}): {claim.numbers.rstrip('.')}."
+    text = f"**{WHOSE[claim.origin]}** ({claim.where}): {claim.numbers.rstrip('.')}."
     if claim.differences and not claim.comparable:
         said = ", ".join(
             f"{what} {number_text(value, claim.unit, sign=True)}"
@@ -641,7 +640,7 @@ def _cells(row: Row) -> dict[str, str]:
         "95 %, bootstrap over seeds": interval_text(verdict.resampled, unit),
         "95 %, bootstrap over test items": interval_text(verdict.items, unit),
         "differences of the pilot seeds": pilots or "–",
-        "cost of a seed": html.escape(
+        "cost of a run": html.escape(
             ", ".join(filter(None, [_time(row), _memory(row), _device(row)])) or "–"
         ),
     }

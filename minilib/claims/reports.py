@@ -306,10 +306,10 @@ def table(rows: Iterable[Row]) -> str:
 
 
 class VerdictTable:
-    """A table of verdicts that notebooks and the book show; sign and words carry the
-    meaning, never colour alone.
+    """Verdicts as notebooks and the book show them; sign and words carry the meaning,
+    never colour alone.
 
-    Two columns, verdict and numbers, so that it can be read on a phone.
+    Numbers stand beside their verdict, on a phone below it.
     """
 
     def __init__(self, rows: Sequence[Row]):
@@ -317,9 +317,7 @@ class VerdictTable:
         self.rows = list(rows)
 
     def __repr__(self) -> str:
-        return (
-            f"Verdicts on {_counted(len({row.claim.id for row in self.rows}), 'claim')}"
-        )
+        return f"Verdicts on {_claims(self.rows)}"
 
     def _repr_markdown_(self) -> str:
         return table(self.rows)
@@ -328,57 +326,46 @@ class VerdictTable:
         groups = [
             list(group) for _, group in groupby(self.rows, key=lambda row: row.claim.id)
         ]
-        body = "".join(_html_rows(group) for group in groups)
+        items = "".join(_html_claim(group) for group in groups)
         return (
-            '<table style="border-collapse:collapse;text-align:left;color:inherit;'
-            f'width:100%;max-width:54em;table-layout:fixed">{_WIDTHS}{body}</table>'
+            '<ul class="verdicts" style="list-style:none;margin:0;padding:0;'
+            f'text-align:left;max-width:54em">{items}</ul>'
         )
 
 
-# No backgrounds and no fixed text colour: the table takes both from the page,
-# light or dark.
-_LINE = "border-top:1px solid rgba(128,128,128,0.4)"
-_CELL = (
-    "padding:0.3em 0.5em;text-align:left;vertical-align:top;white-space:normal;"
-    "overflow-wrap:anywhere"
-)
-_WIDTHS = '<colgroup><col style="width:36%"><col></colgroup>'
+# No backgrounds and no text colour: both are the page's, light or dark.
+_ITEM = "margin:0;padding:0.5em 0.2em;border-top:1px solid rgba(128,128,128,0.4)"
 _EDGE = {
     **dict.fromkeys((REPRODUCED, SUPPORTED, EXACT), "solid"),
     **dict.fromkeys((NOT_REPRODUCED, NOT_SUPPORTED, NO_DIFFERENCE), "double"),
     **dict.fromkeys((INCONCLUSIVE, NOT_SENSITIVE), "dashed"),
     NOT_RUN: "none",
 }
+WHOSE = {"paper": "The paper", "later work": "Later work", "ours": "Our own claim"}
 
 
-def _html_rows(rows: Sequence[Row]) -> str:
-    """Return one claim's rows: title, a row per profile, the paper's numbers."""
+def _html_claim(rows: Sequence[Row]) -> str:
+    """Return one claim: title, verdict and numbers per profile, the paper's numbers."""
     claim = rows[0].claim
-    whose = {"paper": "The paper", "later work": "Later work", "ours": "Ours"}
-    lines = [
-        f'<tr><th colspan="2" scope="rowgroup" style="{_CELL};{_LINE}">'
-        f'{html.escape(claim.title)} <small style="font-weight:normal">'
-        f"{html.escape(claim.id)}</small></th></tr>"
-    ]
+    text = f"<b>{html.escape(claim.title)}</b> <small>{html.escape(claim.id)}</small>"
     for row in rows:
-        cells = (_verdict_html(row), _numbers_html(row))
-        lines.append(
-            "<tr>"
-            + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells)
-            + "</tr>"
+        text += (
+            '<div style="display:flex;flex-wrap:wrap;gap:0.1em 1em;margin:0.35em 0">'
+            f'<div style="flex:1 1 11em">{_verdict_html(row)}</div>'
+            f'<div style="flex:3 1 19em">{_numbers_html(row)}</div></div>'
         )
-    lines.append(
-        f'<tr><td colspan="2" style="{_CELL}"><small>{whose[claim.origin]} '
-        f"({html.escape(claim.where)}): {html.escape(claim.numbers)}</small></td></tr>"
+    text += (
+        f"<small>{WHOSE[claim.origin]} ({html.escape(claim.where)}): "
+        f"{html.escape(claim.numbers)}</small>"
     )
-    return f"<tbody>{''.join(lines)}</tbody>"
+    return f'<li style="{_ITEM}">{text}</li>'
 
 
 def _verdict_html(row: Row) -> str:
     verdict = row.verdict
     style = (
         f"border-left:4px {_EDGE.get(verdict.kind, 'dotted')} currentColor;"
-        "padding-left:0.4em;font-weight:bold;display:inline-block"
+        "padding-left:0.4em;font-weight:bold"
     )
     where = row.profile + (f", {seeds_text(row)}" if measured(row) else "")
     return (
