@@ -342,7 +342,8 @@ def _costs(rows: Sequence[Row]) -> str:
         "</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
         "<p>Wall time (median over runs, pilots included) and peak memory of a whole "
-        "chapter, all its claims together. The records are in <code>book/results</code>, a row for each claim and profile in "
+        "chapter, all its claims together. The records are in "
+        "<code>book/results</code>, a row for each claim and profile in "
         "<code>claims.csv</code>.</p>"
     )
 
