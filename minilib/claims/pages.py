@@ -152,7 +152,7 @@ def summary(results_dir: str | os.PathLike[str]) -> str:
 _COLUMNS = (
     "claim origin profile verdict seeds pilots treatment control effect difference low "
     "high bootstrap_low bootstrap_high items_low items_high unit controls "
-    "preconditions seconds_a_seed peak_memory_bytes device reason"
+    "preconditions seconds_a_run peak_memory_bytes device reason"
 ).split()
 
 
@@ -173,7 +173,7 @@ def _summary(row: Row) -> dict[str, str]:
         numbers |= zip((f"{name}low", f"{name}high"), ends or (None, None), strict=True)
     peaks = [e.get("peak_memory_bytes") or 0 for e in row.environments]
     costs = {
-        "seconds_a_seed": _seconds(row),
+        "seconds_a_run": _seconds(row),
         "peak_memory_bytes": max(peaks, default=0),
     }
     found = checks(row)

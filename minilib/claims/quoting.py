@@ -32,7 +32,7 @@ from typing import Any
 from minilib.claims.attempts import find_attempts
 from minilib.claims.gathering import Sources, find_records
 from minilib.claims.judging import estimate
-from minilib.claims.records import Claim, find, papers
+from minilib.claims.records import Claim, find, papers, seeds_of
 from minilib.claims.reports import (
     Row,
     collect,
@@ -56,11 +56,13 @@ _START, _END, _RESULT_END = (
     "<!-- /result -->",
 )
 _STYLES = ("mean", "number")
+_SIDES = ("treatment", "control", "difference", "verdict", "seeds")
+_SIDES_TEXT = "treatment, control, difference, verdict or seeds"
 NOT_YET = "not yet measured"
 
 
 class NotMeasured(ValueError):
-    """A chapter has no record at all at the profile that is quoted."""
+    """A chapter has no record of a seed that counts at the profile that is quoted."""
 
 
 def quote(
@@ -71,7 +73,7 @@ def quote(
     mean: bool = False,
 ) -> str:
     """Return a named result, or a claim's numbers, as prose quotes it: "93.1 %
-    (92.6 to 93.5, 3 seeds)".
+    (92.6 to 93.5, 5 seeds)". Pilot seeds do not count.
 
     Args:
         name: a result, "clip.zero_shot_top1" or "clip.few_shot/probe/0", or a claim's,
@@ -87,11 +89,16 @@ def quote(
     """
     sources = results_folder() if sources is None else sources
     chapter = name.partition(".")[0]
-    claim = find(name.partition(":")[0]) if ":" in name else None
-    found = [r for r in find_records(sources, [chapter]) if r.profile == profile]
+    claim = _claim_of(name)
+    if chapter not in papers():
+        raise ValueError(f"{name!r}: there is no chapter {chapter!r}")
+    fresh = seeds_of(chapter, profile).fresh
+    found = [
+        records
+        for records in find_records(sources, [chapter])
+        if records.profile == profile and (not fresh or records.seed in fresh)
+    ]
     if not found:
-        if claim is None and chapter not in papers():
-            raise ValueError(f"{name!r}: there is no chapter {chapter!r}")
         raise NotMeasured(
             f"no record of {name!r} at profile {profile!r}: run `python -m minilib "
             "collect` first"
@@ -109,6 +116,17 @@ def quote(
             f"the records of {chapter} at profile {profile!r} hold no {what!r}"
         )
     return _shown(values, "percent" if percent else "number", mean)
+
+
+def _claim_of(name: str) -> Claim | None:
+    """Return the claim that a name is of; None where it is a result's."""
+    id_, colon, side = name.partition(":")
+    if not colon:
+        return None
+    claim = find(id_)
+    if side not in _SIDES:
+        raise ValueError(f"{name!r}: expected {_SIDES_TEXT} after the colon")
+    return claim
 
 
 def fill(text: str, results_dir: str | os.PathLike[str], name: str = "the text") -> str:
@@ -320,11 +338,6 @@ def _of_claim(
             number_text(verdict.mean, claim.unit, sign=True)
             if mean
             else difference_text(row)
-        )
-    if side not in ("treatment", "control"):
-        raise ValueError(
-            f"{name!r}: expected treatment, control, difference, verdict or seeds "
-            "after the colon"
         )
     return _estimate_text(row, side, mean)
 
