@@ -562,9 +562,9 @@ def test_the_scoreboard_has_two_tables(results: Path) -> None:
     for path in results.glob("*.json"):
         path.unlink()
     assert claims.scoreboard(results) == (
-        "No results have been recorded yet: 2 claims of the papers and 2 claims of "
-        "later work and of ours are to be measured under version 2 of the rules. An "
-        "earlier attempt is kept in `book/results/attempts`.\n"
+        "No results have been recorded yet: every claim is to be measured under "
+        "version 2 of the rules. An earlier attempt is kept in "
+        "`book/results/attempts`.\n"
     )
 
 
