@@ -7,6 +7,7 @@ released model. They are drawn upright, so that a phone shows them whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -344,7 +345,7 @@ def vlcounter() -> Drawing:
     d.words(149, 96, "fresh in every layer", anchor="middle", size=13)
     d.box(12, 126, 200, 54, ("T: mean of 11 prompts", "CLIP's text tower, 512"), "text", frozen=True)  # noqa: E501
     d.arrow((130, 126), (130, 104), kind="text")
-    d.box(230, 106, 198, 158, ("",), "image", frozen=True)
+    d.box(230, 106, 198, 158, (), "image", frozen=True)
     rows = ("layers 0–5", "layer 6  → f₆", "layer 7  → f₇", "layer 8  → f₈")
     for i, text in enumerate((*rows, "layers 9–10", "layer 11: value path")):
         d.words(329, 129 + 25 * i, text, anchor="middle", size=13.5, bold=i in (1, 2, 3))
@@ -385,12 +386,286 @@ def vlcounter() -> Drawing:
     return d
 
 
+MEETINGS = (  # name, first version, depth at which text and image meet, at what
+    ("CLIP", "Feb 2021", (1.0,), "the whole image"),
+    ("ViLD", "Apr 2021", (1.0,), "proposed regions"),
+    ("DenseCLIP", "Dec 2021", (0.62, 0.72), "places of a grid, and its features"),
+    ("GLIP", "Dec 2021", (0.55, 0.65, 0.75, 1.0), "places and words, layer by layer"),
+    ("LSeg", "Jan 2022", (1.0,), "every pixel"),
+    ("GroupViT", "Feb 2022", (1.0,), "groups of patches, or their mean"),
+    ("CLIMS", "Mar 2022", (1.0,), "the image seen through a mask"),
+    ("CounTX", "Jun 2023", (0.5, 0.6), "every patch, before the decoder"),
+    ("VLCounter", "Dec 2023", (0.05, 0.15, 0.25, 0.35, 0.45, 0.6), "every patch, from the first layer on"),  # noqa: E501
+    ("DetCLIPv3", "Apr 2024", (0.5, 1.0), "queries; words are also written"),
+)
+
+
+def meeting() -> Drawing:
+    """Where, from input to output, text and image meet in the ten papers."""
+    d = Drawing(96 + 52 * len(MEETINGS), "Where text meets image in the ten papers")
+    left, right = 150, 424
+    d.words(16, 30, "first version", size=13, colour=_GREY)
+    d.words(left, 30, "input", size=13, colour=_GREY)
+    d.words(right, 30, "output", size=13, anchor="end", colour=_GREY)
+    for i, (name, date, depths, at) in enumerate(MEETINGS):
+        y = 58 + 52 * i
+        d.words(16, y + 4, name, bold=True)
+        d.words(16, y + 21, date, size=12.5, colour=_GREY)
+        first = left + depths[0] * (right - left - 8)
+        for offset, kind in ((-6, "image"), (6, "text")):
+            line = _KINDS[kind][1]
+            d.parts.append(
+                f'<path d="M{left} {y + offset}L{max(left, first - 16):.0f} '
+                f'{y + offset}L{first:.0f} {y}" fill="none" stroke="{line}" '
+                'stroke-width="2.5"/>'
+            )
+        d.parts.append(
+            f'<path d="M{first:.0f} {y}H{right - 8}" stroke="#b47700" '
+            'stroke-width="2.5"/>'
+        )
+        for depth in depths:
+            d.parts.append(
+                f'<circle cx="{left + depth * (right - left - 8):.0f}" cy="{y}" r="6" '
+                'fill="#e69f00" stroke="#b47700" stroke-width="1.5"/>'
+            )
+        d.words(left, y + 24, at, size=12.5)
+    y = 76 + 52 * len(MEETINGS)
+    for x, colour, text in (
+        (24, _KINDS["image"][1], "image"),
+        (134, _KINDS["text"][1], "text"),
+    ):
+        d.parts.append(
+            f'<path d="M{x} {y - 4}h30" stroke="{colour}" stroke-width="2.5"/>'
+        )
+        d.words(x + 38, y, text, size=13)
+    d.parts.append(
+        f'<circle cx="{246}" cy="{y - 4}" r="6" fill="#e69f00" stroke="#b47700" '
+        'stroke-width="1.5"/>'
+    )
+    d.words(260, y, "text and image meet", size=13)
+    return d
+
+
+def _bars(
+    d: Drawing, x: float, floor: float, values: Sequence[float], high: float, kind: str
+) -> None:
+    """Bars of ``values``, the largest possible one ``high`` tall, numbers on top."""
+    for i, value in enumerate(values):
+        tall = max(2, value * high)
+        d.parts.append(
+            f'<rect x="{x + 34 * i}" y="{floor - tall:.1f}" width="26" '
+            f'height="{tall:.1f}" rx="3" fill="{_KINDS[kind][1]}"/>'
+        )
+        d.shape(x + 34 * i + 13, floor - tall - 5, f"{value:.2f}", "middle", 11.5)
+
+
+def softmax() -> Drawing:
+    """Three cosines become probabilities, at two temperatures."""
+    d = Drawing(196, "Softmax: three scores become shares of one, flat or sharp")
+    cosines = (0.30, 0.25, 0.10)
+    _bars(d, 22, 150, cosines, 180, "image")
+    d.words(73, 172, "cosines", anchor="middle", size=13)
+    for x, scale, text in ((176, 1, "scale 1 (t = 1)"), (318, 20, "scale 20 (t = 0.05)")):
+        raised = [math.exp(scale * value) for value in cosines]
+        _bars(d, x, 150, [value / sum(raised) for value in raised], 110, "out")
+        d.words(x + 47, 172, text, anchor="middle", size=13)
+        d.words(x + 47, 189, "softmax", anchor="middle", size=12.5, colour=_GREY)
+    d.arrow((128, 100), (164, 100))
+    return d
+
+
+def convolution() -> Drawing:
+    """A 3 x 3 window slides over the input; with stride 2 the output is half as large."""
+    d = Drawing(230, "Convolution: one small window, the same weights at each place")
+    inside = {(r, c) for r in (2, 3, 4) for c in (2, 3, 4)}
+
+    def at(row: int, column: int) -> str:
+        return "#0072b2" if (row, column) in inside else "#cfe0ee"
+
+    d.cells(24, 34, 8, 8, 19, at)
+    d.words(100, 24, "input C×8×8", anchor="middle", size=13)
+    d.arrow((184, 110), (226, 110), kind="out")
+    d.words(205, 92, "9·C", anchor="middle", size=13)
+    d.words(205, 132, "weights", anchor="middle", size=13)
+    d.cells(
+        244, 72, 4, 4, 19, lambda r, c: "#e69f00" if (r, c) == (1, 1) else "#f6e3bf"
+    )
+    d.words(282, 62, "output 4×4", anchor="middle", size=13)
+    d.words(336, 100, "stride 2: the", size=13)
+    d.words(336, 117, "window moves", size=13)
+    d.words(336, 134, "two at a time", size=13)
+    d.words(220, 214, "one such filter for each output channel", anchor="middle", size=13)
+    return d
+
+
+def attention() -> Drawing:
+    """Queries ask, keys answer, values are mixed."""
+    d = Drawing(318, "Attention: each query mixes the values of the keys that fit")
+    d.box(12, 14, 120, 54, ("queries Q", "Lq×d"), "plain")
+    d.box(160, 14, 120, 54, ("keys K", "Lk×d"), "image")
+    d.box(308, 14, 120, 54, ("values V", "Lk×d"), "image")
+    d.arrow((72, 68), (72, 96))
+    d.arrow((220, 68), (220, 82), (140, 82), (140, 96), kind="image")
+    d.box(12, 100, 268, 54, ("softmax of Q Kᵀ / √d, row by row", "Lq×Lk: shares that sum to one"), "out")  # noqa: E501
+    d.arrow((146, 154), (146, 194), kind="out")
+    d.parts.append('<path d="M368 68V112" stroke="#0072b2" stroke-width="2"/>')
+    d.arrow((368, 156), (368, 221), (290, 221), kind="image")
+    d.box(12, 198, 268, 46, ("shares × V:  Lq×d",), "out")
+    d.words(292, 130, "who asks whom, and", size=13)
+    d.words(292, 147, "how much each", size=13)
+    d.words(12, 270, "Self-attention: Q, K, V come from the same tokens.", size=13)
+    d.words(12, 288, "Cross-attention: the queries come from elsewhere.", size=13)
+    d.words(12, 306, "Causal: a token may ask only those before it and itself.", size=13)
+    return d
+
+
+def iou() -> Drawing:
+    """Intersection over union of two boxes, and of two masks class by class."""
+    d = Drawing(214, "IoU: what both cover, divided by what either covers")
+    d.parts += [
+        '<rect x="30" y="40" width="110" height="90" fill="#0072b2" '
+        'fill-opacity="0.25" stroke="#0072b2" stroke-width="2.5"/>',
+        '<rect x="75" y="75" width="110" height="90" fill="#e69f00" '
+        'fill-opacity="0.25" stroke="#b47700" stroke-width="2.5"/>',
+        '<rect x="75" y="75" width="65" height="55" fill="#009e73" '
+        'fill-opacity="0.75"/>',
+    ]
+    d.words(30, 32, "truth: 9,900", size=13, colour=_KINDS["image"][1])
+    d.words(185, 184, "answer: 9,900", size=13, anchor="end", colour="#8a5a00")
+    d.words(107, 107, "3,575", size=13, anchor="middle", bold=True, colour="#ffffff")
+    d.words(208, 60, "IoU = shared / covered by either", size=12.5, bold=True)
+    d.words(208, 82, "3,575 / (9,900 + 9,900 − 3,575)", size=13)
+    d.words(208, 102, "= 0.22", size=13)
+    d.words(208, 134, "For masks: pixels, class by class.", size=13)
+    d.words(208, 152, "mIoU: the mean over the classes.", size=13)
+    return d
+
+
+def average_precision() -> Drawing:
+    """Precision against recall as the threshold falls; AP is the area."""
+    d = Drawing(250, "Average precision: the area under precision against recall")
+    hits = (1, 1, 0, 1, 0, 0, 1, 0)  # detections by falling score; 5 objects in all
+    found, points = 0, []
+    for i, hit in enumerate(hits, start=1):
+        found += hit
+        points.append((found / 5, found / i))
+    best = [max(p for r2, p in points if r2 >= r) for r, _ in points]
+    left, floor, side = 54, 206, 168
+    area = f"M{left} {floor}"
+    last = 0.0
+    for (recall, _), precision in zip(points, best, strict=True):
+        y = floor - side * precision
+        area += f"L{left + side * last:.1f} {y:.1f}L{left + side * recall:.1f} {y:.1f}"
+        last = recall
+    area += f"L{left + side * last:.1f} {floor}z"
+    d.parts.append(f'<path d="{area}" fill="#f6e3bf" stroke="none"/>')
+    line = "L".join(
+        f"{left + side * r:.1f} {floor - side * p:.1f}" for r, p in points
+    )
+    d.parts += [
+        f'<path d="M{line}" fill="none" stroke="#b47700" stroke-width="2"/>',
+        f'<path d="M{left} {floor - side}V{floor}H{left + side}" fill="none" '
+        f'stroke="{_GREY}" stroke-width="1.5"/>',
+    ]
+    for recall, precision in points:
+        d.parts.append(
+            f'<circle cx="{left + side * recall:.1f}" '
+            f'cy="{floor - side * precision:.1f}" r="4" fill="#b47700"/>'
+        )
+    d.words(left + side / 2, 232, "recall: share of objects found", anchor="middle", size=13)  # noqa: E501
+    d.words(20, 24, "precision: share of detections that are right", size=13)
+    for value in (0, 1):
+        d.shape(left - 8, floor - side * value + 4, str(value), "end", 12)
+        d.shape(left + side * value, floor + 15, str(value), "middle", 12)
+    d.words(250, 76, "Detections by falling score:", size=13)
+    for i, hit in enumerate(hits):
+        d.words(256 + 20 * i, 100, "✔" if hit else "✘", anchor="middle", size=15,
+                colour="#00734f" if hit else "#a83f00")  # fmt: skip
+    for i, text in enumerate(
+        ("right: IoU ≥ 0.5 with an", "object of the class that", "no better one has (AP50)")
+    ):
+        d.words(250, 126 + 17 * i, text, size=13)
+    d.words(250, 184, "AP: the shaded area; COCO", size=13)
+    d.words(250, 201, "takes IoU 0.50 … 0.95", size=13)
+    return d
+
+
+def errors() -> Drawing:
+    """MAE and RMSE of the same counts: one large error weighs more in the second."""
+    d = Drawing(204, "MAE and RMSE of five counts")
+    truth, answer = (3, 12, 5, 8, 20), (4, 11, 5, 6, 11)
+    for row, (name, values) in enumerate((("true", truth), ("answer", answer))):
+        d.words(84, 36 + 30 * row, name, anchor="end", size=13)
+        for i, value in enumerate(values):
+            d.shape(120 + 64 * i, 36 + 30 * row, str(value), "middle", 15)
+    off = [abs(a - t) for a, t in zip(answer, truth, strict=True)]
+    d.words(84, 96, "off by", anchor="end", size=13, bold=True)
+    for i, value in enumerate(off):
+        d.shape(120 + 64 * i, 96, str(value), "middle", 15)
+    mae = sum(off) / len(off)
+    rmse = math.sqrt(sum(value * value for value in off) / len(off))
+    d.words(24, 136, f"MAE = mean of these = {mae:.1f} objects", size=14)
+    d.words(24, 160, f"RMSE = √ mean of their squares = {rmse:.1f} objects", size=14)
+    d.words(24, 184, "RMSE ≥ MAE, always; here the error of 9 shows.", size=13)  # noqa: E501
+    return d
+
+
+def auc() -> Drawing:
+    """Area under the ROC curve as the share of pairs in the right order."""
+    d = Drawing(176, "AUC: the share of pairs that stand in the right order")
+    d.words(24, 30, "scores of places with the object", size=13, colour="#8a5a00")
+    d.words(24, 96, "scores of places without it", size=13, colour="#00598c")
+    for y, values, colour in (
+        (52, (0.35, 0.6, 0.8), "#e69f00"),
+        (118, (0.1, 0.25, 0.45), "#0072b2"),
+    ):
+        d.parts.append(f'<path d="M24 {y}H416" stroke="#d9e0e6" stroke-width="2"/>')
+        for value in values:
+            d.parts.append(
+                f'<circle cx="{24 + 392 * value:.0f}" cy="{y}" r="7" fill="{colour}"/>'
+            )
+    d.words(24, 154, "9 pairs; in 8 the object’s place scores higher: AUC = 8/9.", size=13)  # noqa: E501
+    return d
+
+
+def recall() -> Drawing:
+    """Recall at k: is the right one among the first k?"""
+    d = Drawing(190, "Recall at k: how often the right one is among the first k")
+    ranks = (1, 3, 1, 7)
+    for row, rank in enumerate(ranks):
+        y = 36 + 30 * row
+        d.words(84, y + 14, f"query {row + 1}", anchor="end", size=13)
+        d.cells(
+            96, y, 10, 1, 26,
+            lambda r, c, rank=rank: "#e69f00" if c == rank - 1 else "#e4e7eb", 4,
+        )  # fmt: skip
+    d.parts += [
+        '<path d="M121 24V152" stroke="#1f2933" stroke-width="1.5" '
+        'stroke-dasharray="3 3"/>',
+        '<path d="M225 24V152" stroke="#1f2933" stroke-width="1.5" '
+        'stroke-dasharray="3 3"/>',
+    ]
+    d.words(121, 18, "k = 1", anchor="middle", size=12.5)
+    d.words(225, 18, "k = 5", anchor="middle", size=12.5)
+    d.words(96, 176, "R@1 = 2/4 = 50 %,  R@5 = 3/4 = 75 %", size=14)
+    return d
+
+
 DRAWINGS: dict[str, Callable[[], Drawing]] = {
     "clip": clip,
     "lseg": lseg,
     "denseclip": denseclip,
     "countx": countx,
     "vlcounter": vlcounter,
+    "meeting": meeting,
+    "softmax": softmax,
+    "convolution": convolution,
+    "attention": attention,
+    "iou": iou,
+    "average-precision": average_precision,
+    "errors": errors,
+    "auc": auc,
+    "recall": recall,
 }
 
 
