@@ -138,6 +138,12 @@ def test_a_true_zero_ends_as_no_difference(n: int) -> None:
         assert share("no difference", nothing[:, :-1]) < 0.8 + 0.01
 
 
+@pytest.mark.parametrize(("n", "sd"), [(5, 0.3), (5, 0.8), (7, 1.0), (10, 1.2)])
+def test_the_power_is_that_of_simulated_runs(n: int, sd: float) -> None:
+    simulated = share("no difference", draw(0.0, sd, n))
+    assert judging._null_power(n, sd) == pytest.approx(simulated, abs=0.01)
+
+
 @pytest.mark.parametrize("n", [5, 7, 10])
 @pytest.mark.parametrize("spread", [0.1, 0.5, 1.0, 3.0])
 def test_an_effect_of_exactly_the_smallest_is_rarely_reproduced(
