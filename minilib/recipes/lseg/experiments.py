@@ -15,7 +15,6 @@ from minilib.claims.pictures import packed
 from minilib.metrics.segmentation import SegmentationScore
 from minilib.models.clip import CLIP
 from minilib.models.lseg import embed_labels
-from minilib.recipes.clip.recipe import hypernyms_of_text
 from minilib.recipes.lseg.recipe import (
     OTHER,
     Lab,
@@ -326,7 +325,7 @@ def mean_over_groups(
 
     Returns:
         A number per entry of ``groups``, then "text tower alone" and "chance", see
-        :func:`minilib.recipes.clip.recipe.hypernyms_of_text`.
+        :func:`hypernyms_of_text`.
     """
     mean = {
         by: torch.tensor(list(row.values())).nanmean().item()
@@ -334,6 +333,21 @@ def mean_over_groups(
     }
     alone, chance = hypernyms_of_text(clip, words)
     return mean | {"text tower alone": alone, "chance": chance}
+
+
+def hypernyms_of_text(clip: CLIP, words: Sequence[str]) -> tuple[float, float]:
+    """Return how often a word's nearest group, by the text tower alone, is its own, and
+    what chance gives."""
+    groups = _groups(words)
+    nearest = (
+        (embed_labels(clip, list(words)) @ embed_labels(clip, groups).T)
+        .argmax(dim=1)
+        .tolist()
+    )
+    right = [
+        groups[i] == find(word).group for i, word in zip(nearest, words, strict=True)
+    ]
+    return sum(right) / len(right), 1 / len(groups)
 
 
 def _groups(words: Sequence[str]) -> list[str]:
