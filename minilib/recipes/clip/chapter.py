@@ -32,15 +32,15 @@ class Values:
     """What differs between profiles; everything else is the same code."""
 
     lab: Lab = field(default_factory=Lab)
-    """The small set-up in which data and styles are compared."""
+    """The small set-up in which ways of training are compared."""
     arms: tuple[str, ...] = ("words, 1/64", "words")
     """Its arms whose final accuracies are compared."""
+    styles: Lab = field(default_factory=Lab)
+    """The set-up for a shift of style: more classes."""
     race: Lab = field(default_factory=Lab)
-    """The set-up in which contrast and prediction are compared."""
-    combinations: Lab = field(default_factory=lambda: Lab(classes=24))
+    """The set-up in which contrast and prediction are compared: watched more often."""
+    combinations: Lab = field(default_factory=Lab)
     """The set-up for combinations of object and colour that are held out."""
-    milestone: float = 0.4
-    """The zero-shot top-1 up to which images are counted in claim C1."""
     main: recipe.Pretraining | None = None
     """Pre-training of the model that is examined; None = the
     checkpoint ``mini-vit``."""
@@ -78,12 +78,24 @@ def photo_pretraining(steps: int = 320) -> recipe.Pretraining:
 PROFILES = {
     "quick": Values(
         lab=Lab(classes=48, steps=80, evaluations=4, test_images=480),
+        race=Lab(classes=48, steps=80, evaluations=8, test_images=480),
         combinations=Lab(classes=24, steps=80, test_images=480),
         test_images=960,
         draws=1,
     ),
     "full": Values(
-        lab=Lab(classes=120, steps=260, evaluations=13, test_images=1000),
+        lab=Lab(classes=48, steps=200, evaluations=12, test_images=1000),
+        arms=(
+            "words, 1/64",
+            "words, a quarter as long",
+            "words, half as long",
+            "words",
+            "words, twice as long",
+            "labels, 1/64",
+            "labels",
+        ),
+        styles=Lab(classes=80, steps=200, evaluations=12, test_images=1000),
+        race=Lab(classes=48, steps=160, evaluations=20, test_images=600),
         combinations=Lab(classes=24, steps=200, test_images=1000),
         main=recipe.Pretraining(
             model=recipe.clip_config(
@@ -94,7 +106,7 @@ PROFILES = {
                 128,
                 recipe.text_config(96, 2, 3),
             ),
-            train=TrainConfig(steps=560, lr=2e-3, warmup=60, evaluate_every=140),
+            train=TrainConfig(steps=500, lr=2e-3, warmup=50, evaluate_every=125),
             scenes=SceneConfig(size=48, objects=(1, 4)),
             simple_first=0.5,
         ),
@@ -175,6 +187,7 @@ def photos_study(
     """
     training = values.main or photo_pretraining()
     train, test = class_folders(data, training.model.image_size, seed, device)
+    pool = train.take(train.few_shot(2 * max(values.shots), seed))
     generator = torch.Generator().manual_seed(seed)
     if fraction < 1:
         keep = torch.randperm(len(train), generator=generator)[
@@ -196,7 +209,7 @@ def photos_study(
             "pairs", batch_size, start=step * batch_size, seed=seed, augment=True
         ),
         test=test.take(held.tolist()),
-        pool=train.take(train.few_shot(2 * max(values.shots), seed)),
+        pool=pool,
         training=training,
     )
 

@@ -94,19 +94,21 @@ RACE = ("bag", "prediction", "bag, shuffled")
 """The arms that claim C1 compares."""
 
 
-def images_needed(arms: Arms, top1: float) -> dict[str, float]:
-    """Return log2 of the images that each arm of :data:`RACE` had seen when its
-    zero-shot top-1 reached ``top1`` (Figure 2), and where "prediction ends".
+def images_needed(arms: Arms) -> dict[str, float]:
+    """Return log2 of the images that each arm of :data:`RACE` had seen when it reached
+    nine tenths of the zero-shot top-1 with which prediction ends (Figure 2).
 
     Interpolated along its training, in the logarithm of the images. An arm that never
-    gets there counts as if it did with its last image.
+    gets there counts as if it did with its last image. "milestone" is the top-1 in
+    question.
     """
-    report = {}
+    milestone = 0.9 * arms.top1("prediction")
+    report = {"milestone": milestone}
     for name in RACE:
         steps, along = arms[name].history.column(REFERENCE)
         seen = [arms.lab.batch_size * step for step in steps]
-        report[name] = math.log2(crossing(seen, along, top1) or seen[-1])
-    return report | {"prediction ends": arms.top1("prediction")}
+        report[name] = math.log2(crossing(seen, along, milestone) or seen[-1])
+    return report
 
 
 def curves(arms: Arms, names: Sequence[str] = RACE) -> dict[str, list[float]]:
@@ -517,9 +519,9 @@ def style_shift(
     objective); nobody sees Twemoji.
 
     Returns:
-        (Noto accuracy, Twemoji accuracy): of "zero-shot, two styles"; and of its
-        rivals, each at several stages: "supervised" and "zero-shot, one style" along
-        their trainings on Noto, "probe, two styles" with 1, 2, ... Noto images a class.
+        (Noto accuracy, Twemoji accuracy): of "zero-shot, two styles"; and, each at
+        several stages, of "supervised" and "zero-shot, one style" along their trainings
+        on Noto, and of "probe, two styles" with 1, 2, ... Noto images a class.
     """
 
     def along(name: str) -> list[tuple[float, float]]:
@@ -560,16 +562,34 @@ def at_equal_accuracy(
     points: Mapping[str, Sequence[tuple[float, float]]],
 ) -> dict[str, float]:
     """Return the Twemoji accuracy of each row of :func:`style_shift` at the Noto
-    accuracy of the first row, and under "reach" by how much the rivals' best Noto
-    accuracies exceed that, at least."""
-    (own, *rivals) = points
-    reference, shifted = points[own][0]
-    best = [max(noto for noto, _ in points[rival]) for rival in rivals]
+    accuracy of zero-shot with two styles.
+
+    Under "reach" is by how much the best Noto accuracies of "supervised" and of
+    "zero-shot, one style" exceed it, at least: below 0 a line would be read where
+    nothing was measured.
+    """
+    reference, _ = points["zero-shot, two styles"][0]
+    rivals = {name: row for name, row in points.items() if len(row) > 1}
+    trained = [points["supervised"], points["zero-shot, one style"]]
+    best = min(max(noto for noto, _ in row) for row in trained)
     return {
-        own: shifted,
-        **{rival: shifted_at(points[rival], reference) for rival in rivals},
-        "reach": min(best) - reference,
+        "zero-shot, two styles": points["zero-shot, two styles"][0][1],
+        **{name: shifted_at(row, reference) for name, row in rivals.items()},
+        "reach": best - reference,
     }
+
+
+def gains_of_a_probe(
+    points: Mapping[str, Sequence[tuple[float, float]]],
+) -> dict[str, float]:
+    """Return what the probe with the most images per class gains over zero-shot on the
+    "reference" style, to which it is fitted, and on the "shifted" one.
+
+    Args:
+        points: what :func:`style_shift` returned.
+    """
+    (zero,), probe = points["zero-shot, two styles"], points["probe, two styles"][-1]
+    return {"reference": probe[0] - zero[0], "shifted": probe[1] - zero[1]}
 
 
 # --- What CLIP cannot do --------------------------------------------------------------
@@ -736,8 +756,13 @@ def tie_accuracy(scores: Tensor, label: Tensor, tolerance: float = 1e-5) -> floa
 
 # --- Hunger for data, labels, and the law of scale ------------------------------------
 
-SHARES = {"words, 1/64": 1 / 64, "words, 1/16": 1 / 16, "words, 1/4": 1 / 4, "words": 1}
-"""The arms of CLIP that see a share of the pairs, again and again."""
+LENGTHS = {
+    "words, a quarter as long": 1 / 4,
+    "words, half as long": 1 / 2,
+    "words": 1.0,
+    "words, twice as long": 2.0,
+}
+"""CLIP's arms that see more and more pairs, none of them twice."""
 
 
 def reached(arms: Arms, names: Sequence[str]) -> dict[str, float]:
@@ -769,23 +794,21 @@ def kept(top1: Mapping[str, float]) -> dict[str, float]:
 
 
 def off_the_line(
-    top1: Mapping[str, float], shares: Mapping[str, float] = SHARES
+    top1: Mapping[str, float], sizes: Mapping[str, float] = LENGTHS
 ) -> dict[str, float]:
-    """Predict the error with all the data from the errors with less (Figure 9).
+    """Predict the error of the largest training from those of smaller ones (Figure 9).
 
-    Where error falls as a power of the number of pairs, it is a line in logarithms.
+    Where error falls as a power of the pairs seen, it is a line in logarithms.
 
     Args:
         top1: accuracy by arm.
-        shares: of those arms, the share of the data; the last one is predicted.
+        sizes: of those arms, what is seen, in any unit; the last one is predicted.
 
     Returns:
-        the error "expected" from the line through all shares but the last, and the
+        the error "expected" from the line through all arms but the last, and the
         error "measured" there.
     """
-    size = torch.tensor([[math.log(s), 1.0] for s in shares.values()])
-    error = 1 - torch.tensor([[top1[name]] for name in shares])
-    logs = error.clamp(min=1e-3).log().double()
-    law = torch.linalg.lstsq(size[:-1].double(), logs[:-1]).solution
-    expected = (size[-1].double() @ law).exp().item()
-    return {"expected": expected, "measured": error[-1].item()}
+    x = torch.tensor([[math.log(n), 1.0] for n in sizes.values()], dtype=torch.float64)
+    error = 1 - torch.tensor([[top1[name]] for name in sizes], dtype=torch.float64)
+    law = torch.linalg.lstsq(x[:-1], error[:-1].clamp(min=1e-3).log()).solution
+    return {"expected": (x[-1] @ law).exp().item(), "measured": error[-1].item()}

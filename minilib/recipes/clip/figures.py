@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minilib import plotting
 from minilib.claims.chapter import Run
-from minilib.recipes.clip.experiments import NUMBERS_ASKED, SHARES, logit
+from minilib.recipes.clip.experiments import LENGTHS, NUMBERS_ASKED, logit
 from minilib.recipes.clip.lab import REFERENCE
 from minilib.training import History
 
@@ -283,18 +283,18 @@ def data_hunger(top1: Mapping[str, float], classes: int) -> Axes:
 def scaling(
     top1: Sequence[Mapping[str, float]], pairs: int, ax: Axes | None = None
 ) -> Axes:
-    """Draw the error against the number of distinct pairs, in logarithms.
+    """Draw the error against the pairs seen, in logarithms.
 
     Args:
         top1: per seed the result of ``experiments.reached``.
-        pairs: how many pairs "all" are.
+        pairs: how many pairs a training of length 1 sees.
         ax: where to draw.
     """
     ax = ax or plotting.new_axes(height=2.8)
-    seen = [pairs * share for share in SHARES.values()]
-    errors = [[1 - row[name] for name in SHARES] for row in top1]
+    seen = [pairs * length for length in LENGTHS.values()]
+    errors = [[1 - row[name] for name in LENGTHS] for row in top1]
     plotting.curve_with_band(seen, errors, "CLIP", ax=ax)
-    ax.set(xlabel="distinct pairs", ylabel="error", xscale="log", yscale="log")
+    ax.set(xlabel="pairs seen", ylabel="error", xscale="log", yscale="log")
     return ax
 
 
@@ -313,7 +313,7 @@ def full_results(
         probes: per seed the result of ``experiments.few_shot``.
         top1: per seed the result of ``experiments.reached``.
         shifts: per seed the result of ``experiments.at_equal_accuracy``.
-        pairs: how many pairs CLIP saw in all.
+        pairs: how many pairs a training of length 1 sees.
     """
     fig, (one, two, three, four) = plotting.panels(2, rows=2, height=5.6, ticks=True)
     for name in [name for name in races[0] if name != "seen"]:
@@ -336,7 +336,7 @@ def full_results(
         ylabel="top-1",
     )
     scaling(top1, pairs, three)
-    three.set(title="C8: error and data")
+    three.set(title="C8: error and pairs seen")
     rows = {
         name.replace(", ", ",\n"): [shift[name] for shift in shifts]
         for name in shifts[0]
@@ -350,22 +350,22 @@ def full_results(
 
 SEEDS_SAY = (
     ("C1: images for the milestone, prediction over contrast", "race", "times"),
-    ("C2: unseen combinations, two heads", "combinations/two heads/unseen", ""),
     ("C2: unseen combinations, CLIP", "combinations/transformer/unseen", ""),
+    ("C2: unseen combinations, two heads", "combinations/two heads/unseen", ""),
     ("C3: bare word", "prompts/bare word", ""),
     ("C3: one template", "prompts/one template", ""),
     ("C3: ensemble", "prompts/ensemble", ""),
     ("C4: labelled images per class that zero-shot is worth", "worth", "shots"),
-    ("C7: Twemoji, two styles", "robustness/zero-shot, two styles", ""),
+    ("C7: Twemoji, zero-shot, two styles", "robustness/zero-shot, two styles", ""),
     ("C7: Twemoji, supervised, at the same accuracy", "robustness/supervised", ""),
     ("counting: by text", "counting/zero-shot", ""),
     ("counting: by a probe", "counting/probe", ""),
     ("relations: the true word over its contrary", "relations/contrary", ""),
     ("words with two meanings: edited names", "polysemy/mean/edited", ""),
-    ("lab, all pairs: zero-shot", "top1/words", ""),
-    ("lab, all pairs: labels", "top1/labels", ""),
-    ("lab, 1/64 of the pairs: zero-shot", "top1/words, 1/64", ""),
-    ("lab, 1/64 of the pairs: labels", "top1/labels, 1/64", ""),
+    ("same images: zero-shot", "top1/words", ""),
+    ("same images: labels", "top1/labels", ""),
+    ("1/64 of the images: zero-shot", "top1/words, 1/64", ""),
+    ("1/64 of the images: labels", "top1/labels, 1/64", ""),
 )
 """What the table over seeds shows: a text, a named result, and how it is read."""
 

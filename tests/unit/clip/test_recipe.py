@@ -173,6 +173,22 @@ def test_classifier_has_a_unit_column_per_class(model):
     )
 
 
+def test_hypernyms_are_counted_by_hand(model, monkeypatch):
+    axes = dict(dog=0, animal=0, car=1, vehicle=1, plant=2)
+    axes["pine tree"] = 1  # a tree where vehicles are: wrong
+
+    def embedded(_, texts):
+        return torch.eye(3)[[axes[text] for text in texts]]
+
+    monkeypatch.setattr(recipe, "embed_texts", embedded)
+    words = ["dog", "car", "pine tree"]
+    assert recipe.hypernyms_of_text(model, words) == (2 / 3, 1 / 3)
+    two = recipe.hypernyms_of_text(model, words, ["animal", "vehicle"])
+    assert two == (1.0, 1 / 2), "words of other groups are left out"
+    wrong = recipe.hypernyms_of_text(model, words, ["animal", "plant"])
+    assert wrong == (0.5, 1 / 2)
+
+
 def test_build_depends_on_the_seed_alone():
     config = TINY.pretraining().model
     torch.manual_seed(1)
