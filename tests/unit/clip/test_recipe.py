@@ -587,6 +587,10 @@ def images(call: dict) -> list[bytes]:
     return [row.numpy().tobytes() for batch in call["shown"] for row in batch.image]
 
 
+def captions(call: dict) -> list[str]:
+    return [caption for batch in call["shown"] for caption in batch.caption]
+
+
 def test_every_arm_trains_once_and_is_judged():
     arms = lab.Arms(TINY, seed=0, styles=("noto", "twemoji"))
     for name, arm in lab.ARMS.items():
@@ -625,6 +629,10 @@ def test_arms_share_budget_data_and_first_weights(fitted, drawn):
             both = min(len(images(call)), 4 * 32)
             assert images(call)[:both] == images(reference)[:both], name
             assert len(set(images(call))) == len(images(call))  # none comes twice
+            pairs = list(zip(captions(call), captions(reference), strict=False))
+            own = sum(said == right for said, right in pairs[:both])
+            assert (own == both) != arm.shuffled, name
+            assert not arm.shuffled or own < 0.3 * both  # equal ones may come back
     assert len(fitted) == len(lab.ARMS)
     few = set(images(calls["words, 1/64"]))
     assert len(few) == 32 and few < set(images(reference))
@@ -699,10 +707,9 @@ def test_combinations_hold_out_a_colour_of_every_object(fitted):
     assert len(held_out) == 4 and len(TINTS) == 6
     assert len(fitted) == 3  # all of them see the same pairs
     for call in fitted:
-        captions = [caption for batch in call["shown"] for caption in batch.caption]
-        assert captions == [c for b in fitted[0]["shown"] for c in b.caption]
-        assert not held_out & set(captions)
-        assert len(set(captions)) == 4 * 5  # and everything else is seen
+        assert captions(call) == captions(fitted[0])
+        assert not held_out & set(captions(call))
+        assert len(set(captions(call))) == 4 * 5  # and everything else is seen
         assert call["config"] == fitted[0]["config"]
 
 
@@ -863,3 +870,46 @@ def test_a_folder_of_photographs_becomes_the_chapters_study(tmp_path: Path) -> N
     assert torch.equal(chapter.study(run, values).pairs(3).image, batch.image)
     few = chapter.photos_study(values, 5, "cpu", tmp_path, fraction=1 / 4)
     assert few.names == study.names
+
+
+def test_arms_on_photographs_share_images_and_budget(tmp_path, fitted, monkeypatch):
+    noise = torch.Generator().manual_seed(0)
+    for part, number in (("train", 64), ("test", 3)):
+        for name in ("dog", "ice cream"):
+            folder = tmp_path / "data" / part / name
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = torch.randint(0, 256, (32, 32, 3), generator=noise).byte()
+                Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    main = replace(chapter.photo_pretraining(steps=3), batch_size=8)
+    values = replace(chapter.PROFILES["photos"], main=main, shots=(1, 2), test_images=6)
+    own = replace(chapter.CHAPTER, profiles={"photos": values})
+    monkeypatch.setenv("MINILIB_CACHE", str(tmp_path / "cache"))
+    run = own.open(
+        profile="photos", seed=3, device="cpu", out=tmp_path, data=tmp_path / "data"
+    )
+    asked: dict[float, chapter.Study] = {}
+    made = chapter.photos_study
+
+    def watched(values, seed, device, data, fraction=1.0):
+        asked[fraction] = made(values, seed, device, data, fraction)
+        return asked[fraction]
+
+    monkeypatch.setattr(chapter, "photos_study", watched)
+    _ = run.train("CLIP")
+    found = chapter.photo_arms(run, top1=0.5)
+    assert set(found) == {
+        "words",
+        "labels",
+        "words, 1/64",
+        "late gain, words",
+        "late gain, labels",
+    }
+    assert found["words"] == 0.5
+    assert set(asked) == {1.0, 1 / 64}
+    whole, few = asked[1.0], asked[1 / 64]
+    (labels,) = fitted
+    assert labels["config"] == whole.training.training(3)
+    assert few.training.training(3) == whole.training.training(3)
+    for step, batch in enumerate(labels["shown"]):
+        assert torch.equal(batch.image, whole.pairs(step).image)
