@@ -619,7 +619,12 @@ def test_arms_share_budget_data_and_first_weights(fitted, drawn):
     for name, call in calls.items():
         arm = lab.ARMS[name]
         steps = int(4 * arm.length)
-        expected = replace(reference["config"], lr=arm.lr or TINY.lr, steps=steps)
+        expected = replace(
+            reference["config"],
+            lr=arm.lr or TINY.lr,
+            steps=steps,
+            warmup=max(1, steps // 10),
+        )
         assert call["config"] == expected and call["config"].seed == 3, name
         assert len(images(call)) == steps * 32
         like = calls["bag" if arm.kind is BagOfWords else "words"]["weights"]
