@@ -54,6 +54,8 @@ class Values:
     """Classes of the few-shot comparison."""
     asked: int = 400
     """Scenes that are asked for a number, and for a relation."""
+    counted: int = 1000
+    """Other scenes, for the probe that counts."""
     per_concept: int = 8
     """Scenes of each thing that shares its word with another."""
 
@@ -78,7 +80,7 @@ def photo_pretraining(steps: int = 320) -> recipe.Pretraining:
 PROFILES = {
     "quick": Values(
         lab=Lab(classes=48, steps=80, evaluations=4, test_images=480),
-        race=Lab(classes=48, steps=80, evaluations=8, test_images=480),
+        race=Lab(classes=48, steps=64, evaluations=8, test_images=240),
         combinations=Lab(classes=24, steps=80, test_images=480),
         test_images=960,
         draws=1,
@@ -113,6 +115,7 @@ PROFILES = {
         test_images=2400,
         draws=3,
         asked=1200,
+        counted=3000,
         per_concept=20,
     ),
     "photos": Values(
