@@ -60,10 +60,10 @@ class Values:
     """Scenes of each thing that shares its word with another."""
 
 
-def photo_pretraining(steps: int = 320) -> recipe.Pretraining:
+def photo_pretraining(steps: int = 700) -> recipe.Pretraining:
     """Return the training from scratch on 32 x 32 photographs and captions made of
     their class names."""
-    vision = ResNetConfig(blocks=(1, 1, 1, 1), width=24, heads=8, strides=(1, 2, 2, 1))
+    vision = ResNetConfig(blocks=(1, 1, 1, 1), width=16, heads=8, strides=(1, 2, 2, 1))
     text = recipe.text_config(64, 2, 2)
     train = TrainConfig(
         steps=steps,
@@ -73,7 +73,7 @@ def photo_pretraining(steps: int = 320) -> recipe.Pretraining:
         evaluate_every=max(1, steps // 8),
     )
     return recipe.Pretraining(
-        model=recipe.clip_config(vision, 32, 128, text), train=train
+        model=recipe.clip_config(vision, 32, 128, text), train=train, batch_size=64
     )
 
 
