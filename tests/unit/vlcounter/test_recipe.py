@@ -510,7 +510,8 @@ def test_a_claim_about_two_arms_is_recorded_from_their_rows(
 
 def test_of_the_released_size_less_than_a_hundredth_is_trained() -> None:
     size = experiments.trained_share()
-    assert (size["all"], size["trained"]) == (151_354_563, 1_441_987)
+    # the authors' last GroupNorm, which they never apply, has two more
+    assert (size["all"], size["trained"]) == (151_354_563 - 2, 1_441_987 - 2)
     assert size["share"] == size["trained"] / size["all"] < 0.01
 
 
