@@ -4,7 +4,7 @@ question, where do their maps look?"""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from einops import einsum
 from torch import Tensor, nn
 
 from minilib.batch import Batch, required
-from minilib.claims import bootstrap_interval
+from minilib.claims import Test, bootstrap_interval, load
+from minilib.claims.chapter import Run
 from minilib.layers.transformer import ResidualAttentionBlock
 from minilib.metrics.counting import count_errors, error_difference, follows
 from minilib.models import vlcounter as paper
@@ -174,72 +175,141 @@ def _mae(answer: Tensor, truth: Tensor, which: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two arms that differ in one thing, and whom the first one must beat besides."""
+class Evidence:
+    """What a run records of a claim, as paths into its named results: "table/M5/mae" is
+    the entry "mae" of the row "M5" of the result "table"."""
 
     treatment: str
     control: str
-    rivals: tuple[str, ...] = ()
+    controls: Mapping[str, str] = field(default_factory=dict)
+    """By their names in the ledger."""
+    preconditions: Mapping[str, str] = field(default_factory=dict)
 
 
-PAIRS = {
-    "parts": Pair("M5", "M1", (CONSTANT, BLOBS, DEAF)),
-    "prompts": Pair("M2", "M1"),
-    "semantic": Pair("M2", "VPT"),
-    "skips": Pair("M4", "M2"),
-    "gate": Pair("M4", "plain skip"),
-    "affine": Pair("M5", "M4"),
-    "plural": Pair("the paper's plural", "the paper's singular"),
-}
-"""The claims that compare two arms by their MAE on the test questions, by row of the
-chapter's table."""
+def _arms(treatment: str, control: str, claim: str, *rivals: str) -> Evidence:
+    """Return the evidence of a claim about two arms' MAE on the test questions, and
+    about further rows of the table that the first one must beat."""
+    return Evidence(
+        f"table/{treatment}/mae",
+        f"table/{control}/mae",
+        {rival: f"table/{rival}/mae" for rival in rivals},
+        {LEARNED: f"gains/{claim}"},
+    )
+
+
 LEARNED = "least gain over the best constant"
-"""The precondition of every claim about trained arms: see :func:`least_gain`."""
+"""The precondition of every claim about two arms."""
+_M5_LEARNED = {"M5 over the best constant": "gains/M5"}
+PAIRS = {
+    "parts": ("M5", "M1"),
+    "prompts": ("M2", "M1"),
+    "semantic": ("M2", "VPT"),
+    "skips": ("M4", "M2"),
+    "gate": ("M4", "plain skip"),
+    "unseen": ("M4", "plain skip"),
+    "affine": ("M5", "M4"),
+    "plural": ("the paper's plural", "the paper's singular"),
+}
+"""The claims about two arms, the one that should be better first."""
+RECORDED = {
+    "parts": _arms(*PAIRS["parts"], "parts", CONSTANT, BLOBS, DEAF),
+    **{
+        claim: _arms(*PAIRS[claim], claim)
+        for claim in ("prompts", "semantic", "skips", "gate", "affine")
+    },
+    "unseen": Evidence("gate/unseen", "gate/seen", {}, {LEARNED: "gains/unseen"}),
+    "centres": Evidence("maps/M5, S'/centres", "maps/M5, S/centres", {}, _M5_LEARNED),
+    "plural": Evidence(
+        "table/the paper's plural/mae",
+        "table/the paper's singular/mae",
+        {},
+        {LEARNED: "gains/plural", "names that both lists keep apart": "words_kept"},
+    ),
+    "trained": Evidence("size/share", "size/everything"),
+    "reads": Evidence(
+        "table/M5/follows",
+        "table/shuffled words/follows",
+        {DEAF: f"table/{DEAF}/follows"},
+        _M5_LEARNED,
+    ),
+    "asked": Evidence(
+        "few/asked",
+        "few/constant",
+        {"answer to the most frequent class": "few/swapped"},
+        _M5_LEARNED,
+    ),
+    "rank": Evidence("pull/share", "pull/counting loss"),
+}
+"""Per claim that is tested what is recorded of it."""
 
 
-def least_gain(table: Mapping[str, Mapping[str, float]], arms: Sequence[str]) -> float:
-    """Return by which share of its error the worst of the arms is below CONSTANT: 0
-    where an arm has learned nothing, 1 where none errs."""
-    worst = max(table[arm]["mae"] for arm in arms)
-    return 1 - worst / table[CONSTANT]["mae"]
+def look_up(results: Mapping[str, Any], path: str) -> float:
+    """Return one number of named results; see :class:`Evidence`."""
+    value: Any = results
+    for key in path.split("/"):
+        value = value[key]
+    return value
 
 
-def compared(
+def record(
+    run: Run[Any, Any],
     claim: str,
-    table: Mapping[str, Mapping[str, float]],
-    found: Mapping[str, Tensor],
-    questions: Questions,
-    seed: int,
-    rivals: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Return what a run records of a claim of PAIRS.
+    results: Mapping[str, Any],
+    *,
+    n: int,
+    interval: tuple[float, float] | None = None,
+) -> None:
+    """Record a claim from named results, with the controls and preconditions that the
+    ledger asks for at the run's profile; where it does not test it, print why.
 
     Args:
-        claim: its name in PAIRS.
-        table: from :func:`scores`.
-        found: the answers (N,) behind it.
-        questions: the test questions.
-        seed: of the resampling of images.
-        rivals: instead of those in PAIRS.
-
-    Returns:
-        "treatment", "control", "controls", "preconditions", "n" and "interval", of the
-        difference over images.
+        run: whose profile it is.
+        claim: the id without the chapter.
+        results: by name, as given to ``run.result``.
+        n: number of test items.
+        interval: of the difference over test items.
     """
-    pair = PAIRS[claim]
-    first, second = found[pair.treatment], found[pair.control]
-    gap = error_difference(first, second, questions.counts)
-    mae = {name: row["mae"] for name, row in table.items()}
-    return {
-        "treatment": mae[pair.treatment],
-        "control": mae[pair.control],
-        "controls": {
-            name: mae[name] for name in (pair.rivals if rivals is None else rivals)
+    test = load("vlcounter")[f"vlcounter.{claim}"].tests[run.profile]
+    if not isinstance(test, Test):
+        run.tests(claim)  # which prints the reason
+        return
+    paths = RECORDED[claim]
+    run.record(
+        claim,
+        treatment=look_up(results, paths.treatment),
+        control=look_up(results, paths.control),
+        controls={k: look_up(results, paths.controls[k]) for k in test.controls},
+        preconditions={
+            k: look_up(results, paths.preconditions[k]) for k in test.preconditions
         },
-        "preconditions": {LEARNED: least_gain(table, (pair.treatment, pair.control))},
-        "n": len(questions),
-        "interval": bootstrap_interval(gap, seed, groups=questions.about.tolist()),
+        n=n,
+        interval=interval,
+    )
+
+
+def gains(table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return by which share of its error the worse arm of each pair is below CONSTANT,
+    and M5 itself: 0 where an arm has learned nothing, 1 where none errs. Pairs that
+    were not trained are left out."""
+    pairs = {claim: pair for claim, pair in PAIRS.items() if set(pair) <= set(table)}
+    pairs["M5"] = ("M5", "M5")
+    return {
+        claim: 1 - max(table[arm]["mae"] for arm in pair) / table[CONSTANT]["mae"]
+        for claim, pair in pairs.items()
     }
+
+
+def gap_interval(
+    claim: str, found: Mapping[str, Tensor], questions: Questions, seed: int
+) -> tuple[float, float] | None:
+    """Return the interval over images of the difference of a pair's errors, by their
+    answers (N,); None where they were not both trained."""
+    pair = PAIRS[claim]
+    if not set(pair) <= set(found):
+        return None
+    first, second = (found[arm] for arm in pair)
+    gap = error_difference(first, second, questions.counts)
+    return bootstrap_interval(gap, seed, groups=questions.about.tolist())
 
 
 def gain_of_the_gate(table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -254,13 +324,18 @@ def gain_of_the_gate(table: Mapping[str, Mapping[str, float]]) -> dict[str, floa
 
 def trained_share() -> dict[str, float]:
     """Return of the released size the number of "all" parameters, of those "trained",
-    and their "share"; nothing is allocated."""
+    and as a share of all "share" and "everything", 1; nothing is allocated."""
     with torch.device("meta"):
         official = VLCounter(paper.VLCounterConfig())
     numbers = sum(p.numel() for p in official.parameters())
     every = numbers - 1  # the authors' CLIP is without its logit scale
     trained = trained_parameters(official)
-    return {"all": every, "trained": trained, "share": trained / every}
+    return {
+        "all": every,
+        "trained": trained,
+        "share": trained / every,
+        "everything": 1.0,
+    }
 
 
 def by_name(
@@ -419,9 +494,9 @@ def rank_pull(
         batches: number of batches, the first of a training.
 
     Returns:
-        "share", the length of the gradient of the weighted rank-aware loss over that of
-        the counting loss, by all trained numbers and without dropout, as a mean over
-        batches; and "largest", the largest of them.
+        "share", the length of the gradient of the weighted rank-aware loss in units of
+        that of the "counting loss", 1, by all trained numbers and without dropout, a
+        mean over batches; and "largest", the largest of them.
     """
     stream = study.train.stream(study.values.lab.batch_size, seed, model.clip.device)
     numbers = [p for p in model.eval().parameters() if p.requires_grad]
@@ -446,7 +521,11 @@ def rank_pull(
             for loss in losses
         )
         shares.append((rank / count).item())
-    return {"share": sum(shares) / len(shares), "largest": max(shares)}
+    return {
+        "share": sum(shares) / len(shares),
+        "largest": max(shares),
+        "counting loss": 1.0,
+    }
 
 
 # --- Where the similarity map looks ---------------------------------------------------

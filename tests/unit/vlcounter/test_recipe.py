@@ -4,11 +4,10 @@ questions to trained counters."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from PIL import Image
 
 from minilib import claims, parameters
 from minilib.batch import Batch
-from minilib.claims import records, reports
+from minilib.claims import gathering, records, reports
 from minilib.metrics.counting import count_errors
 from minilib.models.clip import CLIPConfig, ResNetConfig
 from minilib.models.vlcounter import VLCounter
@@ -102,10 +101,7 @@ def test_claims_about_one_part_compare_variants_that_differ_in_it_alone() -> Non
     part = {"semantic": "encoder", "prompts": "encoder", "affine": "affine"}
     part |= {"skips": "skip", "gate": "skip"}
     for claim, name in part.items():
-        pair = experiments.PAIRS[claim]
-        one, other = (
-            vars(recipe.VARIANTS[arm]) for arm in (pair.treatment, pair.control)
-        )
+        one, other = (vars(recipe.VARIANTS[arm]) for arm in experiments.PAIRS[claim])
         assert {key for key in one if one[key] != other[key]} == {name}, claim
 
 
@@ -335,58 +331,93 @@ def test_profiles_fit_the_ledger() -> None:
         assert needed <= arms, profile
 
 
-@pytest.mark.parametrize("claim", experiments.PAIRS)
-def test_claims_record_the_arms_that_the_ledger_names(claim: str) -> None:
-    """The ledger says in words what is compared; what is recorded are those rows."""
-    pair = experiments.PAIRS[claim]
-    for profile, test in claims.load("vlcounter")[f"vlcounter.{claim}"].tests.items():
-        if not isinstance(test, claims.Test):
-            continue
-        assert f"({pair.treatment})" in test.treatment, profile
-        assert f"({pair.control})" in test.control, profile
-        assert set(test.arms) == {pair.treatment, pair.control}, profile
-        assert set(test.controls) <= set(pair.rivals), profile
-        assert experiments.LEARNED in test.preconditions or test.controls, profile
+def test_claims_about_two_arms_record_the_rows_that_the_ledger_names() -> None:
+    for claim, pair in experiments.PAIRS.items():
+        paths = experiments.RECORDED[claim]
+        for test in ledger_tests(claim):
+            assert set(test.arms) == set(pair), claim
+            if claim != "unseen":  # that one is about both arms at once
+                for path, arm, text in zip(
+                    (paths.treatment, paths.control),
+                    pair,
+                    (test.treatment, test.control),
+                    strict=True,
+                ):
+                    assert path == f"table/{arm}/mae" and f"({arm})" in text, claim
 
 
-RECORDED = {
-    **{
-        name: (f"table/{pair.treatment}/mae", f"table/{pair.control}/mae")
-        for name, pair in experiments.PAIRS.items()
-    },
-    "reads": ("table/M5/follows", "table/shuffled words/follows"),
-    "asked": ("few/asked", "few/constant"),
-    "unseen": ("gate/unseen", "gate/seen"),
-    "centres": ("maps/M5, S'/centres", "maps/M5, S/centres"),
-    "rank": ("pull/share", "pull/bound"),
-    "trained": ("size/share", "size/everything"),
-}
-"""Per claim the named results that its treatment and its control are."""
-
-
-def test_recorded_claims_are_the_named_results_that_they_say_they_are() -> None:
+def test_what_is_recorded_is_what_the_ledger_asks_for() -> None:
     tested = {
-        claim.id.partition(".")[2]
-        for claim in claims.load("vlcounter").values()
-        if any(isinstance(test, claims.Test) for test in claim.tests.values())
+        claim.partition(".")[2]
+        for claim in claims.load("vlcounter")
+        if ledger_tests(claim.partition(".")[2])
     }
-    assert tested == set(RECORDED)
+    assert tested == set(experiments.RECORDED)
+    for claim, paths in experiments.RECORDED.items():
+        for test in ledger_tests(claim):
+            assert set(test.controls) <= set(paths.controls), claim
+            assert set(test.preconditions) <= set(paths.preconditions), claim
+            for name in test.controls:  # a rival is the row of its name
+                assert "/" + name + "/" in paths.controls[name] or claim == "asked"
+    others = set(experiments.RECORDED) - set(experiments.PAIRS)
+    pinned = {
+        "centres": ("maps/M5, S'/centres", "maps/M5, S/centres"),
+        "trained": ("size/share", "size/everything"),
+        "reads": ("table/M5/follows", "table/shuffled words/follows"),
+        "asked": ("few/asked", "few/constant"),
+        "rank": ("pull/share", "pull/counting loss"),
+    }
+    assert others == set(pinned)
+    for claim, pair in pinned.items():
+        paths = experiments.RECORDED[claim]
+        assert (paths.treatment, paths.control) == pair
+
+
+def ledger_tests(claim: str) -> list[claims.Test]:
+    tests = claims.load("vlcounter")[f"vlcounter.{claim}"].tests.values()
+    return [test for test in tests if isinstance(test, claims.Test)]
+
+
+def test_committed_records_are_the_named_results() -> None:
+    ledger = claims.load("vlcounter")
     for path in reports.results_folder().glob("vlcounter.*.json"):
         for run in records.read_records(path):
+            results = {name.partition(".")[2]: v for name, v in run.results.items()}
             for claim, measured in run.measurements.items():
-                names = RECORDED[claim.partition(".")[2]]
-                found = (measured.treatment, measured.control)
-                for name, number in zip(names, found, strict=True):
-                    assert result(run.results, name) == number, (path.name, claim)
+                test = ledger[claim].tests[measured.profile]
+                if getattr(test, "digest", "") != measured.test:
+                    continue  # of an earlier rule
+                paths = experiments.RECORDED[claim.partition(".")[2]]
+                assert measured.treatment == experiments.look_up(
+                    results, paths.treatment
+                ), (path.name, claim)
+                assert measured.control == experiments.look_up(
+                    results, paths.control
+                ), (path.name, claim)
 
 
-def result(results: Mapping[str, Any], name: str) -> Any:
-    """Return "table/M5/mae" of the named results of a run."""
-    first, *keys = name.split("/")
-    value = results[f"vlcounter.{first}"]
-    for key in keys:
-        value = value[key]
-    return value
+def test_a_claim_is_recorded_from_named_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = chapter.open(profile="quick", seed=0, device="cpu", out=tmp_path)
+    results = {
+        "few": {"asked": 1.0, "constant": 2.0, "swapped": 3.0, "n": 4},
+        "table": {"M5": {"mae": 1.0}, "M1": {"mae": 2.0}, "M2": {"mae": 2.5}},
+    }
+    results["table"][experiments.CONSTANT] = {"mae": 4.0}
+    results["gains"] = experiments.gains(results["table"])
+    assert results["gains"] == {"parts": 0.5, "prompts": 0.375, "M5": 0.75}
+    experiments.record(run, "asked", results, n=4)
+    experiments.record(run, "prompts", results, n=4, interval=(0.0, 1.0))
+    experiments.record(run, "plural", results, n=4)
+    assert "plural is not tested at profile quick" in capsys.readouterr().out
+    (written,) = gathering.find_records(tmp_path)
+    asked = written.measurements["vlcounter.asked"]
+    assert (asked.treatment, asked.control) == (1.0, 2.0)
+    assert asked.controls == {"answer to the most frequent class": 3.0}
+    prompts = written.measurements["vlcounter.prompts"]
+    assert (prompts.treatment, prompts.control) == (2.5, 2.0)
+    assert prompts.preconditions == {experiments.LEARNED: 0.375}
 
 
 # --- What is asked of counters --------------------------------------------------------
@@ -476,32 +507,21 @@ def test_scores_are_the_rows_of_the_table(study: chapter.Study) -> None:
     assert theirs[experiments.DEAF]["follows"] == pytest.approx(0, abs=1e-9)
 
 
-def test_a_claim_about_two_arms_is_recorded_from_their_rows(
+def test_an_interval_of_two_arms_is_of_their_errors_and_of_images(
     study: chapter.Study,
 ) -> None:
-    asked = study.test
-    names = [*recipe.ARMS, experiments.CONSTANT, experiments.BLOBS, experiments.DEAF]
-    # row k errs by k in its first question and by nothing else
-    found = {name: asked.counts.clone() for name in names}
-    for k, name in enumerate(names, start=1):
-        found[name][0] += k
-    seen = dict.fromkeys(names, study.seen.counts)
-    table = experiments.scores(study, found, seen)
-    for claim, pair in experiments.PAIRS.items():
-        out = experiments.compared(claim, table, found, asked, 0)
-        first, second = (names.index(n) + 1 for n in (pair.treatment, pair.control))
-        assert out["treatment"] * len(asked) == pytest.approx(first, rel=1e-4)
-        assert out["control"] * len(asked) == pytest.approx(second, rel=1e-4)
-        assert list(out["controls"]) == list(pair.rivals)
-        for name, number in out["controls"].items():
-            assert number == table[name]["mae"]
-        low, high = out["interval"]
-        assert low <= out["treatment"] - out["control"] <= high
-        constant = names.index(experiments.CONSTANT) + 1
-        assert out["preconditions"][experiments.LEARNED] == pytest.approx(
-            1 - max(first, second) / constant, rel=1e-3
-        )
-    assert experiments.compared("parts", table, found, asked, 0, ())["controls"] == {}
+    right, about = study.test.counts, study.test.about
+    found = {"M4": right + 1, "M2": right + 2}
+    interval = experiments.gap_interval("skips", found, study.test, 0)
+    assert interval == pytest.approx((-1, -1))
+    # one image counts as one, however many questions are about it
+    found["M4"] = right + 2 - 3.0 * (about == 0)
+    low, high = experiments.gap_interval("skips", found, study.test, 0)
+    assert high == 0 and low < -0.5
+    assert experiments.gap_interval("parts", found, study.test, 0) is None
+
+
+def test_the_gain_of_the_gate_is_the_error_that_it_saves() -> None:
     gain = experiments.gain_of_the_gate(
         {"M4": {"mae": 1.0, "seen": 2.0}, "plain skip": {"mae": 1.5, "seen": 2.25}}
     )
