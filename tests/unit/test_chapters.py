@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import types
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from minilib import claims, parameters
+from minilib.claims import records, reports
 from minilib.claims.chapter import Chapter, Run, chapters, find_chapter
 from minilib.training import Training
 
@@ -164,9 +166,9 @@ def test_a_run_records_under_its_chapters_name(run):
         controls=dict.fromkeys(test.controls, 0.1),
     )
     run.result("zero_shot_top1", 0.8)
-    (records,) = claims.read_records(run.out / "result.json")
-    assert (records.chapter, records.profile, records.seed) == ("clip", "quick", 2)
-    assert records.measurements["clip.C4"].treatment == 0.8 and records.results == {
+    (found,) = claims.read_records(run.out / "result.json")
+    assert (found.chapter, found.profile, found.seed) == ("clip", "quick", 2)
+    assert found.measurements["clip.C4"].treatment == 0.8 and found.results == {
         "clip.zero_shot_top1": 0.8
     }
     assert "clip.C4" in claims.table(run.verdicts().rows)
@@ -186,14 +188,27 @@ def test_a_claim_without_a_test_prints_the_ledgers_reason(run, capsys):
         run.tests("C99")
 
 
-def test_committed_records_are_read_by_name(run):
-    found = run.recorded("full", "zero_shot_top1")
-    assert len(found) >= 3 and all(0 < value < 1 for value in found)
-    assert (
-        run.recorded("full", "nothing") == []
-        and run.recorded("quick", "zero_shot_top1") == []
-    )
-    assert all("crossing" in details for details in run.recorded_details("full", "C4"))
+def test_committed_records_are_read_by_name(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(reports, "results_folder", lambda: tmp_path / "results")
+    assert run.recorded("full", "top1") == [] == run.recorded_details("full", "C4")
+    seeds = records.seeds_of("clip", "full")
+    entry = {"treatment": 0.8, "control": 0.5, "n": 9}
+    runs = [
+        {
+            "seed": seed,
+            "claims": {"clip.C4": {**entry, "details": {"crossing": seed}}},
+            "results": {"clip.top1": 0.9 + 0.001 * seed},
+        }
+        for seed in (*seeds.pilot, *seeds.fresh)
+    ]
+    (tmp_path / "results").mkdir()
+    text = json.dumps({"chapter": "clip", "profile": "full", "runs": runs})
+    (tmp_path / "results" / "clip.full.json").write_text(text)
+    found = run.recorded("full", "top1")
+    assert found == [0.9 + 0.001 * seed for seed in seeds.fresh], "pilots do not count"
+    assert run.recorded("full", "nothing") == run.recorded("quick", "top1") == []
+    details = run.recorded_details("full", "C4")
+    assert [one["crossing"] for one in details] == list(seeds.fresh)
     assert len(run.verdicts("full", "photos").rows) == 2 * len(claims.load("clip"))
 
 
