@@ -57,7 +57,7 @@ PROFILES = {
             "the paper's singular",
         ),
     ),
-    "photos": Values(lab=Lab(steps=200), arms=("M1", "VPT", "M2", "M5")),
+    "photos": Values(lab=Lab(steps=220), arms=("M1", "VPT", "M2", "M5")),
 }
 # the scenes as at quick, and the released weights on FSC-147
 PROFILES["paper"] = PROFILES["quick"]

@@ -314,6 +314,12 @@ def test_committed_records_are_the_named_results() -> None:
                 assert measured.control == experiments.look_up(
                     results, paths.control
                 ), (path.name, claim)
+            # what is measured twice is the same
+            table = results["table"]
+            if "few" in results:
+                assert results["few"]["asked"] == table["M5"]["rarest"]
+            if "gate" in results:
+                assert results["gate"] == experiments.gain_of_the_gate(table)
 
 
 def test_a_claim_is_recorded_from_named_results(
