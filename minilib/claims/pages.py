@@ -223,8 +223,10 @@ def _number(count: int, what: str) -> str:
 
 
 def _legend(rows: Sequence[Row]) -> str:
-    """Return the signs that occur, with their words."""
+    """Return the signs that occur, with their words; none before the first run."""
     kinds = {row.verdict.kind for row in rows}
+    if not any(map(measured, rows)):
+        return ""
     signs = "".join(
         f'<span class="verdict {css_class(kind)}">'
         f'<span aria-hidden="true">{ICONS[kind]}</span> {kind}</span> '
@@ -259,7 +261,7 @@ def _matrix(rows: Sequence[Row], places: dict[str, str]) -> str:
                 f"</b> {html.escape(claim.title)}</a>"
             )
             cells = "".join(_matrix_cell(cell[claim.id, p]) for p in profiles)
-            cells = cells or f"<td>{_planned(claim)}</td>"
+            cells = cells or f'<td data-profile="{names[0]}">{_planned(claim)}</td>'
             lines.append(f'<tr><th scope="row">{link}</th>{cells}</tr>')
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
     return (
@@ -309,7 +311,9 @@ def _planned(claim: Claim) -> str:
     planned = [
         p for p, t in claim.tests.items() if isinstance(t, Test) and p != "quick"
     ]
-    return ", ".join(f"<code>{p}</code>" for p in PROFILES if p in planned) or "–"
+    return (
+        ", ".join(f"<code>{p}</code>" for p in PROFILES if p in planned) or "not here"
+    )
 
 
 def _costs(rows: Sequence[Row]) -> str:

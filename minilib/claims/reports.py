@@ -411,8 +411,7 @@ def scoreboard(results_dir: str | os.PathLike[str]) -> str:
     others = [row for row in rows if row.claim.origin != "paper"]
     if not any(map(measured, rows)):
         text = (
-            f"No results have been recorded yet: {_claims(theirs)} of the papers and "
-            f"{_claims(others)} of later work and of ours are to be measured under "
+            "No results have been recorded yet: every claim is to be measured under "
             "version 2 of the rules."
         )
         if find_attempts(results_dir):

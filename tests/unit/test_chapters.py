@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from minilib import claims, parameters
-from minilib.claims import records, reports
 from minilib.claims.chapter import Chapter, Run, chapters, find_chapter
 from minilib.training import Training
 
@@ -156,60 +155,68 @@ def run(tmp_path) -> Run:
     )
 
 
-def test_a_run_records_under_its_chapters_name(run):
-    test = claims.load("clip")["clip.C4"].test("quick")
-    run.record(
-        "C4",
-        treatment=0.8,
-        control=0.5,
-        n=100,
-        controls=dict.fromkeys(test.controls, 0.1),
+@pytest.fixture
+def toy_run(run, toy) -> Run:
+    """A run of a chapter whose claims are those of the toy ledger."""
+    return replace(run, chapter=replace(run.chapter, paper="toy"), profile="full")
+
+
+def test_a_run_records_under_its_chapters_name(toy_run, toy):
+    toy_run.record(
+        "gain", treatment=0.8, control=0.5, n=100, controls={"shuffled text": 0.1}
     )
-    run.result("zero_shot_top1", 0.8)
-    (found,) = claims.read_records(run.out / "result.json")
-    assert (found.chapter, found.profile, found.seed) == ("clip", "quick", 2)
-    assert found.measurements["clip.C4"].treatment == 0.8 and found.results == {
-        "clip.zero_shot_top1": 0.8
-    }
-    assert "clip.C4" in claims.table(run.verdicts().rows)
+    learned = {"share of the mean's error": 0.5, "accuracy of the text tower": 0.9}
+    toy_run.record("error", treatment=2, control=3, n=100, preconditions=learned)
+    toy_run.result("top1", 0.8)
+    (records,) = claims.read_records(toy_run.out / "result.json")
+    assert (records.chapter, records.profile, records.seed) == ("toy", "full", 2)
+    assert records.measurements["toy.gain"].treatment == 0.8
+    assert records.measurements["toy.error"].preconditions == learned
+    assert records.results == {"toy.top1": 0.8}
+    assert "toy.gain" in claims.table(toy_run.verdicts().rows)
 
 
-def test_a_claim_without_a_test_prints_the_ledgers_reason(run, capsys):
-    photos = replace(run, profile="photos")
-    reason = claims.load("clip")["clip.C1"].tests["photos"]
-    assert not photos.tests("C1")
-    photos.record("C1", treatment=1.0, control=0.0, n=1)
+def test_a_claim_without_a_test_prints_the_ledgers_reason(toy_run, toy, capsys):
+    quick = replace(toy_run, profile="quick")
+    assert not quick.tests("error")
+    quick.record("error", treatment=1.0, control=0.0, n=1)
     said = capsys.readouterr().out
-    assert " ".join(said.split()).count(reason) == 2
+    assert " ".join(said.split()).count(toy["toy.error"].tests["quick"]) == 2
     assert max(map(len, said.splitlines())) <= 88
-    assert not (run.out / "result.json").exists()
-    assert run.tests("C1")
+    assert not (toy_run.out / "result.json").exists()
+    assert toy_run.tests("error")
     with pytest.raises(ValueError, match="unknown claim"):
-        run.tests("C99")
+        toy_run.tests("C99")
 
 
-def test_committed_records_are_read_by_name(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(reports, "results_folder", lambda: tmp_path / "results")
-    assert run.recorded("full", "top1") == [] == run.recorded_details("full", "C4")
-    seeds = records.seeds_of("clip", "full")
-    entry = {"treatment": 0.8, "control": 0.5, "n": 9}
-    runs = [
-        {
-            "seed": seed,
-            "claims": {"clip.C4": {**entry, "details": {"crossing": seed}}},
-            "results": {"clip.top1": 0.9 + 0.001 * seed},
-        }
-        for seed in (*seeds.pilot, *seeds.fresh)
-    ]
-    (tmp_path / "results").mkdir()
-    text = json.dumps({"chapter": "clip", "profile": "full", "runs": runs})
-    (tmp_path / "results" / "clip.full.json").write_text(text)
-    found = run.recorded("full", "top1")
-    assert found == [0.9 + 0.001 * seed for seed in seeds.fresh], "pilots do not count"
-    assert run.recorded("full", "nothing") == run.recorded("quick", "top1") == []
-    details = run.recorded_details("full", "C4")
-    assert [one["crossing"] for one in details] == list(seeds.fresh)
-    assert len(run.verdicts("full", "photos").rows) == 2 * len(claims.load("clip"))
+def test_committed_records_are_read_by_name(toy_run, tmp_path, monkeypatch):
+    """Of the fresh seeds; of pilots only where there is nothing else."""
+    results = tmp_path / "results"
+    results.mkdir()
+    monkeypatch.setattr(claims.reports, "results_folder", lambda: results)
+    assert toy_run.recorded("full", "top1") == []
+
+    def commit(*seeds):
+        entry = {"treatment": 2, "control": 3, "n": 9}
+        runs = [
+            {
+                "seed": seed,
+                "claims": {"toy.same": entry | {"details": {"at": seed}}},
+                "results": {"toy.top1": seed / 100},
+            }
+            for seed in seeds
+        ]
+        data = {"chapter": "toy", "profile": "full", "runs": runs}
+        (results / "toy.full.json").write_text(json.dumps(data))
+
+    commit(0, 1)
+    assert toy_run.recorded("full", "top1") == [0, 0.01]
+    commit(0, 1, 10, 11)
+    assert toy_run.recorded("full", "top1") == [0.1, 0.11]
+    assert toy_run.recorded_details("full", "same") == [{"at": 10}, {"at": 11}]
+    assert toy_run.recorded("full", "nothing") == []
+    assert toy_run.recorded("quick", "top1") == []
+    assert len(toy_run.verdicts("full", "photos").rows) == 2 * 4
 
 
 # --- Where a run writes ---------------------------------------------------------------

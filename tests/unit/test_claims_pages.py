@@ -456,6 +456,13 @@ def test_pilot_seeds_are_hollow_and_fresh_ones_filled(results: Path) -> None:
     )
     assert pilots == [axis.at(0.1), axis.at(0.11)]
     assert fresh == [axis.at(d) for d in (0.12, 0.13, 0.14, 0.1, 0.11)]
+    path = results / "toy.full.json"
+    data = json.loads(path.read_text())
+    data["runs"][0]["claims"]["toy.gain"]["treatment"] = 0.2
+    path.write_text(json.dumps(data))
+    plot, axis = plot_of(results, "toy.gain")
+    assert axis.low < -0.4, "a pilot far from the fresh seeds is shown at its place"
+    assert at(plot.select_one("circle.seed.pilot")) == axis.at(-0.4)
     style = (Path(__file__).parents[2] / "book/_static/claims.css").read_text()
     assert ".seed.pilot { fill: var(--pst-color-background); }" in style
     assert ".seed.fresh, .forest .ours { fill: var(--v-ours); }" in style
@@ -504,6 +511,9 @@ def test_pilots_alone_are_shown_and_do_not_count(results: Path) -> None:
     line = plot.select(".line")[0]
     assert len(line.select("circle.seed.pilot")) == 2 and not line.select("circle.ours")
     assert "not run" in line.text and "2 pilots" in line.text
+    full, photos = rows_of(results, "toy.gain")[1:3]
+    assert not claims.measured(full) and claims.measured(photos)
+    assert "full (no fresh seed yet" in section(results, "toy.gain")
     assert "not yet measured" in claims.fill(f"{TOP1}9 %{STOP}", results)
     board = claims.scoreboard(results)
     assert "| toy | full | – | operations (holds) |   | gain |" in board
@@ -562,9 +572,9 @@ def test_the_scoreboard_has_two_tables(results: Path) -> None:
     for path in results.glob("*.json"):
         path.unlink()
     assert claims.scoreboard(results) == (
-        "No results have been recorded yet: 2 claims of the papers and 2 claims of "
-        "later work and of ours are to be measured under version 2 of the rules. An "
-        "earlier attempt is kept in `book/results/attempts`.\n"
+        "No results have been recorded yet: every claim is to be measured under "
+        "version 2 of the rules. An earlier attempt is kept in "
+        "`book/results/attempts`.\n"
     )
 
 
