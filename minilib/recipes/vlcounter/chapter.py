@@ -33,14 +33,14 @@ class Values:
     """Training scenes, each with several questions."""
     test_images: int = 100
     """Test scenes of classes never counted, and as many of classes counted."""
-    arms: tuple[str, ...] = ("M1", "M2", "M5")
+    arms: tuple[str, ...] = ("M1", "M5")
     """Arms that are trained, M5, the main training, among them."""
     micrograph: tuple[int, int] = (96, 128)
     """Height and width of the micrographs of profile ``photos``."""
 
 
 PROFILES = {
-    "quick": Values(lab=Lab(steps=120)),
+    "quick": Values(lab=Lab(steps=240)),
     "full": Values(
         lab=Lab(steps=400),
         train_images=1500,
