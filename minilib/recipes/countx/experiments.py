@@ -1,5 +1,5 @@
-"""The questions that chapter 9 puts to a trained CounTX. Every function returns plain
-numbers or tensors."""
+"""The questions that chapter 9 puts to a trained CounTX, beside ``reading``'s. Every
+function returns plain numbers or tensors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minilib.batch import Batch, required
+from minilib.claims.evidence import Evidence
 from minilib.claims.pictures import packed_densities
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.countx import CounTX
@@ -41,6 +42,56 @@ WORDINGS = {
     "how many {s} are there": "how many {s} are there",
 }
 """Ways to ask for one class; ``{s}`` is its plural, ``{}`` its singular."""
+
+
+BLIND = "blind to the text"
+CONSTANT, MEAN, BLOBS = "best constant", "training mean", "similarity threshold"
+LEFT = "error relative to the best constant's"
+RECORDED = {
+    "C1": Evidence(
+        "examined/several",
+        f"reading/{BLOBS}/several",
+        {
+            BLIND: "reading/several classes, blind/several",
+            CONSTANT: f"reading/{CONSTANT}/several",
+            MEAN: f"reading/{MEAN}/several",
+        },
+    ),
+    "C2": Evidence(
+        "colours/named/follows",
+        "colours/absent colour/follows",
+        {"other colour": "colours/other colour/follows"},
+    ),
+    "C3": Evidence("mae/CounTX", "mae/image tower frozen", {}, {LEFT: "left/C3"}),
+    "C5": Evidence(
+        "examined/several",
+        "examined/seen",
+        {},
+        {"follows on classes of the training": "examined/seen follows"},
+    ),
+    "reading": Evidence(
+        "reading/several classes/several",
+        "reading/several classes, blind/several",
+        {},
+        {LEFT: "left/several classes"},
+    ),
+    "blind": Evidence(
+        "reading/one class/one class",
+        "reading/one class, blind/one class",
+        {},
+        {LEFT: "left/one class"},
+    ),
+    "words": Evidence("reading/several classes/present", "reading/one class/present"),
+    "nothing": Evidence("reading/several classes/absent", "reading/one class/absent"),
+}
+"""What is recorded of each claim on scenes."""
+RECORDED_OF_CELLS = {
+    "C1": Evidence(
+        "mae/CounTX", f"mae/{CONSTANT}", {name: f"mae/{name}" for name in (BLOBS, MEAN)}
+    ),
+    "C3": RECORDED["C3"],
+}
+"""On micrographs."""
 
 
 def telling_scenes(scenes: DescribedScenes) -> list[int]:
@@ -117,51 +168,6 @@ def wordings(model: CounTX, questions: Questions) -> dict[str, CountErrors]:
         name: evaluate(counter, rephrased(questions, wording), model.device)
         for name, wording in WORDINGS.items()
     }
-
-
-def prompt_matrix(
-    model: CounTX, scenes: DescribedScenes, most: int = 60
-) -> dict[str, float]:
-    """Return mean answers when a scene is asked for each thing it shows, and for things
-    it does not show.
-
-    Returns:
-        ``asked and there``: mean |answer - truth| over the classes in the scene;
-        ``other class there``: mean |answer to another class of the scene - truth of the
-        first|; ``absent``: mean |answer| for a class that is not there;
-        ``sensitivity``: mean |answer(A) - answer(B)| over pairs of classes in one
-            scene, beside ``true sensitivity``, the same of the true counts;
-            ``follows``: the share of the true differences that the answers' differences
-            follow, their regression through the origin: 1 reads, 0 is deaf.
-    """
-    right, swapped, absent, moved, should, along = [], [], [], [], [], []
-    for row in range(min(most, len(scenes))):
-        asked = [a for a in scenes.asked[row] if a.kind in ("class", "absent")]
-        got = (
-            maps(model, scenes.image[row], [f"the {a.text}" for a in asked])
-            .sum((1, 2))
-            .tolist()
-        )
-        true = [len(a.objects) for a in asked]
-        absent.append(abs(got[-1]))
-        got, true = got[:-1], true[:-1]
-        right += [abs(g - t) for g, t in zip(got, true, strict=True)]
-        for i in range(len(got)):
-            for j in range(len(got)):
-                if i != j:
-                    swapped.append(abs(got[j] - true[i]))
-                    moved.append(abs(got[i] - got[j]))
-                    should.append(abs(true[i] - true[j]))
-                    along.append((got[i] - got[j]) * (true[i] - true[j]))
-    series = {
-        "asked and there": right,
-        "other class there": swapped,
-        "absent": absent,
-        "sensitivity": moved,
-        "true sensitivity": should,
-    }
-    means = {name: sum(values) / max(1, len(values)) for name, values in series.items()}
-    return means | {"follows": sum(along) / max(1, sum(value**2 for value in should))}
 
 
 @torch.no_grad()
@@ -328,7 +334,6 @@ __all__ = [
     "maps",
     "merging",
     "pictured",
-    "prompt_matrix",
     "rephrased",
     "telling_scenes",
     "text_bias",
