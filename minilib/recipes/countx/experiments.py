@@ -3,7 +3,7 @@ function returns plain numbers or tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,8 @@ from minilib.claims.evidence import Evidence
 from minilib.claims.pictures import packed_densities
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.countx import CounTX
+from minilib.recipes.countx import reading
+from minilib.recipes.countx.chapter import FROZEN
 from minilib.recipes.countx.recipe import (
     counter_of,
     counting_loss,
@@ -50,11 +52,11 @@ LEFT = "error relative to the best constant's"
 RECORDED = {
     "C1": Evidence(
         "examined/several",
-        f"reading/{BLOBS}/several",
+        f"networks/{BLOBS}/several",
         {
-            BLIND: "reading/several classes, blind/several",
-            CONSTANT: f"reading/{CONSTANT}/several",
-            MEAN: f"reading/{MEAN}/several",
+            BLIND: "networks/several classes, blind/several",
+            CONSTANT: f"networks/{CONSTANT}/several",
+            MEAN: f"networks/{MEAN}/several",
         },
     ),
     "C2": Evidence(
@@ -62,7 +64,7 @@ RECORDED = {
         "colours/absent colour/follows",
         {"other colour": "colours/other colour/follows"},
     ),
-    "C3": Evidence("mae/CounTX", "mae/image tower frozen", {}, {LEFT: "left/C3"}),
+    "C3": Evidence("mae/CounTX", f"mae/{FROZEN}", {}, {LEFT: "left/C3"}),
     "C5": Evidence(
         "examined/several",
         "examined/seen",
@@ -70,19 +72,19 @@ RECORDED = {
         {"follows on classes of the training": "examined/seen follows"},
     ),
     "reading": Evidence(
-        "reading/several classes/several",
-        "reading/several classes, blind/several",
+        "networks/several classes/several",
+        "networks/several classes, blind/several",
         {},
         {LEFT: "left/several classes"},
     ),
     "blind": Evidence(
-        "reading/one class/one class",
-        "reading/one class, blind/one class",
+        "networks/one class/one class",
+        "networks/one class, blind/one class",
         {},
         {LEFT: "left/one class"},
     ),
-    "words": Evidence("reading/several classes/present", "reading/one class/present"),
-    "nothing": Evidence("reading/several classes/absent", "reading/one class/absent"),
+    "words": Evidence("networks/several classes/present", "networks/one class/present"),
+    "nothing": Evidence("networks/several classes/absent", "networks/one class/absent"),
 }
 """What is recorded of each claim on scenes."""
 RECORDED_OF_CELLS = {
@@ -92,6 +94,23 @@ RECORDED_OF_CELLS = {
     "C3": RECORDED["C3"],
 }
 """On micrographs."""
+
+
+def left(
+    rows: Mapping[str, Mapping[str, float]], mae: Mapping[str, float]
+) -> dict[str, float]:
+    """Return by claim or pair of arms the error of the worse network relative to the
+    best constant's; below 1, both have left the trivial answer.
+
+    Args:
+        rows: of ``reading.table``.
+        mae: errors on what fills the picture, of "CounTX", its control if there is one,
+            and the baselines.
+    """
+    found = reading.left_behind(rows)
+    if FROZEN in mae:
+        found["C3"] = max(mae["CounTX"], mae[FROZEN]) / mae[CONSTANT]
+    return found
 
 
 def telling_scenes(scenes: DescribedScenes) -> list[int]:

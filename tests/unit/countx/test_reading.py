@@ -17,7 +17,7 @@ from minilib.claims.evidence import Evidence, look_up
 from minilib.claims.evidence import record as record_evidence
 from minilib.metrics.counting import follows
 from minilib.models.countx import CounTX
-from minilib.recipes.countx import experiments, reading
+from minilib.recipes.countx import experiments, figures, reading
 from minilib.recipes.countx.chapter import CHAPTER
 from minilib.recipes.countx.reading import ARMS, Guess, Values
 from minilib.recipes.countx.recipe import BLIND_TEXT, Schedule, build, counter_of
@@ -311,13 +311,20 @@ def test_the_curve_and_what_is_left_behind() -> None:
     }
     assert reading.left_behind(rows) == {"one class": 0.5, "several classes": 0.5}
     assert reading.curve({}) == {} == reading.left_behind({})
+    [curve, deaf] = figures.reading_curve([reading.curve(rows)]).axes[0].lines
+    assert list(curve.get_ydata()) == [2.0, 1.5, 1.0]
+    assert list(deaf.get_ydata()) == [3.0, 3.5, 4.0]
+    mae = {"CounTX": 2.0, "best constant": 8.0}
+    assert experiments.left({}, mae) == {}
+    mae["image tower frozen"] = 4.0
+    assert experiments.left(rows, mae)["C3"] == 0.5
 
 
 # --- What is recorded -----------------------------------------------------------------
 
 RESULTS = {
     "examined": {"several": 1.0, "seen": 2.0, "seen follows": 0.5},
-    "reading": {
+    "networks": {
         name: {"one class": 10.0 + k, "several": 20.0 + k, "present": 30.0 + k,
                "absent": 40.0 + k}
         for k, name in enumerate(
@@ -368,18 +375,22 @@ def test_every_claim_that_is_tested_has_its_evidence(
 @pytest.mark.parametrize(
     ("claim", "treatment", "control"),
     [
-        ("C1", "examined/several", "reading/similarity threshold/several"),
+        ("C1", "examined/several", "networks/similarity threshold/several"),
         ("C2", "colours/named/follows", "colours/absent colour/follows"),
         ("C3", "mae/CounTX", "mae/image tower frozen"),
         ("C5", "examined/several", "examined/seen"),
         (
             "reading",
-            "reading/several classes/several",
-            "reading/several classes, blind/several",
+            "networks/several classes/several",
+            "networks/several classes, blind/several",
         ),
-        ("blind", "reading/one class/one class", "reading/one class, blind/one class"),
-        ("words", "reading/several classes/present", "reading/one class/present"),
-        ("nothing", "reading/several classes/absent", "reading/one class/absent"),
+        (
+            "blind",
+            "networks/one class/one class",
+            "networks/one class, blind/one class",
+        ),
+        ("words", "networks/several classes/present", "networks/one class/present"),
+        ("nothing", "networks/several classes/absent", "networks/one class/absent"),
     ],
 )
 def test_the_evidence_is_what_the_ledger_says(
@@ -393,7 +404,7 @@ def test_the_evidence_is_what_the_ledger_says(
 
 def test_evidence_that_leads_nowhere_is_refused() -> None:
     with pytest.raises(KeyError, match="none"):
-        look_up(RESULTS, "reading/none/several")
+        look_up(RESULTS, "networks/none/several")
     evidence = Evidence("mae/CounTX", "mae/best constant")
     assert look_up(RESULTS, evidence.treatment) == 3.0
     assert replace(evidence, control="left/C3").control == "left/C3"

@@ -492,13 +492,13 @@ def test_the_table_of_cells() -> None:
         {
             "platelets": {
                 "CounTX": {"mae": mae, "rmse": 2.0},
-                "training mean": {"mae": 3.0, "rmse": 4.0},
+                "best constant": {"mae": 3.0, "rmse": 4.0},
             }
         }
         for mae in (0.5, 1.5)
     ]
     table = figures.cell_table("cells", runs).data.splitlines()
-    assert table[0].startswith("| cells | MAE | MAE of the training mean |")
+    assert table[0].startswith("| cells | MAE | MAE of the best constant |")
     assert table[2].startswith(
         "| platelets | 1.00 (0.50 to 1.50) | 3.00 (3.00 to 3.00)"
     )
