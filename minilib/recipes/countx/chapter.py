@@ -29,7 +29,7 @@ from minilib.recipes.shared.counting import (
 from minilib.recipes.shared.counting_scenes import DescribedScenes, scenes_of
 from minilib.recipes.shared.photographs import bccd, bccd_crops, bccd_questions
 from minilib.training import Training
-from minilib.weights import load_clip
+from minilib.weights import load, load_clip
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ class Values:
     """Test scenes of classes never counted."""
     decoder_width: int = 32
     """Channels of the density decoder."""
+    from_reader: bool = False
+    """Start the main training from mini-countx, which reads and counts scenes, instead
+    of from mini-vit."""
     frozen: bool = False
     """Train once more with the image tower frozen."""
     further: reading.Values = field(default_factory=reading.Values)
@@ -68,15 +71,16 @@ PROFILES = {
         ),
     ),
     "photos": Values(
-        schedule=Schedule(steps=350, images=6, each=3, lr=4e-3),
-        scenes=CountingScenes(size=72, sigma=4.0),
+        schedule=Schedule(steps=600, images=6, each=3, lr=2e-3, tower_lr=0.3),
+        scenes=CountingScenes(size=96, sigma=2.5),
+        from_reader=True,
     ),
 }
 # the scenes as at quick, and the released weights on FSC-147
 PROFILES["paper"] = PROFILES["quick"]
 FROZEN = "image tower frozen"
 """The main training's control, in words."""
-MICROGRAPH = (72, 96)
+MICROGRAPH = (96, 128)
 """Micrographs are read at this height and width: the window is as high, so a few
 windows cover one."""
 
@@ -171,6 +175,13 @@ def photos_study(
     )
 
 
+def load_reader(device: torch.device | str) -> CounTX:
+    """Return the shipped mini-countx."""
+    reader = load("mini-countx", device)
+    assert isinstance(reader, CounTX)  # for the type checker
+    return reader
+
+
 def main_training(run: Parameters, values: Values, study: Study) -> Training:
     """Return the training of the model that is examined."""
     return study_training(study, values, values.schedule, run.seed)
@@ -181,14 +192,18 @@ def study_training(
 ) -> Training:
     """Return the training of CounTX on a study by ``schedule``, the values' own or a
     control's."""
-    model = recipe.build(
-        study.clip,
-        values.scenes.size,
-        values.decoder_width,
-        seed,
-        study.train.image[:200],
-        study.train.names,
-    )
+    size = values.scenes.size
+    if values.from_reader:
+        model = recipe.at_size(load_reader(study.clip.device), size)
+    else:
+        model = recipe.build(
+            study.clip,
+            size,
+            values.decoder_width,
+            seed,
+            study.train.image[:200],
+            study.train.names,
+        )
     return recipe.training(model, study.batches(schedule), schedule, seed)
 
 

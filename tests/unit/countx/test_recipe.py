@@ -14,7 +14,7 @@ from minilib.claims.chapter import Run
 from minilib.datasets.bccd import Bccd
 from minilib.files import NotTheSame
 from minilib.models.countx import CounTX
-from minilib.recipes.countx import chapter, experiments, figures, protocol
+from minilib.recipes.countx import chapter, experiments, figures, protocol, recipe
 from minilib.recipes.countx.chapter import (
     CHAPTER,
     Values,
@@ -164,6 +164,28 @@ def test_positions_of_a_larger_crop_are_interpolated() -> None:
     assert torch.equal(
         same.clip_model.visual.positional_embedding, clip.visual.positional_embedding
     )
+
+
+def test_another_size_of_crop_keeps_the_weights(model: CounTX, scenes) -> None:
+    larger = recipe.at_size(model, 64).eval()
+    assert larger.config.window == 64 and model.config.window == 32
+    moved = ("clip_model.visual.positional_embedding", "fim_pos_embed")
+    for name, value in model.state_dict().items():
+        same = torch.equal(value, larger.state_dict()[name])
+        assert same != (name in moved), name
+    image = scenes.image[:1].repeat_interleave(2, -1).repeat_interleave(2, -2) / 255
+    assert larger.predict(image, "the dogs").shape == (1, 64, 64)
+    again = recipe.at_size(larger, 32).eval()
+    torch.testing.assert_close(again.fim_pos_embed, model.fim_pos_embed)
+
+
+def test_micrographs_start_from_the_reader(cells: Run) -> None:
+    values = replace(VALUES, from_reader=True)
+    training = study_training(cells.study, values, values.schedule, 0)
+    reader = chapter.load_reader("cpu").state_dict()
+    name = "decode_head0.0.weight"
+    torch.testing.assert_close(training.model.state_dict()[name], reader[name])
+    assert training.model.config.window == 32
 
 
 def test_training_moves_what_it_should(scenes) -> None:
