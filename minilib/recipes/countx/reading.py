@@ -102,6 +102,11 @@ def arm_training(reader: CounTX, arm: Arm, values: Values, seed: int) -> Trainin
     return recipe.training(model, batches, schedule, seed)
 
 
+def folder(name: str) -> str:
+    """Return the name of an arm's folder."""
+    return name.replace(", ", "-").replace(" ", "_")
+
+
 def train_arms(
     reader: CounTX, values: Values, seed: int, out: Path
 ) -> dict[str, CounTX]:
@@ -110,7 +115,7 @@ def train_arms(
     models = {}
     for name in values.arms:
         training = arm_training(reader, ARMS[name], values, seed)
-        training.fit(out / name.replace(", ", "-").replace(" ", "_"), progress=name)
+        training.fit(out / folder(name), progress=name)
         model = training.model.eval()
         assert isinstance(model, CounTX)  # for the type checker
         models[name] = model
