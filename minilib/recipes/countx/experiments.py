@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minilib.batch import Batch, required
+from minilib.claims import evidence
+from minilib.claims.chapter import Run
 from minilib.claims.evidence import Evidence
 from minilib.claims.pictures import packed_densities
 from minilib.metrics.counting import CountErrors, count_errors
@@ -94,6 +96,20 @@ RECORDED_OF_CELLS = {
     "C3": RECORDED["C3"],
 }
 """On micrographs."""
+
+
+def record(
+    run: Run[Any, Any],
+    claim: str,
+    results: Mapping[str, Any],
+    *,
+    n: int,
+    interval: tuple[float, float] | None = None,
+) -> None:
+    """Record a claim from named results, see ``claims.evidence.record``; on micrographs
+    by RECORDED_OF_CELLS."""
+    table = RECORDED_OF_CELLS if run.photos else RECORDED
+    evidence.record(run, claim, table[claim], results, n=n, interval=interval)
 
 
 def left(

@@ -14,7 +14,6 @@ from witness import Drawn
 from minilib.batch import required
 from minilib.claims import records
 from minilib.claims.evidence import Evidence, look_up
-from minilib.claims.evidence import record as record_evidence
 from minilib.metrics.counting import follows
 from minilib.models.countx import CounTX
 from minilib.recipes.countx import experiments, figures, reading
@@ -325,7 +324,7 @@ def test_every_claim_that_is_tested_has_its_evidence(
         name = claim.id.partition(".")[2]
         if isinstance(claim.tests[profile], records.NotRun):
             continue
-        record_evidence(run, name, table[name], RESULTS, n=1)
+        experiments.record(run, name, RESULTS, n=1)
         [found] = records.read_records(tmp_path / "result.json")
         measured = found.measurements[claim.id]
         assert measured.treatment == look_up(RESULTS, table[name].treatment)
