@@ -64,7 +64,7 @@ RECORDED = {
     "C2": Evidence(
         "colours/named/follows",
         "colours/absent colour/follows",
-        {"other colour": "colours/other colour/follows"},
+        {name: f"colours/{name}/follows" for name in ("other colour", "class name")},
     ),
     "C3": Evidence("mae/CounTX", f"mae/{FROZEN}", {}, {LEFT: "left/C3"}),
     "C5": Evidence(

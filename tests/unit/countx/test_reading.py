@@ -295,7 +295,9 @@ RESULTS = {
     },
     "colours": {
         name: {"follows": 0.1 * k}
-        for k, name in enumerate(("named", "other colour", "absent colour"))
+        for k, name in enumerate(
+            ("named", "other colour", "absent colour", "class name")
+        )
     },
     "mae": {
         "CounTX": 3.0,
