@@ -218,7 +218,12 @@ RECORDED = {
         for claim in ("prompts", "semantic", "skips", "gate", "affine")
     },
     "unseen": Evidence("gate/unseen", "gate/seen", {}, {LEARNED: "gains/unseen"}),
-    "centres": Evidence("maps/M5, S'/centres", "maps/M5, S/centres", {}, _M5_LEARNED),
+    "centres": Evidence(
+        "maps/M5, S'/centres",
+        "maps/M5, S/centres",
+        {},
+        _M5_LEARNED | {"similarity before it lies on objects": "maps/M5, S/objects"},
+    ),
     "plural": Evidence(
         "table/the paper's plural/mae",
         "table/the paper's singular/mae",
@@ -678,14 +683,21 @@ def looks(
     base: VLCounter, models: Mapping[str, VLCounter], large: LargeObjects
 ) -> dict[str, dict[str, float]]:
     """Return :func:`map_scores` of the frozen CLIP's cosine (``base`` is M1, untrained)
-    and of each variant's cosine, S and, where it has an affine map, S'."""
+    and of each variant's cosine, S and, where it has an affine map, S'.
+
+    A learned product may be high or low on objects, which is all the same to the
+    decoder: S and S' are turned over together where S is lower on objects than on the
+    background.
+    """
     frozen = maps_of(base, large.batch)["cosine"]
     found = {"frozen CLIP, cosine": map_scores(frozen, large)}
     for variant, model in models.items():
         maps = maps_of(model, large.batch)
-        for name in ("cosine", "S", "S'"):
-            if name != "S'" or model.head.affine is not None:
-                found[f"{variant}, {name}"] = map_scores(maps[name], large)
+        sign = -1 if map_scores(maps["S"], large)["objects"] < 0.5 else 1
+        found[f"{variant}, cosine"] = map_scores(maps["cosine"], large)
+        found[f"{variant}, S"] = map_scores(sign * maps["S"], large)
+        if model.head.affine is not None:
+            found[f"{variant}, S'"] = map_scores(sign * maps["S'"], large)
     return found
 
 

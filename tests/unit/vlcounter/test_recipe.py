@@ -3,6 +3,7 @@ questions to trained counters."""
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from functools import partial
@@ -505,6 +506,18 @@ def test_maps_of_clip_and_of_variants_have_a_row_each(
     # the frozen encoder of M1 is the raw one
     assert looks["M1, cosine"] == looks["frozen CLIP, cosine"]
     assert looks["M2, cosine"] != looks["frozen CLIP, cosine"]
+    # maps that are low on objects are turned over, both together
+    turned = dict(trained)
+    with torch.no_grad():
+        for part in ("M1", "M5"):
+            turned[part] = copy.deepcopy(trained[part])
+            turned[part].head.t_proj.weight.mul_(-1)
+            turned[part].head.t_proj.bias.mul_(-1)
+        turned["M5"].head.affine.bias.mul_(-1)
+    again = experiments.looks(base, turned, large)
+    for row in ("M1, S", "M5, S", "M5, S'"):
+        assert again[row] == pytest.approx(looks[row]), row
+        assert looks[row]["objects"] >= 0.5 or row == "M5, S'"
     blocks = experiments.last_blocks(base, large)
     raw = looks["frozen CLIP, cosine"]
     assert blocks["values only, no MLP (VLCounter)"] == pytest.approx(raw)
