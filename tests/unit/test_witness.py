@@ -101,6 +101,20 @@ def test_a_good_experiment_breaks_no_rule():
     assert len(RULES) == 8 and broken(seen(experiment)) == set()
 
 
+def test_arms_that_nobody_compares_are_noticed():
+    def two(witness, seed):
+        train(witness, "one", seed)
+        train(witness, "other", seed)
+        witness.judge(SCENES.batch("classify", 6, "test", seed).image)
+
+    def one(witness, seed):
+        train(witness, "one", seed)
+        witness.judge(SCENES.batch("classify", 6, "test", seed).image)
+
+    unsaid = {"compared_arms_see_the_same_images_at_the_same_steps"}
+    assert broken(seen(two)) == unsaid and broken(seen(one)) == set()
+
+
 @pytest.mark.parametrize(
     ("amiss", "rule"),
     [

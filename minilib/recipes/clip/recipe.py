@@ -80,7 +80,11 @@ def prompts(template: str, class_list: Sequence[str]) -> list[str]:
 @lru_cache(maxsize=1)
 def lexicon() -> tuple[int, ...]:
     """Return the BPE ids that captions and prompts of EmojiScenes use; all other text
-    still encodes, as bytes."""
+    still encodes, as bytes.
+
+    So do a few words that carry a general name, such as "parts" in "parts of the body":
+    the vocabulary is the width of every text tower, and has not grown for them.
+    """
     words = [
         word
         for c in VOCABULARY

@@ -140,6 +140,14 @@ def test_lexicon_reads_every_caption_without_spelling_bytes():
     assert small.vocab_size < 2500
 
 
+def test_general_captions_fit_the_context():
+    small = get_tokenizer(recipe.CONTEXT, recipe.lexicon())
+    general = CaptionConfig(general=1.0, kind=1.0, irrelevant=1.0)
+    scenes = EmojiScenes(SceneConfig(size=16, objects=(4, 4)), general)
+    captions = scenes.batch("pairs", 500).caption
+    assert max(len(small.encode(text)) for text in captions) + 2 <= recipe.CONTEXT
+
+
 def test_lexicon_reads_every_prompt_and_still_any_other_text():
     full, small = get_tokenizer(), get_tokenizer(recipe.CONTEXT, recipe.lexicon())
     every = [
