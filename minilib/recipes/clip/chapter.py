@@ -142,7 +142,7 @@ class Study:
     """Test images with labels 0 ... K - 1."""
     pool: Batch
     """Labelled images for probes: per class as many as the largest shot to fit them,
-    and as many again to choose their C."""
+    and as many again (of photographs, as many as there are) to choose their C."""
     training: recipe.Pretraining
     """The training of the model that is examined."""
 
@@ -190,7 +190,9 @@ def photos_study(
     """
     training = values.main or photo_pretraining()
     train, test = class_folders(data, training.model.image_size, seed, device)
-    pool = train.take(train.few_shot(2 * max(values.shots), seed))
+    most, fewest = max(values.shots), int(train.labels.bincount().min())
+    enough = max(most + 1, min(2 * most, fewest))  # to fit, and some to validate
+    pool = train.take(train.few_shot(enough, seed))
     generator = torch.Generator().manual_seed(seed)
     if fraction < 1:
         keep = torch.randperm(len(train), generator=generator)[

@@ -315,13 +315,13 @@ def few_shot(
 ) -> dict[str, list[float]]:
     """Compare zero-shot with linear probes of k images per class (Figure 6).
 
-    The first half of ``train``'s images of every class is for fitting. The other half
-    is the validation set on which the probe's C is chosen anew for every k, as in the
-    paper's appendix A.3, by the probes of the first draw.
+    The first ``max(shots)`` of ``train``'s images of every class are for fitting. The
+    others are the validation set on which the probe's C is chosen anew for every k, as
+    in the paper's appendix A.3, by the probes of the first draw.
 
     Args:
         model: the CLIP.
-        train: at least ``2 * max(shots)`` images of every class.
+        train: more than ``max(shots)`` images of every class.
         test: test images with labels.
         class_list: K names.
         templates: of the prompts.
@@ -353,7 +353,7 @@ def few_shot(
     x_test = probe_features(model, test.image)
     mean, std = x.mean(0), x.std(0) + 1e-6
     x, x_test = (x - mean) / std, (x_test - mean) / std
-    fitting = first_half(y)
+    fitting = first_of_each(y, max(shots))
     validation = x[~fitting], y[~fitting]
     x, y = x[fitting], y[fitting]
     generator = torch.Generator().manual_seed(seed)
@@ -407,12 +407,21 @@ def worth(shots: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return report
 
 
-def first_half(label: Tensor) -> Tensor:
-    """Return which examples (N,) are in the first half of those of their class."""
+def first_of_each(label: Tensor, k: int) -> Tensor:
+    """Return which examples (N,) are among the first k of their class.
+
+    Raises:
+        ValueError: a class has none beyond them.
+    """
     chosen = torch.zeros(len(label), dtype=torch.bool)
     for c in label.unique().tolist():
         own = (label == c).nonzero()[:, 0]
-        chosen[own[: len(own) // 2]] = True
+        if len(own) <= k:
+            raise ValueError(
+                f"class {c} has {len(own)} examples: give more than {k}, to have some "
+                "to validate with"
+            )
+        chosen[own[:k]] = True
     return chosen
 
 

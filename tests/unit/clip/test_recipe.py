@@ -414,7 +414,10 @@ def test_shot_pool_holds_every_class_and_no_test_scene():
 
 def test_validation_images_are_others_of_every_class():
     label = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1])
-    assert claims.first_half(label).tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert claims.first_of_each(label, 2).tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert claims.first_of_each(label, 1).tolist() == [1, 0, 1, 0, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="class 0 has 4 examples: give more than 4"):
+        claims.first_of_each(label, 4)
 
 
 def test_held_out_phrases_never_occur_in_training(monkeypatch):
@@ -467,8 +470,8 @@ def test_few_shot(model):
     )
     # even an untrained tower tells red things from blue ones
     assert report["probe"][1] > 1 / 6
-    with pytest.raises(ValueError, match="fewer than k=5"):
-        claims.few_shot(model, pool, test, TINY.names, shots=(5,))
+    with pytest.raises(ValueError, match="has 8 examples: give more than 8"):
+        claims.few_shot(model, pool, test, TINY.names, shots=(8,))
 
 
 def test_counting(model):
