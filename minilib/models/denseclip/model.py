@@ -306,8 +306,8 @@ class TextGuided(nn.Module):
     def guided_maps(
         self, pixels: Tensor, divide_by_tau: bool = False
     ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-        """Return the maps, one of them with the score map's K channels, the score map
-        (B, K, h, w) and the text.
+        """Return the maps, one of them with the score map's K channels (unless the
+        config says otherwise), the score map (B, K, h, w) and the text.
 
         Score map and text are None for guidance "none". ``divide_by_tau`` makes the
         score map the one of the authors' detection code, 1 / tau times as large.
@@ -320,7 +320,8 @@ class TextGuided(nn.Module):
         if divide_by_tau:
             scores = scores / self.config.tau
         maps, level = list(encoded.maps), self.backbone.score_level
-        maps[level] = torch.cat([maps[level], scores], dim=1)
+        if self.config.concatenate:
+            maps[level] = torch.cat([maps[level], scores], dim=1)
         return maps, scores, text
 
     @property
@@ -328,7 +329,7 @@ class TextGuided(nn.Module):
         """Channels of the maps that :meth:`guided_maps` returns: K is built into the
         layer that follows."""
         channels = list(self.backbone.channels)
-        if self.config.guidance != "none":
+        if self.config.guidance != "none" and self.config.concatenate:
             channels[self.backbone.score_level] += self.classes
         return channels
 
