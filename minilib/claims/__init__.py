@@ -1,10 +1,14 @@
 """The ledger of claims: what a paper says, what was measured, and the verdict by a rule
 fixed beforehand.
 
-A claim is data (``minilib/ledger/<paper>.yaml``). A notebook records one measurement
-of it per seed in its folder ``out``; :func:`collect` gathers such records,
-:func:`judge` weighs them, and the tables of the notebooks, the book and the README are
-made from the outcome.
+A claim is data (``minilib/ledger/<paper>.yaml``): whose claim it is, and for each
+profile what is compared with what, the smallest effect of interest, further controls,
+and preconditions without which the test could not see the effect. The seeds that decide
+are named there too; pilot seeds, which helped to choose the test, are shown and never
+counted. A notebook records one measurement a seed in its folder ``out``, together with
+the digest of the test as it stood; :func:`merge` takes finished runs into the committed
+records, :func:`judge` weighs them, and the tables of the notebooks, the book and the
+README are made from the outcome.
 """
 
 from minilib.claims.gathering import differing, find_records, merge
@@ -13,6 +17,7 @@ from minilib.claims.judging import (
     bootstrap_interval,
     judge,
     seed_bootstrap_interval,
+    seeds_needed,
     t_interval,
 )
 from minilib.claims.pages import summary, write_pages
@@ -65,6 +70,7 @@ __all__ = [
     "results_folder",
     "scoreboard",
     "seed_bootstrap_interval",
+    "seeds_needed",
     "summary",
     "t_interval",
     "table",

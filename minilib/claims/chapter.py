@@ -207,6 +207,7 @@ class Run(parameters.Parameters, Generic[V, S]):
         control: float,
         n: int,
         controls: Mapping[str, float] | None = None,
+        preconditions: Mapping[str, float] | None = None,
         interval: tuple[float, float] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
@@ -219,14 +220,15 @@ class Run(parameters.Parameters, Generic[V, S]):
             control: the control's metric.
             n: number of test items behind the numbers.
             controls: the further controls that the ledger names for this profile.
+            preconditions: the numbers that its preconditions ask for.
             interval: interval of the difference over test items.
             details: anything else worth keeping.
         """
         if self.tests(claim):
             records.record(
                 self._name(claim), treatment=treatment, control=control, n=n,
-                controls=controls, interval=interval, details=details,
-                profile=self.profile, seed=self.seed, out=self.out,
+                controls=controls, preconditions=preconditions, interval=interval,
+                details=details, profile=self.profile, seed=self.seed, out=self.out,
             )  # fmt: skip
 
     def result(self, name: str, value: Any) -> None:

@@ -45,7 +45,7 @@ class Axis:
 
 def axis_for(claim: Claim, rows: Sequence[Row]) -> Axis:
     """Return an axis that shows every measured difference, the paper's, zero
-    and the margins.
+    and the smallest effects.
 
     Intervals stretch it to at most twice that; a longer one is drawn to the
     edge, with an arrow.
@@ -56,9 +56,7 @@ def axis_for(claim: Claim, rows: Sequence[Row]) -> Axis:
         test, verdict = row.claim.tests[row.profile], row.verdict
         values += verdict.differences
         if isinstance(test, Test):
-            values += {"greater": [test.margin], "smaller": [-test.margin]}.get(
-                test.direction, [-test.margin, test.margin]
-            )
+            values += [-test.effect, test.effect]
         ends += [
             end
             for end in (verdict.low, verdict.high, *(verdict.items or ()))
@@ -166,9 +164,9 @@ def _line(
 
 def _claimed_side(test: Test, axis: Axis) -> str:
     low, high = {
-        "greater": (test.margin, axis.high),
-        "smaller": (axis.low, -test.margin),
-        "equal": (-test.margin, test.margin),
+        "greater": (test.effect, axis.high),
+        "smaller": (axis.low, -test.effect),
+        "equal": (-test.effect, test.effect),
     }[test.direction]
     left, right = axis.at(low), axis.at(high)
     return (

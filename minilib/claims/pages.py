@@ -378,8 +378,8 @@ def _cells(row: Row) -> dict[str, str]:
     verdict, unit = row.verdict, row.claim.unit
     test = row.claim.test(row.profile)
     further = "<br>".join(
-        f"{format_estimate(value, unit)} <small>{html.escape(name)}</small>"
-        for name, value in verdict.controls.items()
+        f"{format_estimate(control.value, unit)} <small>{html.escape(name)}</small>"
+        for name, control in verdict.controls.items()
     )
     cells = {
         "verdict": f"{badge(verdict)} <small>{html.escape(verdict.reason)}</small>",

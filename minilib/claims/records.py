@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -27,21 +28,81 @@ _ORDER = (
     "clip lseg groupvit vild glip denseclip clims detclipv3 countx vlcounter".split()
 )
 
+_SEEDED = ("full", "photos")  # profiles whose verdicts need seeds named beforehand
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the treatment should compare with a control: greater, smaller or equal,
-    by which margin."""
+    """How the treatment should compare with a control: greater, smaller or equal, by
+    more than ``effect``, the smallest effect of interest (equal: by less)."""
 
     direction: str
-    margin: float
-    why: str = ""
+    effect: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Precondition:
+    """A number that each run records, and the bound that its mean must keep; where it
+    does not, the test could not have seen the effect. One bound is None."""
+
+    why: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def bound(self) -> float:
+        """The bound, whichever it is."""
+        bound = self.at_most if self.at_least is None else self.at_least
+        assert bound is not None  # the schema asks for one of them
+        return bound
+
+    def met(self, value: float) -> bool:
+        """Return whether a value keeps the bound, the bound itself included."""
+        return (self.at_least is None or value >= self.at_least) and (
+            self.at_most is None or value <= self.at_most
+        )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviation over seeds of the paired main difference, from pilots."""
+
+    sd: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The seeds of a chapter's profile, fixed before the run."""
+
+    pilot: tuple[int, ...] = ()
+    """They helped to choose the test: shown, never counted."""
+    fresh: tuple[int, ...] = ()
+    """They decide. Without any (quick) every seed is taken, and none decides."""
+
+    @property
+    def named(self) -> tuple[int, ...]:
+        """All of them, pilots first."""
+        return self.pilot + self.fresh
+
+
+class NotRun(str):
+    """The reason why a profile does not test a claim."""
+
+    needs: str | None
+    """What it would take, "gpu", where that is the reason."""
+
+    def __new__(cls, reason: str, needs: str | None = None) -> NotRun:
+        """Return the reason as text, with what it would take."""
+        text = super().__new__(cls, reason)
+        text.needs = needs
+        return text
 
 
 @dataclass(frozen=True)
 class Test:
-    """How one profile tests a claim. The rule (direction, margin, seeds) is fixed
-    before anything is run."""
+    """How one profile tests a claim. All of it is fixed before anything is run."""
 
     __test__ = False  # not for pytest to collect
 
@@ -50,26 +111,31 @@ class Test:
     control: str
     metric: str
     direction: str
-    margin: float
-    min_seeds: int
+    effect: float
+    """The smallest effect of interest, > 0; for "equal" the bound."""
+    why: str
+    """Why this effect."""
     budget: str
     controls: Mapping[str, Comparison] = field(default_factory=dict)
     """Further controls by name."""
+    preconditions: Mapping[str, Precondition] = field(default_factory=dict)
+    spread: Spread | None = None
+    over: str = "seeds"
+    """What a seed draws: "seeds" (weights, data and test) or, of one fixed checkpoint,
+    "test images" alone."""
+    exact: bool = False
+    """It is a count or an identity: every seed gives the same number."""
+    arms: tuple[str, ...] = ()
+    """The trained arms that it compares."""
+    seeds: Seeds = Seeds()
+    digest: str = ""
+    """Of the whole entry in the ledger and the seeds: measurements keep it, so that
+    later changes are noticed."""
 
     @property
-    def rule(self) -> dict[str, Any]:
-        """All that decides a verdict, as data: measurements keep it, so that later
-        changes are noticed."""
-        sides = {
-            name: [control.direction, control.margin]
-            for name, control in self.controls.items()
-        }
-        return {
-            "direction": self.direction,
-            "margin": self.margin,
-            "min_seeds": self.min_seeds,
-            "controls": sides,
-        }
+    def main(self) -> Comparison:
+        """How the treatment should compare with the control."""
+        return Comparison(self.direction, self.effect, self.why)
 
 
 @dataclass(frozen=True)
@@ -81,6 +147,8 @@ class Claim:
     """The method's name as people write it."""
     title: str
     statement: str
+    origin: str
+    """Whose claim it is: "paper", "later work" or "ours"."""
     where: str
     """Section, figure or table of the paper."""
     numbers: str
@@ -88,9 +156,12 @@ class Claim:
     differences: Mapping[str, float]
     """The paper's own differences treatment - control in the claim's unit, by what is
     compared; may be empty."""
+    comparable: bool
+    """Whether the paper compares the same two things, so that its differences may be
+    drawn on our axis."""
     unit: str
     """ "percent" (measured as a fraction, shown times 100) or "number"."""
-    tests: Mapping[str, Test | str]
+    tests: Mapping[str, Test | NotRun]
     """Per profile a test, or the reason why there is none."""
 
     @property
@@ -101,7 +172,7 @@ class Claim:
     def test(self, profile: str) -> Test:
         """Return the test of ``profile``; ValueError if the ledger has none there."""
         test = self.tests[check_profile(profile)]
-        if isinstance(test, str):
+        if isinstance(test, NotRun):
             raise ValueError(f"{self.id} is not tested at profile {profile!r}: {test}")
         return test
 
@@ -122,9 +193,10 @@ class Measurement:
     """95 % bootstrap interval of treatment - control over the test items of
     this one checkpoint."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    rule: Mapping[str, Any] | None = None
-    """The rule as it was when this was measured; None in old records
-    that do not hold it."""
+    preconditions: Mapping[str, float] = field(default_factory=dict)
+    test: str | None = None
+    """Digest of the test as it was when this was measured; None in old records, which
+    do not hold it."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +262,9 @@ def parse(text: str, source: str = "ledger") -> dict[str, Claim]:
 
     Raises:
         ValueError: the text is not YAML, gives a key twice, holds a number that is not
-            a plain finite one, does not match ``ledger/schema.json``, repeats an id, or
-            has another paper's id. The message names the source and the place in it.
+            a plain finite one, does not match ``ledger/schema.json``, repeats an id,
+            has another paper's id, or the seeds do not fit. The message names the
+            source and the place in it.
     """
     import jsonschema  # here: it takes half as long to import as torch
 
@@ -206,9 +279,10 @@ def parse(text: str, source: str = "ledger") -> dict[str, Claim]:
     if fault is not None:
         place = "/".join(str(part) for part in fault.absolute_path) or "the top"
         raise ValueError(f"{source}, {place}: {fault.message}")
+    seeds = _seeds(data["seeds"], source)
     claims: dict[str, Claim] = {}
     for entry in data["claims"]:
-        claim = _claim(entry, method=data["title"])
+        claim = _claim(entry, data["title"], seeds, source)
         if claim.id in claims or claim.paper != data["paper"]:
             raise ValueError(
                 f"{source}: id {claim.id!r} is repeated or does not begin with "
@@ -258,21 +332,68 @@ def _yaml_fault(error: yaml.YAMLError) -> str:
     return f"line {mark.line + 1}: {problem}" if mark else problem
 
 
-def _claim(entry: dict[str, Any], method: str) -> Claim:
-    tests: dict[str, Test | str] = {}
+def _seeds(data: dict[str, Any], source: str) -> dict[str, Seeds]:
+    found = {}
+    for profile, lists in data.items():
+        seeds = Seeds(tuple(lists["pilot"]), tuple(lists["fresh"]))
+        if both := set(seeds.pilot) & set(seeds.fresh):
+            raise ValueError(
+                f"{source}, seeds/{profile}: {sorted(both)} are both pilot and fresh"
+            )
+        found[profile] = seeds
+    return found
+
+
+def _claim(
+    entry: dict[str, Any], method: str, seeds: Mapping[str, Seeds], source: str
+) -> Claim:
+    tests: dict[str, Test | NotRun] = {}
     for profile, test in entry["tests"].items():
         if "not_run" in test:
-            tests[profile] = test["not_run"]
-        else:
-            controls = {
-                name: Comparison(**value)
-                for name, value in test.get("controls", {}).items()
-            }
-            tests[profile] = Test(**{**test, "controls": controls})
-    plain = {key: entry[key] for key in ("id", "title", "statement", "unit")}
-    return Claim(
-        **plain, **{"differences": {}, **entry["paper"]}, method=method, tests=tests
-    )
+            tests[profile] = NotRun(test["not_run"], test.get("needs"))
+            continue
+        tests[profile] = _test(test, seeds.get(profile, Seeds()))
+        if profile in _SEEDED and profile not in seeds and not test.get("exact"):
+            raise ValueError(
+                f"{source}, seeds: {entry['id']} is tested at profile {profile!r}, for "
+                "which no seeds are named"
+            )
+    plain = {key: entry[key] for key in ("id", "title", "statement", "origin", "unit")}
+    paper = {"differences": {}, "comparable": False, **entry["paper"]}
+    return Claim(**plain, **paper, method=method, tests=tests)
+
+
+def _test(entry: dict[str, Any], seeds: Seeds) -> Test:
+    made: dict[str, Any] = {
+        "controls": {
+            name: Comparison(**value)
+            for name, value in entry.get("controls", {}).items()
+        },
+        "preconditions": {
+            name: Precondition(**value)
+            for name, value in entry.get("preconditions", {}).items()
+        },
+        "arms": tuple(entry.get("arms", ())),
+    }
+    if spread := entry.get("spread"):
+        made["spread"] = Spread(spread["sd"], spread["from"])
+    return Test(**{**entry, **made}, seeds=seeds, digest=digest_of(entry, seeds))
+
+
+def digest_of(entry: Mapping[str, Any], seeds: Seeds) -> str:
+    """Return the digest of a test's whole entry in the ledger, as data, and of its
+    seeds: the layout of the file and its comments do not count."""
+    data = {"test": entry, "pilot": seeds.pilot, "fresh": seeds.fresh}
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def seeds_of(paper: str, profile: str) -> Seeds:
+    """Return the seeds that a paper's ledger names for a profile; none where any seed
+    is taken, or there is no ledger."""
+    claims = load(paper).values() if paper in papers() else ()
+    tests = (claim.tests[profile] for claim in claims)
+    return next((test.seeds for test in tests if isinstance(test, Test)), Seeds())
 
 
 def find(claim_id: str) -> Claim:
@@ -299,6 +420,7 @@ def record(
     out: str | os.PathLike[str],
     n: int,
     controls: Mapping[str, float] | None = None,
+    preconditions: Mapping[str, float] | None = None,
     interval: tuple[float, float] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> Measurement:
@@ -318,25 +440,24 @@ def record(
         n: number of test items behind the two numbers.
         controls: the further controls that the ledger names for this
             profile, all of them.
+        preconditions: the numbers that the ledger's preconditions ask for, all of them.
         interval: from :func:`bootstrap_interval` of the per-item differences, if
             the test has items.
         details: anything else worth keeping, as JSON.
 
     Raises:
-        ValueError: unknown id, profile without a test, a control missing or unknown, a
-            number that is not finite, or ``out`` holds another finished run.
+        ValueError: unknown id, profile without a test, a control or precondition
+            missing or unknown, a number that is not finite, a control that equals the
+            treatment to the last bit (unless the test is exact; or, of the main
+            control, the interval has a width), or ``out`` holds another finished run.
     """
     test = find(claim_id).test(profile)
-    given = dict(controls or {})
     if interval is not None:
         low, high = (_finite(end, f"{claim_id}: interval") for end in interval)
         interval = (low, high)
-    if set(given) != set(test.controls):
-        expected = ", ".join(map(repr, test.controls)) or "none"
-        raise ValueError(
-            f"{claim_id} at profile {profile!r}: controls are {expected}, got "
-            f"{list(given) or 'none'}"
-        )
+    place = f"{claim_id} at profile {profile!r}"
+    given = _numbers(controls, test.controls, place, "control")
+    conditions = _numbers(preconditions, test.preconditions, place, "precondition")
     if not n > 0:
         raise ValueError(
             f"{claim_id}: n={n!r}, expected the number of test items, at least 1"
@@ -348,16 +469,56 @@ def record(
         treatment=_finite(treatment, f"{claim_id}: treatment"),
         control=_finite(control, f"{claim_id}: control"),
         n=int(n),
-        controls={
-            name: _finite(value, f"{claim_id}: control {name!r}")
-            for name, value in given.items()
-        },
+        controls=given,
+        preconditions=conditions,
         interval=interval,
         details=_json(dict(details or {}), f"{claim_id}: details"),
-        rule=test.rule,
+        test=test.digest,
     )
+    if not test.exact:
+        _check_ties(measurement)
     _update(claim_id, profile, seed, out, "claims", _entry(measurement))
     return measurement
+
+
+def _check_ties(measurement: Measurement) -> None:
+    """Raise ValueError if a control equals the treatment to the last bit: as a rule
+    they are then one thing by mistake.
+
+    An honest tie, of few test items, shows in the main comparison by an interval over
+    test items that has a width: the items' answers differ.
+    """
+    low, high = measurement.interval or (0.0, 0.0)
+    controls = {} if low < high else {"the control": measurement.control}
+    controls |= {f"control {k!r}": value for k, value in measurement.controls.items()}
+    for name, value in controls.items():
+        if value == measurement.treatment:
+            raise ValueError(
+                f"{measurement.claim}: the treatment and {name} are both {value!r}, to "
+                "the last bit: are they the same thing? An honest tie of the main "
+                "comparison is taken with the interval over test items; only a test "
+                "that the ledger calls exact may record others"
+            )
+
+
+def _numbers(
+    given: Mapping[str, float] | None, asked: Iterable[str], place: str, kind: str
+) -> dict[str, float]:
+    """Return named numbers as floats.
+
+    Raises:
+        ValueError: a number is not finite, or they are not those that are asked for.
+    """
+    found, names = dict(given or {}), list(asked)
+    if set(found) != set(names):
+        expected = ", ".join(map(repr, names)) or "none"
+        raise ValueError(
+            f"{place}: {kind}s are {expected}, got {list(found) or 'none'}"
+        )
+    return {
+        name: _finite(value, f"{place}: {kind} {name!r}")
+        for name, value in found.items()
+    }
 
 
 def record_result(
@@ -440,13 +601,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry(measurement: Measurement) -> dict[str, Any]:
     entry = asdict(measurement)
-    for key in (
-        "claim",
-        "profile",
-        "seed",
-        *(["rule"] if measurement.rule is None else []),
-    ):
+    for key in ("claim", "profile", "seed"):
         del entry[key]
+    for key in ("preconditions", "test"):  # old records hold neither
+        if not entry[key]:
+            del entry[key]
     return entry
 
 
@@ -470,9 +629,9 @@ def _measurement(
     claim_id: str, profile: str, seed: int, entry: dict[str, Any]
 ) -> Measurement:
     numbers = {key: entry[key] for key in ("treatment", "control")}
-    numbers |= {
-        f"control {name!r}": value for name, value in entry.get("controls", {}).items()
-    }
+    for kind in ("control", "precondition"):
+        for name, value in entry.get(f"{kind}s", {}).items():
+            numbers[f"{kind} {name!r}"] = value
     interval = entry.get("interval")
     if interval is not None:
         low, high = interval
@@ -487,11 +646,12 @@ def _measurement(
     n = entry["n"]
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"{claim_id}: n={n!r}, expected a whole number, 1 or more")
+    known = {key: value for key, value in entry.items() if key != "rule"}  # once kept
     return Measurement(
         claim=claim_id,
         profile=profile,
         seed=seed,
-        **{**entry, "interval": interval},
+        **{**known, "interval": interval},
     )
 
 

@@ -16,17 +16,23 @@ from typing import Any
 from minilib.claims.gathering import (
     Sources,
     check_against_ledger,
-    differing,
     find_records,
+    together,
 )
 from minilib.claims.judging import (
+    EXACT,
     ICONS,
     INCONCLUSIVE,
     INDICATIVE,
     KINDS,
+    NO_DIFFERENCE,
     NOT_REPRODUCED,
     NOT_RUN,
+    NOT_SENSITIVE,
+    NOT_SUPPORTED,
     REPRODUCED,
+    RULE_CHANGED,
+    SUPPORTED,
     Estimate,
     Verdict,
     judge,
@@ -67,9 +73,9 @@ def collect(
     """Judge every claim at every profile by the records under ``sources``; without any
     it is "not run".
 
-    A seed found twice counts once; the source named last wins. Seeds that were not made
-    alike (see :func:`minilib.claims.differing`) are not judged as one: they are left
-    out with a warning.
+    A seed found twice counts once; the source named last wins. Fresh seeds that were
+    not made alike (see :func:`minilib.claims.differing`) are not judged as one: they
+    are left out with a warning.
 
     Args:
         sources: files or folders, see :func:`minilib.claims.find_records`.
@@ -114,10 +120,9 @@ def collect(
 
 def _alike(seeds: Mapping[int, Records], name: str) -> list[Records]:
     """Return the records by seed, or none where they were not made alike."""
-    runs = [seeds[seed] for seed in sorted(seeds)]
-    if runs and (reason := differing(runs)):
+    runs, reason = together([seeds[seed] for seed in sorted(seeds)])
+    if seeds and not runs:
         warnings.warn(f"{name} is not judged: {reason}", stacklevel=3)
-        return []
     return runs
 
 
@@ -224,9 +229,15 @@ _CELL = (
 )
 _EDGE = {
     REPRODUCED: "solid",
+    SUPPORTED: "solid",
+    EXACT: "solid",
     NOT_REPRODUCED: "double",
+    NOT_SUPPORTED: "double",
+    NO_DIFFERENCE: "double",
     INCONCLUSIVE: "dashed",
+    NOT_SENSITIVE: "dashed",
     INDICATIVE: "dotted",
+    RULE_CHANGED: "dotted",
     NOT_RUN: "none",
 }
 
@@ -272,9 +283,9 @@ def _html_cells(row: Row) -> list[str]:
         f"</span> {verdict.text}</span>"
     )
     extra = "".join(
-        f"<br><small>{html.escape(name)}: {html.escape(format_estimate(value, unit))}"
-        "</small>"
-        for name, value in verdict.controls.items()
+        f"<br><small>{html.escape(name)}: "
+        f"{html.escape(format_estimate(control.value, unit))}</small>"
+        for name, control in verdict.controls.items()
     )
     return [
         f"{badge}<br><small>{html.escape(f'{seeds}: {verdict.reason}')}</small>",
