@@ -473,13 +473,28 @@ def denseclip_loss(
     (equation 5, section 3.4) and their ``loss``.
 
     The auxiliary loss is cross-entropy(softmax(s / tau), y): it keeps the score map in
-    its place. Args as in ``pixel_cross_entropy``; ``score_weight`` is 0.4 in the
-    authors' code.
+    its place.
+
+    Args:
+        output: of the model.
+        mask: (B, R, R') int64 at the images' size, as in the authors' code; or smaller,
+            for images that needed no padding: both maps are then compared at its size,
+            which costs less.
+        tau: temperature of the score map.
+        score_weight: 0.4 in the authors' code.
+        over: as in ``pixel_cross_entropy``.
     """
-    decode = pixel_cross_entropy(output.full(), mask, over=over)
+
+    def enlarged(small: Tensor) -> Tensor:
+        if mask.shape[-2:] == output.size:
+            return output.full(small)
+        size = (mask.shape[-2], mask.shape[-1])
+        return F.interpolate(small, size, mode="bilinear", align_corners=False)
+
+    decode = pixel_cross_entropy(enlarged(output.logits), mask, over=over)
     if output.scores is None:
         return {"loss": decode, "decode": decode}
     scores = score_weight * pixel_cross_entropy(
-        output.full(output.scores / tau), mask, over=over
+        enlarged(output.scores / tau), mask, over=over
     )
     return {"loss": decode + scores, "decode": decode, "scores": scores}
