@@ -1,5 +1,5 @@
-"""What chapter 6 measures beside its variants: a detector, another backbone, the cost
-of prompting, maps of prompts."""
+"""What chapter 6 compares and measures: pairs of its variants, a detector, the cost of
+prompting, maps of prompts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from minilib.batch import Batch, required
 from minilib.models.clip import CLIP
 from minilib.models.denseclip import DenseCLIP, score_map
-from minilib.models.denseclip.backbones import AnyBackbone, DenseResNet
+from minilib.models.denseclip.backbones import DenseResNet
 from minilib.models.denseclip.detection import DenseCLIPDetector, GuidedPyramid
 from minilib.recipes.denseclip import recipe
-from minilib.recipes.denseclip.chapter import Study, Trained, Values, judged
+from minilib.recipes.denseclip.chapter import Values
 from minilib.recipes.denseclip.recipe import Lab, Variant
 from minilib.recipes.shared.detection import SCENE_ANCHORS, boxed_scenes, score_boxes
 from minilib.scenes import EmojiScenes, SceneConfig, names
@@ -64,6 +64,89 @@ def scene_of(
             "ask for fewer classes"
         )
     return drawn.image[int(complete.nonzero()[0])]
+
+
+# --- Claims ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Which variants a claim compares, and by which output."""
+
+    treatment: str
+    control: str
+    controls: tuple[str, ...] = ()
+    """Further controls, by the ledger's names, which are the variants'."""
+    output: str = "miou"
+    """"miou" of the final output, or "score_map_miou"; the name of the result too."""
+    fitted: bool = True
+    """Whether the ledger asks that the treatment and the control have left the steep
+    part of their training."""
+    better_than_random: tuple[str, ...] = ()
+    """Variants of which the best must beat random weights for the test to see
+    anything."""
+
+
+PAIRS = {
+    "C1": Pair("post-model", "CLIP, no text", ("shuffled names",)),
+    "names": Pair("post-model", "shuffled names", output="score_map_miou"),
+    "C2": Pair(
+        "captions", "classifier", better_than_random=("captions", "classifier")
+    ),
+    "C5": Pair("post-model", "concatenation alone"),
+    "concatenation": Pair("concatenation alone", "CLIP, no text"),
+    "auxiliary": Pair("auxiliary loss alone", "CLIP, no text"),
+    "C7": Pair(
+        "classifier, post-model", "classifier", better_than_random=("classifier",)
+    ),
+}
+"""The claims that compare two variants of one run."""
+
+
+def measured(
+    claim: str,
+    results: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    """Return what ``run.record`` is told about one of :data:`PAIRS`.
+
+    Args:
+        claim: its key there.
+        results: the run's results by name: "miou" and "score_map_miou" by variant, and
+            "fitted" (see :func:`fitted`).
+    """
+    pair = PAIRS[claim]
+    values = results[pair.output]
+    told: dict[str, Any] = {
+        "treatment": values[pair.treatment], "control": values[pair.control]
+    }  # fmt: skip
+    if pair.controls:
+        told["controls"] = {name: values[name] for name in pair.controls}
+    conditions = {}
+    if pair.fitted:
+        arms = (pair.treatment, pair.control)
+        conditions["training loss"] = max(results["fitted"][arm] for arm in arms)
+    if pair.better_than_random:
+        best = max(values[name] for name in pair.better_than_random)
+        conditions["gain over random weights"] = best - values["random weights"]
+    return {**told, "preconditions": conditions}
+
+
+def gains(miou: Mapping[str, float]) -> dict[str, float]:
+    """Return what text gains with "few" labelled images and with "many", relative to
+    the same tower without text."""
+    return {
+        "few": miou["post-model"] / miou["CLIP, no text"] - 1,
+        "many": miou["post-model, many images"] / miou["no text, many images"] - 1,
+    }
+
+
+def fitted(history: History, share: float = 0.1) -> float:
+    """Return the mean cross-entropy of the head over the last ``share`` of a
+    training."""
+    guided = any("scores" in row for row in history.rows)
+    _, losses = history.column("decode" if guided else "loss")
+    last = losses[-max(1, round(share * len(losses))) :]
+    return sum(last) / len(last)
 
 
 # --- Detection ------------------------------------------------------------------------
@@ -142,55 +225,6 @@ def boxes_of(
         }
         for one in record
     ]
-
-
-# --- Another backbone -----------------------------------------------------------------
-
-
-def other_backbone(clip: CLIP, lab: Lab, name: str = "resnet10t") -> AnyBackbone:
-    """Return a small ResNet of timm, untrained, with an attention pool into the text
-    space on its last map."""
-    import timm  # here: it takes longer to import than torch
-
-    features = timm.create_model(
-        name, features_only=True, out_indices=(1, 2, 3), pretrained=False
-    )
-    info: Any = features.feature_info
-    return AnyBackbone(
-        features,
-        info.channels(),
-        info.reduction(),
-        clip.config.embed_dim,
-        max(lab.size),
-    )
-
-
-def train_other(
-    guidance: str,
-    study: Study,
-    clip: CLIP,
-    values: Values,
-    seed: int,
-    out: Path | None = None,
-) -> Trained:
-    """Train timm's backbone with CLIP's text ("post", section 3.4) or without ("none"),
-    all of it at one rate."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = other_backbone(clip, values.lab)
-    model = recipe.build(
-        Variant(guidance), clip, study.names, values.lab, seed, backbone
-    )
-    config = replace(values.lab.training(seed, values.other_steps), lr_factors=())
-    history = fit(
-        model,
-        recipe.loss,
-        study.batches,
-        config,
-        out=out and out / f"other-{guidance}",
-        progress=f"timm, {guidance}",
-    )
-    return judged(model, history, study.test)
 
 
 # --- Prompts --------------------------------------------------------------------------
