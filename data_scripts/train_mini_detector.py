@@ -20,8 +20,8 @@ import torch
 
 from minilib import scenes
 from minilib.files import FolderInUse, NotTheSame, write_atomically
-from minilib.parameters import writable_folder
 from minilib.models.detector import Detector
+from minilib.parameters import writable_folder
 from minilib.recipes.shared import mini_detector as recipe
 from minilib.weights import load, load_clip, save
 

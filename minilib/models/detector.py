@@ -179,8 +179,7 @@ class Detector(nn.Module):
         stages = self.backbone.stages(pixels)
         maps = [stages[f"layer{stage}"] for stage in self.config.stages]
         levels = [
-            F.relu(norm(x))
-            for norm, x in zip(self.norms, self.neck(maps), strict=True)
+            F.relu(norm(x)) for norm, x in zip(self.norms, self.neck(maps), strict=True)
         ]
         strides = self.config.strides
         regions, sides = self.head(levels, strides)

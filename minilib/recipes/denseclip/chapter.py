@@ -25,7 +25,6 @@ from minilib.recipes.shared.randomness import seeded_torch
 from minilib.recipes.shared.segmentation import LabelSpace, renumber
 from minilib.training import History, Training
 
-
 MAIN = "post-model"
 """The variant that the chapter examines; it is among the variants of every profile."""
 NAMED = ("CLIP, no text", MAIN, "shuffled names")
@@ -276,6 +275,25 @@ def photo_ious(
             rows[name] = {variant: table[variant][i] for variant in means}
         seeds.append(rows)
     return seeds
+
+
+def by_variant(
+    final: Sequence[Mapping[str, float]], maps: Sequence[Mapping[str, float]]
+) -> list[dict[str, dict[str, float | None]]]:
+    """Return per seed a row for every variant with its mIoU, of the final output and of
+    the score map, None where it has none; for ``plotting.columns_over_seeds``.
+
+    Args:
+        final: per seed what :func:`mean_ious` returned.
+        maps: likewise, of the score maps.
+    """
+    return [
+        {
+            name: {"final output": value, "score map": scores.get(name)}
+            for name, value in heads.items()
+        }
+        for heads, scores in zip(final, maps, strict=True)
+    ]
 
 
 CHAPTER = Chapter(
