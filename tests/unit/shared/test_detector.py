@@ -4,7 +4,9 @@ and a detector whose classes are text vectors."""
 from __future__ import annotations
 
 import json
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from minilib.recipes.shared import mini_detector
 from minilib.scenes import names
 from minilib.weights import load, load_clip, save
 
+ROOT = Path(__file__).resolve().parents[3]
 NOBODY = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 
 
@@ -181,6 +184,23 @@ def test_a_detector_is_saved_and_loaded(tmp_path, model) -> None:
     again = load(path)
     assert isinstance(again, Detector) and again.config == model.config
     torch.testing.assert_close(again.middle, model.middle)
+
+
+def test_the_script_trains_goes_on_and_ships(tmp_path, monkeypatch) -> None:
+    whole = mini_detector.report
+    monkeypatch.setattr(mini_detector, "report", lambda *given: whole(*given, images=4))
+    script = runpy.run_path(str(ROOT / "data_scripts" / "train_mini_detector.py"))
+    command = ["--steps", "1", "--device", "cpu", "--work", str(tmp_path / "work")]
+    command += ["--out", str(tmp_path)]
+    assert script["main"](command) == 0
+    first = load(tmp_path / "mini-detector.safetensors").state_dict()
+    assert script["main"](command) == 0, "a finished training is not repeated"
+    card = json.loads((tmp_path / "mini-detector.json").read_text())
+    assert card["steps"] == 1 and card["scenes_seen"] == mini_detector.BATCH
+    assert card["metrics"].keys() == {"ap_base", "ap50_base", "ap_novel", "ap50_novel"}
+    torch.testing.assert_close(
+        load(tmp_path / "mini-detector.safetensors").state_dict(), first
+    )
 
 
 def test_a_vit_is_refused() -> None:
