@@ -97,6 +97,7 @@ class BoxHead(nn.Module):
         self.side = nn.Conv2d(channels, 4, 3, padding=1)
         self.scale = nn.Parameter(torch.full((levels,), 2.0))
         nn.init.normal_(self.side.weight, std=0.01)
+        assert self.side.bias is not None  # for the type checker
         nn.init.zeros_(self.side.bias)
 
     def forward(
@@ -132,7 +133,7 @@ class Detector(nn.Module):
             vision.blocks, vision.width, vision.heads, clip.embed_dim,
             clip.image_size, vision.strides,
         )  # fmt: skip
-        self.backbone.attnpool = nn.Identity()
+        del self.backbone.attnpool
         widths = [4 * vision.width * 2 ** (stage - 1) for stage in config.stages]
         self.neck = FeaturePyramid(widths, config.channels)
         self.norms = nn.ModuleList(_norm(config.channels) for _ in config.stages)

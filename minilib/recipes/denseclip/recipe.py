@@ -164,7 +164,8 @@ def other_backbone(clip: CLIP, lab: Lab) -> AnyBackbone:
     space of text on its last map (section 3.4)."""
     own = DenseResNet(clip.config)
     tower = copy.deepcopy(clip.visual)
-    tower.attnpool = nn.Identity()
+    assert isinstance(tower, ModifiedResNet)  # DenseResNet has checked it
+    del tower.attnpool
     side = max(lab.size)
     return AnyBackbone(
         Stages(tower), own.channels, own.strides, clip.config.embed_dim, side
