@@ -82,8 +82,7 @@ class Pair:
     output: str = "miou"
     """"miou" of the final output, or "score_map_miou"; the name of the result too."""
     better_than_random: tuple[str, ...] = ()
-    """Variants of which the best must beat random weights for the test to see
-    anything."""
+    """Variants that must all beat random weights for the test to see anything."""
 
 
 PAIRS = {
@@ -122,8 +121,8 @@ def measured(
         arms = (pair.treatment, pair.control)
         conditions["training loss"] = max(results["fitted"][arm] for arm in arms)
     if "gain over random weights" in asked:
-        best = max(values[name] for name in pair.better_than_random)
-        conditions["gain over random weights"] = best - values["random weights"]
+        worst = min(values[name] for name in pair.better_than_random)
+        conditions["gain over random weights"] = worst - values["random weights"]
     return {
         "treatment": values[pair.treatment],
         "control": values[pair.control],

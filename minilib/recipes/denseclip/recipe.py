@@ -97,10 +97,10 @@ class Lab:
     """Channels of the feature pyramid."""
     test_images: int = 240
     """Test images (scenes)."""
-    pretraining_steps: int = 400
+    pretraining_steps: int = 300
     """Steps of the two short pre-trainings, "classifier" and "captions"."""
-    pretraining_batch: int = 32
-    """Images of such a step, of 64 pixels."""
+    pretraining_batch: int = 64
+    """Images of such a step: single objects, of 64 pixels."""
 
     @property
     def things(self) -> tuple[str, ...]:
@@ -275,14 +275,15 @@ def starting_points(
     two short pre-trainings.
 
     "classifier" learns to name the single object of an image among all 240 names, as on
-    ImageNet; "captions" is a CLIP. Both see ``pretraining_batch * pretraining_steps``
-    different images of 64 pixels, from the same random weights. The classifier has the
-    text tower of ``clip``, which its image tower has never met.
+    ImageNet; "captions" is a CLIP. Both see the same ``pretraining_batch *
+    pretraining_steps`` different images, from the same random weights. The classifier
+    has the text tower of ``clip``, which its image tower has never met.
     """
     points = {"clip": clip, "random": clip}
     wanted = {VARIANTS[name].start for name in variants}
     mini = clip_recipe.MINI["mini-rn"].with_steps(lab.pretraining_steps)
-    mini = replace(mini, batch_size=lab.pretraining_batch)
+    single = replace(mini.scenes, objects=(1, 1))
+    mini = replace(mini, scenes=single, batch_size=lab.pretraining_batch)
     config = replace(mini.training(seed), evaluate_every=0)
     if "captions" in wanted:
         model = clip_recipe.build(clip.config, seed).to(clip.device)

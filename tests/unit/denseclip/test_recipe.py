@@ -254,14 +254,24 @@ def test_starting_points(clip) -> None:
     }
 
 
-def test_both_pretrainings_see_as_many_images_and_none_twice(
-    clip, drawn: list[tuple]
+def test_both_pretrainings_see_the_same_images_and_none_twice(
+    clip, drawn: list[tuple], monkeypatch
 ) -> None:
-    lab = replace(LAB, pretraining_steps=3)
+    lab, shown = replace(LAB, pretraining_steps=3), []
+    whole = EmojiScenes.batch
+
+    def batch(self, *given) -> Batch:
+        shown.append(whole(self, *given).image)
+        return whole(self, *given)
+
+    monkeypatch.setattr(EmojiScenes, "batch", batch)
     for start, task in (("captions", "pairs"), ("classifier", "classify")):
         drawn.clear()
         recipe.starting_points(lab, [start], clip, seed=5)
-        assert drawn == [(task, "train", 5, step * 8, 8) for step in range(3)]
+        steps = [(task, "train", 5, step * 8, 8) for step in range(3)]
+        assert drawn[::2] == drawn[1::2] == steps
+    for caption, label in zip(shown[:3], shown[3:], strict=True):
+        assert torch.equal(caption, label), "the same images"
 
 
 def test_the_classifier_depends_on_its_seed_alone(clip) -> None:
@@ -318,7 +328,9 @@ def test_what_a_claim_records_is_what_the_ledger_names(claim: str, profile) -> N
     if claim == "few":
         return
     pair = experiments.PAIRS[claim]
-    assert [pair.treatment, pair.control, *pair.controls] == list(test.arms)
+    named = [pair.treatment, pair.control, *pair.controls]
+    random = ["random weights"] if pair.better_than_random else []
+    assert named + random == list(test.arms)
     told = experiments.measured(claim, results, test.preconditions)
     wanted = results["score_map_miou" if "score map" in test.metric else "miou"]
     assert told["treatment"] == wanted[test.arms[0]]
