@@ -307,7 +307,7 @@ def test_a_damaged_notebook_is_named_and_its_runs_are_kept(
 
 
 def test_only_what_belongs_together_is_collected_and_published(
-    chapters, runs, tmp_path, capsys
+    chapters, runs, tmp_path, capsys, clean_checkout
 ):
     notebook = write_notebook(chapters, RECORD)
     flags = ["--notebooks", str(chapters)]

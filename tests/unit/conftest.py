@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from minilib import claims
+from minilib.claims import records
+
+TOY = Path(__file__).with_name("toy_ledger.yaml")
+
+
+@pytest.fixture
+def toy(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, claims.Claim]]:
+    """The claims of the toy ledger, which is the only ledger there is meanwhile."""
+    folder = tmp_path_factory.mktemp("ledger")
+    schema = (records._LEDGER / "schema.json").read_text("utf-8")
+    (folder / "schema.json").write_text(schema, "utf-8")
+    (folder / "toy.yaml").write_text(TOY.read_text("utf-8"), "utf-8")
+    monkeypatch.setattr(records, "_LEDGER", folder)
+    records._load.cache_clear()
+    yield claims.load("toy")
+    records._load.cache_clear()
+
 
 @pytest.fixture
 def finish() -> Callable[..., None]:
     """Write the ``run.json`` that makes a run in ``<chapter>/<profile>/seed<n>``
-    finished."""
+    finished, in a clean checkout unless ``about`` says otherwise."""
 
     def write(folder: Path, **about: Any) -> None:
         chapter, profile, seed = folder.parts[-3:]
@@ -25,7 +45,8 @@ def finish() -> Callable[..., None]:
             "data": {},
         }
         inputs["parameters"].pop("chapter")
-        text = json.dumps({**head, "inputs": inputs, **about})
+        made = {"commit": "c0ffee" * 6, "uncommitted": [], "changed_meanwhile": ""}
+        text = json.dumps({**head, "inputs": inputs, **made, **about})
         (folder / "run.json").write_text(text)
 
     return write
