@@ -1,8 +1,9 @@
-"""What several tests of claims need."""
+"""What several unit tests need."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,37 @@ def toy(
     records._load.cache_clear()
     yield claims.load("toy")
     records._load.cache_clear()
+
+# the tests below this folder share witness.py
+sys.path.insert(0, str(Path(__file__).parent))
+
+from witness import Drawn, Probed, Trained, Witness  # noqa: E402
+
+
+@pytest.fixture
+def witness(monkeypatch: pytest.MonkeyPatch) -> Witness:
+    """Notes what is drawn, trained and compared; see ``witness.py``."""
+    notes = Witness()
+    notes.install(monkeypatch)
+    return notes
+
+
+@pytest.fixture
+def drawn_scenes(witness: Witness) -> list[Drawn]:
+    """The scenes drawn since the test began, in order."""
+    return witness.scenes
+
+
+@pytest.fixture
+def trainings(witness: Witness) -> list[Trained]:
+    """The calls of the training loop since the test began, in order."""
+    return witness.trainings
+
+
+@pytest.fixture
+def probes(witness: Witness) -> list[Probed]:
+    """The linear probes fitted since the test began, in order."""
+    return witness.probes
 
 
 @pytest.fixture
