@@ -13,6 +13,11 @@ import pytest
 from minilib import claims
 from minilib.claims import records
 
+# the tests below this folder share witness.py
+sys.path.insert(0, str(Path(__file__).parent))
+
+from witness import Drawn, Probed, Trained, Witness  # noqa: E402
+
 TOY = Path(__file__).with_name("toy_ledger.yaml")
 
 
@@ -29,11 +34,6 @@ def toy(
     records._load.cache_clear()
     yield claims.load("toy")
     records._load.cache_clear()
-
-# the tests below this folder share witness.py
-sys.path.insert(0, str(Path(__file__).parent))
-
-from witness import Drawn, Probed, Trained, Witness  # noqa: E402
 
 
 @pytest.fixture
