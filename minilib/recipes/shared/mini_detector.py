@@ -20,7 +20,7 @@ from minilib.recipes.clip import recipe as clip_recipe
 from minilib.recipes.shared.detection import boxed_scenes, score_boxes
 from minilib.scenes import VOCABULARY, EmojiScenes, SceneConfig
 from minilib.training import TrainConfig, Training
-from minilib.weights import load_clip
+from minilib.weights import FOLDER, load_clip
 
 BASE = tuple(concept.name for concept in VOCABULARY if concept.base)
 """The names that it sees boxes of."""
@@ -37,6 +37,12 @@ SCHEDULE = TrainConfig(
 """How it is trained: 19,200 scenes."""
 TEMPLATE = clip_recipe.TEMPLATES[0]
 """The sentence around a name."""
+
+
+def ships() -> bool:
+    """Return whether the trained detector is there; ``train_mini_detector.py`` makes
+    it."""
+    return (FOLDER / "mini-detector.safetensors").is_file()
 
 
 def scenes(
