@@ -284,7 +284,7 @@ def starting_points(
     mini = clip_recipe.MINI["mini-rn"].with_steps(lab.pretraining_steps)
     single = replace(mini.scenes, objects=(1, 1))
     mini = replace(mini, scenes=single, batch_size=lab.pretraining_batch)
-    config = replace(mini.training(seed), evaluate_every=0)
+    config = replace(mini.training(seed), evaluate_every=0, precision="auto")
     if "captions" in wanted:
         model = clip_recipe.build(clip.config, seed).to(clip.device)
         pairs = clip_recipe.scene_pairs(mini, seed, clip.device)
