@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 
 from minilib import parameters, plotting
 from minilib.batch import Batch
-from minilib.claims.records import Test
+from minilib.claims.records import Test, read_records
 from minilib.claims.records import load as load_ledger
 from minilib.metrics.detection import average_precision
 from minilib.recipes.denseclip import chapter, experiments, figures, recipe
@@ -340,6 +341,30 @@ def test_what_a_claim_records_is_what_the_ledger_names(claim: str, profile) -> N
     assert told["preconditions"].get("training loss") in (
         None, max(results["fitted"][arm] for arm in test.arms[:2])
     )  # fmt: skip
+
+
+RECORDS = Path(__file__).resolve().parents[3] / "book" / "results"
+
+
+@pytest.mark.parametrize("profile", ["full", "photos"])
+def test_committed_records_hold_the_named_results(profile: str) -> None:
+    """What the notebook recorded for a claim is the result that it says it is."""
+    path = RECORDS / f"denseclip.{profile}.json"
+    for run in read_records(path) if path.is_file() else []:
+        named = {k.partition(".")[2]: value for k, value in run.results.items()}
+        for claim, found in run.measurements.items():
+            claim = claim.partition(".")[2]
+            if claim in experiments.PAIRS:
+                told = experiments.measured(claim, named, found.preconditions)
+            elif claim == "few":
+                gains = experiments.gains(named["miou"])
+                told = {"treatment": gains["few"], "control": gains["many"]}
+            else:
+                cost = {name: cost["gflop"][2] for name, cost in named["cost"].items()
+                        if name != "classes"}  # fmt: skip
+                told = {"treatment": cost["post-model"], "control": cost["pre-model"]}
+            for key, value in told.items():
+                assert getattr(found, key) == pytest.approx(value, abs=1e-4), claim
 
 
 def test_gains_by_hand() -> None:
