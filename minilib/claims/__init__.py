@@ -11,6 +11,7 @@ records, :func:`judge` weighs them, and the tables of the notebooks, the book an
 README are made from the outcome.
 """
 
+from minilib.claims.attempts import Attempt, find_attempts, retired
 from minilib.claims.gathering import differing, find_records, merge
 from minilib.claims.judging import (
     Verdict,
@@ -20,8 +21,15 @@ from minilib.claims.judging import (
     seeds_needed,
     t_interval,
 )
-from minilib.claims.pages import summary, write_pages
-from minilib.claims.quoting import fill, fill_file, filled, marked_files, quote
+from minilib.claims.pages import Repository, summary, write_pages
+from minilib.claims.quoting import (
+    NotMeasured,
+    fill,
+    fill_file,
+    filled,
+    marked_files,
+    quote,
+)
 from minilib.claims.records import (
     Claim,
     Measurement,
@@ -37,6 +45,7 @@ from minilib.claims.reports import (
     Row,
     VerdictTable,
     collect,
+    measured,
     results_folder,
     scoreboard,
     table,
@@ -44,9 +53,12 @@ from minilib.claims.reports import (
 )
 
 __all__ = [
+    "Attempt",
     "Claim",
     "Measurement",
+    "NotMeasured",
     "Records",
+    "Repository",
     "Row",
     "Test",
     "Verdict",
@@ -57,10 +69,12 @@ __all__ = [
     "fill",
     "fill_file",
     "filled",
+    "find_attempts",
     "find_records",
     "judge",
     "load",
     "marked_files",
+    "measured",
     "merge",
     "papers",
     "quote",
@@ -68,6 +82,7 @@ __all__ = [
     "record",
     "record_result",
     "results_folder",
+    "retired",
     "scoreboard",
     "seed_bootstrap_interval",
     "seeds_needed",
