@@ -84,7 +84,7 @@ class Lab:
     """Background classes, likewise; the plain background is not one (scenes)."""
     labelled: int = 64
     """Images that have masks to train on (scenes)."""
-    steps: int = 200
+    steps: int = 160
     """Optimiser steps of each variant."""
     batch_size: int = 8
     """Images of a step."""
@@ -97,7 +97,7 @@ class Lab:
     """Channels of the feature pyramid."""
     test_images: int = 240
     """Test images (scenes)."""
-    pretraining_steps: int = 300
+    pretraining_steps: int = 250
     """Steps of the two short pre-trainings, "classifier" and "captions"."""
     pretraining_batch: int = 64
     """Images of such a step: single objects, of 64 pixels."""
