@@ -163,7 +163,9 @@ def clip() -> Drawing:
         d.arrow((x, 314), (x, 344), kind=kind)
     d.shape(left + 8, 333, "I: N×512")
     d.shape(right + 8, 333, "T: N×512")
-    d.box(60, 348, 320, 54, ("similarities  s · I Tᵀ", "s = 1/t, learned as log s"), "out")
+    d.box(
+        60, 348, 320, 54, ("similarities  s · I Tᵀ", "s = 1/t, learned as log s"), "out"
+    )
     d.arrow((220, 402), (220, 432), kind="out")
     d.shape(228, 421, "N×N")
 
@@ -183,7 +185,9 @@ def clip() -> Drawing:
         220, 636, "Loss: cross-entropy of the rows and of the columns,",
         anchor="middle", size=13,
     )  # fmt: skip
-    d.words(220, 653, "the diagonal being right. All is trained.", anchor="middle", size=13)
+    d.words(
+        220, 653, "the diagonal being right. All is trained.", anchor="middle", size=13
+    )
     return d
 
 
@@ -206,10 +210,30 @@ def lseg() -> Drawing:
     d.shape(left + 8, 326, "C×H̃×W̃ = 512×240×240")
     d.arrow((right, 38), (right, 66), kind="text")
     d.shape(right + 8, 56, "N×77")
-    d.box(252, 70, 176, 142, ("CLIP's text tower", "“a photo of a” is not", "added; each label to", "length 1"), "text", frozen=True)  # noqa: E501
+    d.box(
+        252,
+        70,
+        176,
+        142,
+        (
+            "CLIP's text tower",
+            "“a photo of a” is not",
+            "added; each label to",
+            "length 1",
+        ),
+        "text",
+        frozen=True,
+    )
     d.arrow((right, 212), (right, 344), kind="text")
     d.shape(right + 8, 282, "N×512")
-    d.box(12, 348, 416, 54, ("inner product of every pixel with every label", "divided by t = 0.07"), "out")  # noqa: E501
+    d.box(
+        12,
+        348,
+        416,
+        54,
+        ("inner product of every pixel with every label", "divided by t = 0.07"),
+        "out",
+    )
     d.arrow((120, 402), (120, 436), kind="out")
     d.shape(128, 424, "N×H̃×W̃")
     for i, colour in enumerate(("#f6d79b", "#f0bf62", "#e69f00")):
@@ -236,7 +260,14 @@ def denseclip() -> Drawing:
     d.box(90, 14, 260, 40, ("CLIP's ResNet-50",), "image")
     d.arrow((220, 54), (220, 82), kind="image")
     d.shape(228, 73, "x₄: 2048×16×16")
-    d.box(90, 86, 260, 54, ("attention pool", "each place asks, not the mean alone"), "image")  # noqa: E501
+    d.box(
+        90,
+        86,
+        260,
+        54,
+        ("attention pool", "each place asks, not the mean alone"),
+        "image",
+    )
     d.arrow((220, 140), (220, 168), kind="image")
     d.shape(228, 159, "[z̄, z]: 257×1024")
     d.words(112, 192, "pre-model prompting", bold=True, anchor="middle", size=15)
@@ -252,7 +283,15 @@ def denseclip() -> Drawing:
     d.box(12, 300, 198, 40, ("cross-attention",), "plain")
     d.arrow((112, 340), (112, 368), kind="plain")
     d.shape(120, 359, "8×512")
-    d.box(12, 372, 198, 54, ("CLIP's text tower", "[context, class name] × K"), "text", frozen=True)  # noqa: E501
+    d.box(
+        12,
+        372,
+        198,
+        54,
+        ("CLIP's text tower", "[context, class name] × K"),
+        "text",
+        frozen=True,
+    )
     d.arrow((112, 426), (112, 474), kind="text")
     d.shape(120, 452, "K×1024")
     # post-model
@@ -266,7 +305,14 @@ def denseclip() -> Drawing:
     d.box(230, 372, 198, 54, ("t + γ v", "γ starts at 0.0001"), "text")
     d.arrow((328, 426), (328, 474), kind="text")
     d.shape(336, 452, "K×1024")
-    d.box(60, 478, 320, 54, ("score map s", "cosine of each place z with each class"), "out")
+    d.box(
+        60,
+        478,
+        320,
+        54,
+        ("score map s", "cosine of each place z with each class"),
+        "out",
+    )
     d.arrow((130, 532), (130, 580), kind="out")
     d.shape(138, 560, "K×16×16")
     d.arrow((310, 532), (310, 580), kind="out")
@@ -288,13 +334,17 @@ def denseclip() -> Drawing:
 
 def countx() -> Drawing:
     """CounTX: attention with one key."""
-    d = Drawing(760, "CounTX: a sentence is added to every patch, then a density is read")
+    d = Drawing(
+        760, "CounTX: a sentence is added to every patch, then a density is read"
+    )
     left, right = 122, 340
     d.words(left, 30, "image", bold=True, anchor="middle")
     d.words(right, 30, "“the red beans”", bold=True, anchor="middle")
     d.arrow((left, 38), (left, 66), kind="image")
     d.shape(left + 8, 56, "3×224×224")
-    d.box(12, 70, 220, 54, ("CLIP ViT-B/16, no pooling", "class token dropped"), "image")
+    d.box(
+        12, 70, 220, 54, ("CLIP ViT-B/16, no pooling", "class token dropped"), "image"
+    )
     d.arrow((left, 124), (left, 172), kind="image")
     d.shape(left + 8, 152, "x: 196×512")
     d.arrow((right, 38), (right, 66), kind="text")
@@ -309,17 +359,38 @@ def countx() -> Drawing:
     d.words(24, 198, "feature interaction module, twice", bold=True)
     d.box(32, 212, 180, 40, ("patches ask patches",), "image")
     d.arrow((122, 252), (122, 280), kind="image")
-    d.box(32, 284, 180, 70, ("patches ask the text", "query x: 196, key y: 1", "softmax over one key"), "plain")  # noqa: E501
+    d.box(
+        32,
+        284,
+        180,
+        70,
+        ("patches ask the text", "query x: 196, key y: 1", "softmax over one key"),
+        "plain",
+    )
     d.arrow((right, 176), (right, 319), (216, 319), kind="text")
     d.words(226, 340, "key and value", size=13)
-    d.box(252, 212, 166, 88, ("attention = 1", "the same vector is", "added to each patch,", "whoever asks"), "out")  # noqa: E501
+    d.box(
+        252,
+        212,
+        166,
+        88,
+        ("attention = 1", "the same vector is", "added to each patch,", "whoever asks"),
+        "out",
+    )
     d.arrow((122, 354), (122, 382), kind="image")
     d.box(32, 386, 180, 44, ("MLP, patch by patch",), "image")
     d.words(226, 403, "here the sum of patch and", size=13)
     d.words(226, 420, "text can be selective", size=13)
     d.arrow((left, 444), (left, 480), kind="image")
     d.shape(left + 8, 467, "196×512 = 512×14×14")
-    d.box(12, 484, 416, 54, ("decoder", "to 24×24, then four times: 3×3 convolution, 2× larger"), "out")  # noqa: E501
+    d.box(
+        12,
+        484,
+        416,
+        54,
+        ("decoder", "to 24×24, then four times: 3×3 convolution, 2× larger"),
+        "out",
+    )
     sizes = ("512×24×24", "256×48×48", "256×96×96", "256×192×192", "1×384×384")
     for i, text in enumerate(sizes):
         side = 22 + 11 * i
@@ -338,17 +409,33 @@ def countx() -> Drawing:
 def vlcounter() -> Drawing:
     """VLCounter: a row of tokens in every layer, gated skips into the decoder."""
     d = Drawing(822, "VLCounter: prompts that carry the text, and skips gated by a map")
-    d.words(220, 26, "a row of 587 tokens enters each of 12 layers", bold=True, anchor="middle")  # noqa: E501
+    d.words(
+        220,
+        26,
+        "a row of 587 tokens enters each of 12 layers",
+        bold=True,
+        anchor="middle",
+    )
     d.box(12, 38, 56, 40, ("class",), "plain", frozen=True)
     d.box(74, 38, 150, 40, ("10 prompts P + T",), "text")
     d.box(230, 38, 198, 40, ("576 patches",), "image", frozen=True)
     d.words(149, 96, "fresh in every layer", anchor="middle", size=13)
-    d.box(12, 126, 200, 54, ("T: mean of 11 prompts", "CLIP's text tower, 512"), "text", frozen=True)  # noqa: E501
+    d.box(
+        12,
+        126,
+        200,
+        54,
+        ("T: mean of 11 prompts", "CLIP's text tower, 512"),
+        "text",
+        frozen=True,
+    )
     d.arrow((130, 126), (130, 104), kind="text")
     d.box(230, 106, 198, 158, (), "image", frozen=True)
     rows = ("layers 0–5", "layer 6  → f₆", "layer 7  → f₇", "layer 8  → f₈")
     for i, text in enumerate((*rows, "layers 9–10", "layer 11: value path")):
-        d.words(329, 129 + 25 * i, text, anchor="middle", size=13.5, bold=i in (1, 2, 3))
+        d.words(
+            329, 129 + 25 * i, text, anchor="middle", size=13.5, bold=i in (1, 2, 3)
+        )
     d.arrow((329, 78), (329, 102), kind="image")
     d.arrow((329, 264), (329, 294), kind="image")
     d.shape(337, 284, "512×24×24")
@@ -357,7 +444,17 @@ def vlcounter() -> Drawing:
     d.arrow((112, 180), (112, 294), kind="text")
     d.arrow((112, 338), (112, 368), kind="text")
     d.arrow((329, 338), (329, 368), kind="image")
-    d.box(12, 372, 416, 54, ("S = ⟨t, V⟩ at each place,  then  Ŝ = w·S + b", "w and b are learned for each of the 24×24 places"), "out")  # noqa: E501
+    d.box(
+        12,
+        372,
+        416,
+        54,
+        (
+            "S = ⟨t, V⟩ at each place,  then  Ŝ = w·S + b",
+            "w and b are learned for each of the 24×24 places",
+        ),
+        "out",
+    )
     d.arrow((80, 426), (80, 466), kind="out")
     d.shape(88, 450, "[V, Ŝ]: 65×24×24")
     d.words(428, 450, "gated by Ŝ, enlarged", size=13, anchor="end")
@@ -395,7 +492,12 @@ MEETINGS = (  # name, first version, depth at which text and image meet, at what
     ("GroupViT", "Feb 2022", (1.0,), "groups of patches, or their mean"),
     ("CLIMS", "Mar 2022", (1.0,), "the image seen through a mask"),
     ("CounTX", "Jun 2023", (0.5, 0.6), "every patch, before the decoder"),
-    ("VLCounter", "Dec 2023", (0.05, 0.15, 0.25, 0.35, 0.45, 0.6), "every patch, from the first layer on"),  # noqa: E501
+    (
+        "VLCounter",
+        "Dec 2023",
+        (0.05, 0.15, 0.25, 0.35, 0.45, 0.6),
+        "every patch, from the first layer on",
+    ),
     ("DetCLIPv3", "Apr 2024", (0.5, 1.0), "queries; words are also written"),
 )
 
@@ -465,7 +567,10 @@ def softmax() -> Drawing:
     cosines = (0.30, 0.25, 0.10)
     _bars(d, 22, 150, cosines, 180, "image")
     d.words(73, 172, "cosines", anchor="middle", size=13)
-    for x, scale, text in ((176, 1, "scale 1 (t = 1)"), (318, 20, "scale 20 (t = 0.05)")):
+    for x, scale, text in (
+        (176, 1, "scale 1 (t = 1)"),
+        (318, 20, "scale 20 (t = 0.05)"),
+    ):
         raised = [math.exp(scale * value) for value in cosines]
         _bars(d, x, 150, [value / sum(raised) for value in raised], 110, "out")
         d.words(x + 47, 172, text, anchor="middle", size=13)
@@ -475,7 +580,7 @@ def softmax() -> Drawing:
 
 
 def convolution() -> Drawing:
-    """A 3 x 3 window slides over the input; with stride 2 the output is half as large."""
+    """A 3 x 3 window slides over the input; stride 2 halves the output."""
     d = Drawing(230, "Convolution: one small window, the same weights at each place")
     inside = {(r, c) for r in (2, 3, 4) for c in (2, 3, 4)}
 
@@ -494,7 +599,9 @@ def convolution() -> Drawing:
     d.words(336, 100, "stride 2: the", size=13)
     d.words(336, 117, "window moves", size=13)
     d.words(336, 134, "two at a time", size=13)
-    d.words(220, 214, "one such filter for each output channel", anchor="middle", size=13)
+    d.words(
+        220, 214, "one such filter for each output channel", anchor="middle", size=13
+    )
     return d
 
 
@@ -506,7 +613,14 @@ def attention() -> Drawing:
     d.box(308, 14, 120, 54, ("values V", "Lk×d"), "image")
     d.arrow((72, 68), (72, 96))
     d.arrow((220, 68), (220, 82), (140, 82), (140, 96), kind="image")
-    d.box(12, 100, 268, 54, ("softmax of Q Kᵀ / √d, row by row", "Lq×Lk: shares that sum to one"), "out")  # noqa: E501
+    d.box(
+        12,
+        100,
+        268,
+        54,
+        ("softmax of Q Kᵀ / √d, row by row", "Lq×Lk: shares that sum to one"),
+        "out",
+    )
     d.arrow((146, 154), (146, 194), kind="out")
     d.parts.append('<path d="M368 68V112" stroke="#0072b2" stroke-width="2"/>')
     d.arrow((368, 156), (368, 221), (290, 221), kind="image")
@@ -515,7 +629,9 @@ def attention() -> Drawing:
     d.words(292, 147, "how much each", size=13)
     d.words(12, 270, "Self-attention: Q, K, V come from the same tokens.", size=13)
     d.words(12, 288, "Cross-attention: the queries come from elsewhere.", size=13)
-    d.words(12, 306, "Causal: a token may ask only those before it and itself.", size=13)
+    d.words(
+        12, 306, "Causal: a token may ask only those before it and itself.", size=13
+    )
     return d
 
 
@@ -559,9 +675,7 @@ def average_precision() -> Drawing:
         last = recall
     area += f"L{left + side * last:.1f} {floor}z"
     d.parts.append(f'<path d="{area}" fill="#f6e3bf" stroke="none"/>')
-    line = "L".join(
-        f"{left + side * r:.1f} {floor - side * p:.1f}" for r, p in points
-    )
+    line = "L".join(f"{left + side * r:.1f} {floor - side * p:.1f}" for r, p in points)
     d.parts += [
         f'<path d="M{line}" fill="none" stroke="#b47700" stroke-width="2"/>',
         f'<path d="M{left} {floor - side}V{floor}H{left + side}" fill="none" '
@@ -572,7 +686,9 @@ def average_precision() -> Drawing:
             f'<circle cx="{left + side * recall:.1f}" '
             f'cy="{floor - side * precision:.1f}" r="4" fill="#b47700"/>'
         )
-    d.words(left + side / 2, 232, "recall: share of objects found", anchor="middle", size=13)  # noqa: E501
+    d.words(
+        left + side / 2, 232, "recall: share of objects found", anchor="middle", size=13
+    )
     d.words(20, 24, "precision: share of detections that are right", size=13)
     for value in (0, 1):
         d.shape(left - 8, floor - side * value + 4, str(value), "end", 12)
@@ -582,7 +698,11 @@ def average_precision() -> Drawing:
         d.words(256 + 20 * i, 100, "✔" if hit else "✘", anchor="middle", size=15,
                 colour="#00734f" if hit else "#a83f00")  # fmt: skip
     for i, text in enumerate(
-        ("right: IoU ≥ 0.5 with an", "object of the class that", "no better one has (AP50)")
+        (
+            "right: IoU ≥ 0.5 with an",
+            "object of the class that",
+            "no better one has (AP50)",
+        )
     ):
         d.words(250, 126 + 17 * i, text, size=13)
     d.words(250, 184, "AP: the shaded area; COCO", size=13)
@@ -606,7 +726,7 @@ def errors() -> Drawing:
     rmse = math.sqrt(sum(value * value for value in off) / len(off))
     d.words(24, 136, f"MAE = mean of these = {mae:.1f} objects", size=14)
     d.words(24, 160, f"RMSE = √ mean of their squares = {rmse:.1f} objects", size=14)
-    d.words(24, 184, "RMSE ≥ MAE, always; here the error of 9 shows.", size=13)  # noqa: E501
+    d.words(24, 184, "RMSE ≥ MAE, always; here the error of 9 shows.", size=13)
     return d
 
 
@@ -624,7 +744,9 @@ def auc() -> Drawing:
             d.parts.append(
                 f'<circle cx="{24 + 392 * value:.0f}" cy="{y}" r="7" fill="{colour}"/>'
             )
-    d.words(24, 154, "9 pairs; in 8 the object’s place scores higher: AUC = 8/9.", size=13)  # noqa: E501
+    d.words(
+        24, 154, "9 pairs; in 8 the object’s place scores higher: AUC = 8/9.", size=13
+    )
     return d
 
 
