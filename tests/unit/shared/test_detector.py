@@ -3,6 +3,7 @@ and a detector whose classes are text vectors."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import runpy
 from dataclasses import replace
@@ -24,7 +25,7 @@ from minilib.layers.detection import (
 from minilib.models.detector import Detector, DetectorConfig
 from minilib.recipes.shared import mini_detector
 from minilib.scenes import names
-from minilib.weights import load, load_clip, save
+from minilib.weights import FOLDER, load, load_clip, read_card, save
 
 ROOT = Path(__file__).resolve().parents[3]
 NOBODY = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
@@ -201,6 +202,20 @@ def test_the_script_trains_goes_on_and_ships(tmp_path, monkeypatch) -> None:
     torch.testing.assert_close(
         load(tmp_path / "mini-detector.safetensors").state_dict(), first
     )
+
+
+def test_the_card_belongs_to_the_detector_that_ships(clip) -> None:
+    path = FOLDER / "mini-detector.safetensors"
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert card["bytes"] == path.stat().st_size <= 6_000_000
+    assert read_card("mini-detector").items() <= card.items()
+    assert mini_detector.ships()
+    stated = card["metrics"]
+    assert stated["ap50_base"] >= 0.6 and stated["ap50_novel"] >= 0.5
+    found = mini_detector.report(load("mini-detector"), clip, images=60, seed=2)
+    # a seventh of the scenes of the card, and few of each name in them
+    assert found["ap50_base"] == pytest.approx(stated["ap50_base"], abs=0.12)
 
 
 def test_a_vit_is_refused() -> None:
