@@ -104,7 +104,7 @@ def photos_study(
     frames = test.batch(range(len(test)), device)
     return Study(
         labels=LabelSpace(train.names, seen, unseen),
-        batches=CamVidStream(train, values.lab.batch_size, seed, "shift", device),
+        batches=CamVidStream(train, values.lab.batch_size, seed, device),
         test={"seen": frames, "unseen": frames} if unseen else {"seen": frames},
     )
 

@@ -18,7 +18,8 @@ def seeded(seed: int, step: int, purpose: int) -> np.random.Generator:
         seed: of the run, 0 or more.
         step: of the training, or another counter such as an epoch, 0 or more.
         purpose: tells apart what is drawn at one step, 0 or more. Taken: 0 the order
-            of questions, 1 their mirroring, 3 CounTX's scenes, 5 its micrographs.
+            of questions, 1 their mirroring, 3 CounTX's scenes, 5 its micrographs, 6 the
+            order of DenseCLIP's labelled images, 7 their mirroring, 8 which they are.
 
     Raises:
         ValueError: a negative number.
