@@ -40,6 +40,26 @@ IRRELEVANT = (
     "do not copy",
 )
 
+_GENERAL = {
+    "accessory": ("accessory", "accessories"),
+    "aircraft": ("aircraft", "aircraft"),
+    "body": ("part of the body", "parts of the body"),
+    "celestial body": ("celestial body", "celestial bodies"),
+    "clothing": ("piece of clothing", "pieces of clothing"),
+    "electronics": ("piece of electronics", "pieces of electronics"),
+    "food": ("piece of food", "pieces of food"),
+    "fruit": ("piece of fruit", "pieces of fruit"),
+    "furniture": ("piece of furniture", "pieces of furniture"),
+    "kitchenware": ("piece of kitchenware", "pieces of kitchenware"),
+    "leisure": ("thing for leisure", "things for leisure"),
+    "nature": ("thing in nature", "things in nature"),
+    "prepared food": ("piece of prepared food", "pieces of prepared food"),
+    "sports equipment": ("piece of sports equipment", "pieces of sports equipment"),
+    "stationery": ("piece of stationery", "pieces of stationery"),
+    "weather": ("kind of weather", "kinds of weather"),
+}
+"""Categories and groups that are not counted by adding an s."""
+
 
 @dataclass(frozen=True)
 class CaptionConfig:
@@ -60,6 +80,9 @@ class CaptionConfig:
     the word, "mouse"."""
     kind: float = 0.15
     """Add what kind of thing the first object is: "a dog, a kind of mammal"."""
+    general: float = 0.0
+    """Call an object by its category or its group instead of its name: "a mammal", "two
+    animals". What no caption ever says, a text tower does not know."""
     full_stop: float = 0.25
     """End with a full stop. What captions never contain, prompts must not contain
     either: see chapter 1."""
@@ -85,7 +108,12 @@ def number_word(n: int) -> str:
 
 
 def noun_phrase(
-    concept: int, tint: int = -1, n: int = 1, exact: bool = True, word: bool = False
+    concept: int,
+    tint: int = -1,
+    n: int = 1,
+    exact: bool = True,
+    word: bool = False,
+    general: str = "",
 ) -> str:
     """Return the phrase for ``n`` objects of a class: "a red dog", "three red
     dogs", "some dogs".
@@ -97,9 +125,12 @@ def noun_phrase(
         exact: say the number rather than "some".
         word: use the shared word of a polysemous concept instead of its
             unambiguous name.
+        general: a more general word to use instead of either, "mammal".
     """
     entry = VOCABULARY[concept]
-    if word and entry.word != entry.name:
+    if general:
+        singular, plural = _GENERAL.get(general, (general, general + "s"))
+    elif word and entry.word != entry.name:
         singular, plural = entry.word, pluralise(entry.word)
     else:
         singular, plural = entry.name, entry.plural
@@ -140,6 +171,7 @@ def write_captions(
     dice = {
         name: stream.uniform(f"caption {name}", slots)
         for name in ("count", "tint", "disambiguate", "missing", "wrong", "wrong name")
+        + ("general", "how general")
     }
     decisions = ["opening", "which opening", "background", "relation", "kind", "level"]
     decisions += ["irrelevant", "which words", "full stop"]
@@ -203,12 +235,15 @@ def _write(
             # never back to the right name
             step = 1 + int(dice["wrong name"][slot] * (len(VOCABULARY) - 1))
             concept = (concept + step) % len(VOCABULARY)
+        entry = VOCABULARY[concept]
+        kind = entry.category if dice["how general"][slot] < 0.5 else entry.group
         phrase = noun_phrase(
             concept,
             tint if dice["tint"][slot] < config.tint else -1,
             len(members),
             exact=dice["count"][slot] < config.count,
             word=dice["disambiguate"][slot] >= config.disambiguate,
+            general=kind if dice["general"][slot] < config.general else "",
         )
         phrases.append(
             Phrase(len(text), len(text) + len(phrase), concept, tuple(members))

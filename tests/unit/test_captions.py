@@ -331,3 +331,26 @@ def test_a_caption_does_not_depend_on_its_batch():
 
 def test_numbers_cover_the_small_counts():
     assert NUMBERS[:4] == ["zero", "one", "two", "three"] and len(NUMBERS) == 13
+
+
+def test_general_words_stand_for_names():
+    layout, captions = write(general=1.0, **BARE)
+    for caption in captions:
+        for phrase in caption.phrases:
+            entry = VOCABULARY[phrase.concept]
+            said = caption.text[phrase.start : phrase.end]
+            words = [word.removesuffix("y") for word in (entry.category, entry.group)]
+            assert any(word in said for word in words), said
+    whole = " ".join(caption.text for caption in captions)
+    assert " animal" in whole and " mammal" in whole and "piece of furniture" in whole
+    assert "bodys" not in whole and "a furniture" not in whole
+
+
+def test_general_words_change_nothing_else():
+    _, names = write()
+    _, some = write(general=0.3)
+    assert [c.text for c in write(general=0.0)[1]] == [c.text for c in names]
+    same = sum(a.text == b.text for a, b in zip(names, some, strict=True))
+    assert 0.2 * len(names) < same < 0.8 * len(names)
+    for one, other in zip(names, some, strict=True):
+        assert [p.concept for p in one.phrases] == [p.concept for p in other.phrases]

@@ -149,7 +149,13 @@ class Pretraining:
         return replace(self.train, seed=seed)
 
 
-def _mini(vision: ViTConfig | ResNetConfig, steps: int, lr: float) -> Pretraining:
+def _mini(
+    vision: ViTConfig | ResNetConfig,
+    steps: int,
+    lr: float,
+    precision: str = "fp32",
+    general: float = 0.0,
+) -> Pretraining:
     return Pretraining(
         model=clip_config(vision, 64, 128, text_config(width=128, layers=2, heads=4)),
         train=TrainConfig(
@@ -157,11 +163,12 @@ def _mini(vision: ViTConfig | ResNetConfig, steps: int, lr: float) -> Pretrainin
             lr=lr,
             warmup=100,
             weight_decay=0.1,
+            precision=precision,
             checkpoint_every=100,
             evaluate_every=250,
         ),
         scenes=SceneConfig(size=64, objects=(1, 4)),
-        captions=CaptionConfig(missing=0.1, irrelevant=0.05),
+        captions=CaptionConfig(general=general, missing=0.1, irrelevant=0.05),
         batch_size=128,
         simple_first=0.3,
     )
@@ -175,8 +182,10 @@ MINI = {
     ),
     "mini-rn": _mini(
         ResNetConfig(blocks=(1, 1, 1, 1), width=16, heads=8, strides=(1, 2, 2, 1)),
-        steps=3200,
+        steps=6000,
         lr=1.5e-3,
+        precision="bf16",
+        general=0.2,
     ),
 }
 """The checkpoints that ship; see ``data_scripts/train_mini_clip.py``."""
