@@ -3,67 +3,36 @@ records."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from witness import Drawn, Trained
 
 from minilib import claims
 from minilib.claims.chapter import Run
 from minilib.recipes.lseg import chapter, controls, experiments, recipe, towers
 from minilib.recipes.shared.randomness import derangement
-from minilib.scenes import EmojiScenes, find
+from minilib.scenes import find
 from minilib.training import loop
 
 TINY = recipe.Lab(
     image_size=32, classes=24, features=8, batch_size=4, steps=3, tower_steps=2,
     evaluations=1, test_images=12, lr=1e-3,
 )  # fmt: skip
+ROOT = Path(__file__).resolve().parents[3]
+CELLS = [
+    "".join(cell["source"])
+    for cell in json.loads((ROOT / "notebooks" / "02_lseg.ipynb").read_text())["cells"]
+    if cell["cell_type"] == "code"
+]
 VALUES = chapter.Values(lab=TINY, folds=4, fewer=(4,))
-
-
-@dataclass
-class Watched:
-    """What was drawn and trained, in order."""
-
-    scenes: list[dict] = field(default_factory=list)
-    fits: list[dict] = field(default_factory=list)
-
-    def drawn(self, split: str) -> list[dict]:
-        return [scene for scene in self.scenes if scene["split"] == split]
-
-
-@pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    """Note every call of ``EmojiScenes.layout`` and of the training loop."""
-    seen, layout, fit = Watched(), EmojiScenes.layout, loop.fit
-
-    def noting_layout(self, task, n, split="train", seed=0, start=0):
-        classes = self.config.classes
-        seen.scenes.append(
-            {"task": task, "n": n, "split": split, "seed": seed, "start": start,
-             "classes": classes}
-        )  # fmt: skip
-        return layout(self, task, n, split, seed, start)
-
-    def noting_fit(model, loss, batches, config, **given):
-        start = len(seen.scenes)
-        history = fit(model, loss, batches, config, **given)
-        drawn = []  # each once: the loop looks at a batch before it trains
-        for scene in seen.scenes[start:]:
-            if scene["split"] == "train" and scene not in drawn:
-                drawn.append(scene)
-        seen.fits.append({"config": config, "model": model, "drawn": drawn})
-        return history
-
-    monkeypatch.setattr(EmojiScenes, "layout", noting_layout)
-    monkeypatch.setattr(loop, "fit", noting_fit)
-    monkeypatch.setattr(towers, "fit", noting_fit)
-    towers.label_tower.cache_clear()
-    yield seen
-    towers.label_tower.cache_clear()
 
 
 def opened(out: Path, values: chapter.Values = VALUES, seed: int = 1) -> Run:
@@ -72,90 +41,54 @@ def opened(out: Path, values: chapter.Values = VALUES, seed: int = 1) -> Run:
     return tiny.open(profile="quick", seed=seed, device="cpu", out=out)
 
 
-def test_arms_get_the_same_scenes_and_the_same_budget(
-    tmp_path: Path, watched: Watched
+def test_every_arm_gets_the_budget_of_the_profile(
+    tmp_path: Path, trainings: list[Trained]
 ) -> None:
     run = opened(tmp_path)
+    towers.label_tower.cache_clear()
     model, _ = run.train("LSeg")
     arms = chapter.Trainings(run, model)
-    for name in chapter.ARMS:
-        arms(name)
-    tower, *fits = watched.fits
-    assert len(fits) == len(chapter.ARMS), "one training each, the main one included"
-    for fit in fits:
-        assert fit["config"] == TINY.training(run.seed)
-        assert fit["drawn"] == fits[0]["drawn"] and len(fit["drawn"]) == TINY.steps
-        assert fit["model"].lseg.config.features == TINY.features
-    starts = [scene["start"] for scene in fits[0]["drawn"]]
-    assert starts == [0, TINY.batch_size, 2 * TINY.batch_size], "no scene comes twice"
-    assert tower["config"].steps == TINY.tower_steps
+    arms("random"), arms("bottleneck 2"), arms("words", seen=4)
+    tower, *others = trainings
+    assert tower.config.steps == TINY.tower_steps and len(others) == 4
+    assert all(training.config == TINY.training(run.seed) for training in others)
+    for training in others:
+        assert list(training.batches) == [(0,), (1,), (2,)]
+        assert len(training.images) == 3 * TINY.batch_size, "no scene comes twice"
 
 
-def test_training_and_judging_never_share_a_scene(
-    tmp_path: Path, watched: Watched
-) -> None:
-    run = opened(tmp_path)
-    model, _ = run.train("LSeg")
-    arms = chapter.Trainings(run, model)
-    arms("random", place=1), arms("words", seen=4)
-    tests = watched.drawn("test")
-    assert {scene["seed"] for scene in watched.scenes} == {run.seed}
-    assert {scene["split"] for scene in watched.scenes} == {"train", "test"}
-    for fit in watched.fits:
-        assert {scene["split"] for scene in fit["drawn"]} == {"train"}
-    # judging draws nothing any more: its scenes are those of the study
-    arms.mean(recipe.mean_ious, "words", 1)
-    assert tests == watched.drawn("test")
-    # what is judged are the scenes of the split "test", image by image
-    for arm in (arms("words"), arms("random", place=1), arms("words", seen=4)):
+def test_judged_scenes_are_those_of_the_split_test() -> None:
+    for seen in (None, 4):
+        study = recipe.scenes_study(TINY, 1, fold=2, seen_classes=seen)
         for kind in ("seen", "unseen"):
-            words = tuple(
-                arm.study.labels.names[i] for i in arm.study.labels.counted(kind)
-            )
-            scenes = recipe.scenes_of(TINY, words)
-            wanted = scenes.batch("segment", TINY.test_images, "test", run.seed)
-            torch.testing.assert_close(arm.study.test[kind].image, wanted.image)
+            words = [study.labels.names[i] for i in study.labels.counted(kind)]
+            scenes = recipe.scenes_of(TINY, tuple(words))
+            wanted = scenes.batch("segment", TINY.test_images, "test", seed=1)
+            torch.testing.assert_close(study.test[kind].image, wanted.image)
 
 
-def test_unseen_words_are_met_by_no_training_and_by_no_image_tower(
-    tmp_path: Path, watched: Watched
+def test_the_image_tower_meets_no_word_of_the_study(
+    drawn_scenes: list[Drawn],
 ) -> None:
+    towers.label_tower.cache_clear()
+    tower = recipe.pretrained(TINY, 0)
+    met = {name for drawn in drawn_scenes for name in drawn.config.classes}
+    assert not met & set(TINY.words) and len(met) == tower.names == 240 - 24
+    by_phase = {drawn.phase: drawn.split for drawn in drawn_scenes}
+    assert by_phase == {"training": "train", "": "test"}
+    assert 0 <= tower.accuracy <= 1
+    assert not [name for name in tower.weights if name.startswith("attnpool")]
+
+
+def test_all_places_are_all_folds(tmp_path: Path) -> None:
     run = opened(tmp_path)
-    model, _ = run.train("LSeg")
-    arms = chapter.Trainings(run, model)
-    held_out = []
-    for place in range(4):
-        study = arms("words", place).study
-        unseen = set(experiments.unseen_words(study))
-        held_out.append(unseen)
-        classes = {
-            name for scene in watched.fits[-1]["drawn"] for name in scene["classes"]
-        }
-        assert classes == set(experiments.seen_words(study)) and not classes & unseen
-        assert {find(word).fold for word in unseen} == {chapter.fold(run.seed, place)}
+    studies = [
+        chapter.scenes_study(VALUES, run.seed, place=place) for place in range(4)
+    ]
+    held_out = [set(experiments.unseen_words(study)) for study in studies]
     assert set.union(*held_out) == set(TINY.words)
     assert sum(map(len, held_out)) == len(TINY.words)
-    (met,) = {scene["classes"] for scene in watched.fits[0]["drawn"]}
-    assert not set(met) & set(TINY.words) and len(met) == 240 - len(TINY.words)
-
-
-def test_another_seed_gives_other_weights_and_other_scenes(
-    tmp_path: Path, watched: Watched
-) -> None:
-    models = []
-    for seed in (1, 5):  # the same fold
-        run = opened(tmp_path / str(seed), seed=seed)
-        models.append(chapter.CHAPTER.training_on(run, run.study).model)
-        assert {scene["seed"] for scene in watched.scenes} == {seed}
-        watched.scenes.clear()
-    one, other = (dict(model.lseg.named_parameters()) for model in models)
-    for name in ("head.weight", "decoder.fuse1.out.weight", "backbone.conv1.weight"):
-        if name in one:
-            assert not torch.equal(one[name], other[name]), name
-    assert not torch.equal(
-        recipe.scenes_study(TINY, 1).test["unseen"].image,
-        recipe.scenes_study(TINY, 5).test["unseen"].image,
-    )
+    assert held_out[0] == set(experiments.unseen_words(run.study))
 
 
 def test_arms_are_trained_once_each_in_folders_of_their_own(tmp_path: Path) -> None:
@@ -333,21 +266,20 @@ def test_asked_together_every_word_competes() -> None:
 
 
 def test_over_training_sees_few_images_and_is_judged_on_others(
-    watched: Watched,
+    trainings: list[Trained], drawn_scenes: list[Drawn]
 ) -> None:
     long = experiments.LongTraining(images=8, batch_size=4, steps=6, evaluations=3)
     found = experiments.over_training(TINY, long, seed=2, fold=1)
     assert found["steps"] == [2, 4, 6]
     assert all(len(found[key]) == 3 for key in ("validation", "unseen", "seen"))
-    fit = watched.fits[-1]
-    assert [scene["start"] for scene in fit["drawn"]] == [0, 4], "8 images in all"
-    assert fit["config"].final_lr == 1.0 and fit["config"].steps == 6
-    rates = [loop.learning_rate(step, fit["config"]) for step in (2, 5)]
+    training = trainings[-1]
+    assert len(training.images) == 8 and len(training.batches) == 6
+    assert training.config.final_lr == 1.0 and training.config.steps == 6
+    rates = [loop.learning_rate(step, training.config) for step in (2, 5)]
     assert rates[0] == rates[1], "the rate does not fall"
-    assert [scene["split"] for scene in watched.scenes].count("val") == 1
-    (choosing,) = (s for s in watched.scenes if s["split"] == "val")
+    (choosing,) = (drawn for drawn in drawn_scenes if drawn.split == "val")
     study = recipe.scenes_study(TINY, 2, fold=1)
-    assert choosing["classes"] == tuple(experiments.unseen_words(study))
+    assert choosing.config.classes == tuple(experiments.unseen_words(study))
 
 
 def test_the_best_checkpoint_is_chosen_on_other_scenes() -> None:
@@ -371,7 +303,7 @@ def test_arms_of_the_ledger_are_trained_by_the_chapter() -> None:
                 assert set(test.arms) <= known, claim.id
 
 
-RECORDED = {
+NAMED = {
     "C1": ("vectors/words/unseen", "vectors/random/unseen"),
     "masks": ("towers/masks, tower of captions/unseen", "towers/no mask/unseen"),
     "C2": ("protocol/words/mIoU", "protocol/everything/mIoU"),
@@ -384,3 +316,86 @@ RECORDED = {
     "hypernyms": ("groups/name", "groups/wrong name"),
 }
 """Which named results each claim's treatment and control are."""
+
+
+def named(results: Mapping[str, Any], place: str) -> float:
+    """Return a number of a named result, "name/key/key"."""
+    name, *keys = place.split("/")
+    value = results[f"lseg.{name}"]
+    for key in keys:
+        value = value[key]
+    return value
+
+
+class Numbers(dict):
+    """Another number for every key that it is asked for, each time the same."""
+
+    drawn = itertools.count(1)
+
+    def __missing__(self, key: str) -> float:
+        return self.setdefault(key, next(self.drawn) / 1000)
+
+
+class Stand:
+    """Stands for a module: whatever is called in it gives numbers."""
+
+    def __init__(self, **real: Any) -> None:
+        vars(self).update(real)
+
+    def __getattr__(self, name: str) -> Callable[..., Numbers]:
+        return lambda *given, **named: Numbers()
+
+
+LONG = {"steps": [1, 2], "validation": [0.2, 0.1], "unseen": [0.4, 0.3], "seen": [0, 1]}
+
+
+def test_what_the_notebook_records_is_what_the_claims_say() -> None:
+    """The notebook's own cells, run with measured values in place of trainings."""
+    recorded: dict[str, dict[str, Any]] = {}
+    kept: dict[str, Any] = {}
+    run = SimpleNamespace(photos=False, seed=0, device="cpu", out=Path("out"))
+    run.tests = lambda claim: True
+    run.result = lambda name, value: kept.update({f"lseg.{name}": value})
+    run.record = lambda claim, **given: recorded.update({claim: given})
+    shown = {"figure": Stand().any, "display": Stand().any, "plotting": Stand()}
+    tested = {"seen": [0], "unseen": [0]}
+    namespace = {
+        **shown, "figures": Stand(), "controls": Stand(), "clip": None, "model": None,
+        "arms": Stand(), "recipe": recipe, "chapter": chapter, "lab": TINY, "folds": 4,
+        "values": chapter.PROFILES["full"], "history": None, "run": run,
+        "experiments": Stand(
+            GROUPS_BY=(), best_and_last=experiments.best_and_last,
+            over_training=lambda *given: LONG, late_gain=lambda *given: 0.01,
+            mean_cosine=lambda *given: 0.5,
+        ),
+        "study": SimpleNamespace(
+            test=tested, labels=SimpleNamespace(seen=[1] * 42, names=[])
+        ),
+    }  # fmt: skip
+    for source in CELLS:
+        if "run.record(" in source or 'run.result("seen"' in source:
+            exec(source, namespace)
+    assert set(NAMED) | {"C3", "peak"} == set(recorded)
+    ledger = claims.load("lseg")
+    for claim, given in recorded.items():
+        test = ledger[f"lseg.{claim}"].test("full")
+        assert set(given.get("controls", {})) == set(test.controls), claim
+        assert set(given.get("preconditions", {})) == set(test.preconditions), claim
+        if claim in NAMED:
+            treatment, control = (named(kept, place) for place in NAMED[claim])
+            assert (given["treatment"], given["control"]) == (treatment, control), claim
+    assert (recorded["peak"]["treatment"], recorded["peak"]["control"]) == (0.4, 0.3)
+    assert recorded["C3"]["treatment"] == named(kept, "vectors/words/unseen")
+
+
+def test_committed_records_hold_the_named_results() -> None:
+    for profile in ("full", "photos"):
+        path = ROOT / "book" / "results" / f"lseg.{profile}.json"
+        for run in claims.read_records(path) if path.is_file() else ():
+            for claim, places in NAMED.items():
+                if (measured := run.measurements.get(f"lseg.{claim}")) is not None:
+                    pair = [named(run.results, place) for place in places]
+                    assert [measured.treatment, measured.control] == pair, claim
+            if (peak := run.measurements.get("lseg.peak")) is not None:
+                best = experiments.best_and_last(run.results["lseg.long"])
+                assert (peak.treatment, peak.control) == best

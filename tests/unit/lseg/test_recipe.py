@@ -17,10 +17,8 @@ from minilib.claims.pictures import unpacked
 from minilib.datasets import BadFile
 from minilib.datasets.camvid import NAMES
 from minilib.models.lseg import LSeg, LSegConfig, ResNetBackbone
-from minilib.plotting.segmentation import label_pictures
 from minilib.recipes.lseg import chapter, experiments, figures, recipe
 from minilib.recipes.lseg import protocol as paper
-from minilib.recipes.shared.segmentation import renumber
 from minilib.scenes import find
 
 TINY = recipe.Lab(
@@ -451,16 +449,15 @@ def test_the_cells_of_profile_photos(camvid: Path, tmp_path: Path) -> None:
     assert [list(row) for row in unpacked(rows)] == [
         ["image", "truth", "words", "learned"]
     ] * 2
-    table = {
-        kind: experiments.by_class(arm, run.study) for kind, arm in fixed.items()
-    }
+    table = {kind: experiments.by_class(arm, run.study) for kind, arm in fixed.items()}
     shown = experiments.camvid_rows([table, table])
     assert [row[0] for row in shown] == [*NAMES, "**mean**"]
     assert experiments.camvid_rows([]) == []
     assert plotting.table(["class"], []).data.startswith("No record")
-    assert titles(figures.data_examples(run.study, 2, rows=(0, 1)).axes)[:2] == [
-        "seen words"
-    ] * 2
+    assert (
+        titles(figures.data_examples(run.study, 2, rows=(0, 1)).axes)[:2]
+        == ["seen words"] * 2
+    )
 
 
 def opened(
