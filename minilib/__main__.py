@@ -25,9 +25,9 @@ from minilib.reproduce.jobs import Job, read_json, what_changed
 _EXAMPLES = """examples:
   python -m minilib reproduce --chapters clip    quick profile, seed 0, about a minute
   python -m minilib plan --profile full --jobs 2    what would run, and at what cost
-  python -m minilib reproduce --chapters clip --profile full --seeds 0..2 --device cuda
+  python -m minilib reproduce --chapters clip --profile full --seeds 10..14
   python -m minilib reproduce --chapters clip --profile photos -p data=~/photos
-  python -m minilib reproduce --profile full --seeds 0..4 --executor slurm \\
+  python -m minilib reproduce --profile full --seeds 10..14 --executor slurm \\
       --time-limit 2h --slurm partition=gpu
   python -m minilib status
   python -m minilib collect                 runs/ -> book/results/

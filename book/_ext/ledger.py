@@ -14,7 +14,7 @@ from sphinx.errors import ConfigError
 # The book shows the ledger of the repository that it lies in, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from minilib.claims import write_pages  # noqa: E402
+from minilib.claims import Repository, write_pages  # noqa: E402
 
 
 def make_pages(app: Sphinx, config: Any) -> None:
@@ -31,9 +31,16 @@ def make_pages(app: Sphinx, config: Any) -> None:
             raise ValueError(f"there is no folder of records {results}")
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # what is not judged, and why
-            write_pages(source / "claims", results)
+            write_pages(source / "claims", results, _repository(config))
     except (OSError, ValueError, UserWarning) as error:
         raise ConfigError(f"no pages of claims: {error}") from error
+
+
+def _repository(config: Any) -> Repository | None:
+    """Return where the pages link to: the repository that `_config.yml` names."""
+    options = getattr(config, "html_theme_options", None) or {}
+    url = options.get("repository_url")
+    return Repository(url, options.get("repository_branch") or "main") if url else None
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -1,12 +1,17 @@
 """The ledger of claims: what a paper says, what was measured, and the verdict by a rule
 fixed beforehand.
 
-A claim is data (``minilib/ledger/<paper>.yaml``). A notebook records one measurement
-of it per seed in its folder ``out``; :func:`collect` gathers such records,
-:func:`judge` weighs them, and the tables of the notebooks, the book and the README are
-made from the outcome.
+A claim is data (``minilib/ledger/<paper>.yaml``): whose claim it is, and for each
+profile what is compared with what, the smallest effect of interest, further controls,
+and preconditions without which the test could not see the effect. The seeds that decide
+are named there too; pilot seeds, which helped to choose the test, are shown and never
+counted. A notebook records one measurement a seed in its folder ``out``, together with
+the digest of the test as it stood; :func:`merge` takes finished runs into the committed
+records, :func:`judge` weighs them, and the tables of the notebooks, the book and the
+README are made from the outcome.
 """
 
+from minilib.claims.attempts import Attempt, find_attempts, retired
 from minilib.claims.gathering import differing, find_records, merge
 from minilib.claims.judging import (
     Verdict,
@@ -16,8 +21,15 @@ from minilib.claims.judging import (
     seeds_needed,
     t_interval,
 )
-from minilib.claims.pages import summary, write_pages
-from minilib.claims.quoting import fill, fill_file, filled, marked_files, quote
+from minilib.claims.pages import Repository, summary, write_pages
+from minilib.claims.quoting import (
+    NotMeasured,
+    fill,
+    fill_file,
+    filled,
+    marked_files,
+    quote,
+)
 from minilib.claims.records import (
     Claim,
     Measurement,
@@ -33,6 +45,7 @@ from minilib.claims.reports import (
     Row,
     VerdictTable,
     collect,
+    measured,
     results_folder,
     scoreboard,
     table,
@@ -40,9 +53,12 @@ from minilib.claims.reports import (
 )
 
 __all__ = [
+    "Attempt",
     "Claim",
     "Measurement",
+    "NotMeasured",
     "Records",
+    "Repository",
     "Row",
     "Test",
     "Verdict",
@@ -53,10 +69,12 @@ __all__ = [
     "fill",
     "fill_file",
     "filled",
+    "find_attempts",
     "find_records",
     "judge",
     "load",
     "marked_files",
+    "measured",
     "merge",
     "papers",
     "quote",
@@ -64,6 +82,7 @@ __all__ = [
     "record",
     "record_result",
     "results_folder",
+    "retired",
     "scoreboard",
     "seed_bootstrap_interval",
     "seeds_needed",

@@ -268,8 +268,13 @@ class Run(parameters.Parameters, Generic[V, S]):
         return reports.verdicts(self.out, [self.profile], self.chapter.paper)
 
     def _committed(self, profile: str) -> Sequence[records.Records]:
-        path = reports.results_folder() / f"{self.chapter.paper}.{profile}.json"
-        return records.read_records(path) if path.is_file() else []
+        """Return the committed records of a profile; pilots only where there is no
+        fresh seed."""
+        paper = self.chapter.paper
+        path = reports.results_folder() / f"{paper}.{profile}.json"
+        found = records.read_records(path) if path.is_file() else []
+        fresh = records.seeds_of(paper, profile).fresh
+        return [run for run in found if run.seed in fresh] or found
 
     def _name(self, name: str) -> str:
         return f"{self.chapter.paper}.{name}"

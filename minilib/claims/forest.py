@@ -1,5 +1,5 @@
-"""Forest plots of claims as HTML: our differences with their intervals above
-the paper's own.
+"""Forest plots of claims as HTML: our differences with their intervals and seeds, and,
+where the paper compares the same two things, its own.
 
 Positions are percentages and sizes pixels, so that a plot is as wide as the page allows
 and its text stays readable on a phone; colours are the page's, light or dark
@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from minilib.claims.judging import Verdict
 from minilib.claims.records import Claim, Test
-from minilib.claims.reports import Row, difference_text, number_text
+from minilib.claims.reports import (
+    Row,
+    difference_text,
+    measured,
+    number_text,
+    seeds_text,
+)
 
 _PAD = 0.04
-_WORDS = {True: "indicative: agrees", False: "indicative: disagrees"}
+_HEIGHT = 34
+_MEAN, _SEEDS = 11, 26  # heights of the two rows of marks
 
 
 @dataclass(frozen=True)
@@ -44,24 +51,20 @@ class Axis:
 
 
 def axis_for(claim: Claim, rows: Sequence[Row]) -> Axis:
-    """Return an axis that shows every measured difference, the paper's, zero
-    and the smallest effects.
+    """Return an axis that shows every measured difference, zero, the smallest effects
+    of interest, and the paper's differences where they are drawn.
 
     Intervals stretch it to at most twice that; a longer one is drawn to the
     edge, with an arrow.
     """
-    values = [0.0, *claim.differences.values()]
+    values = [0.0, *_drawn(claim).values()]
     ends: list[float] = []
     for row in rows:
         test, verdict = row.claim.tests[row.profile], row.verdict
-        values += verdict.differences
-        if isinstance(test, Test):
+        values += [*verdict.differences, *verdict.pilot]
+        if isinstance(test, Test) and not test.exact:
             values += [-test.effect, test.effect]
-        ends += [
-            end
-            for end in (verdict.low, verdict.high, *(verdict.items or ()))
-            if end is not None
-        ]
+        ends += verdict.interval or verdict.items or ()
     low, high = min(values), max(values)
     span = (high - low) or 0.1
     low, high = (
@@ -72,65 +75,75 @@ def axis_for(claim: Claim, rows: Sequence[Row]) -> Axis:
 
 
 def forest(claim: Claim, rows: Sequence[Row]) -> str:
-    """Return the plot of one claim, one line of HTML: profiles that were run, then the
-    paper's own differences."""
-    measured = [row for row in rows if row.verdict.n]
-    if not measured and not claim.differences:
+    """Return the plot of one claim, one line of HTML: profiles that were run, if
+    only by pilots, then the paper's own differences if they are of the same two
+    things."""
+    ours = [row for row in rows if measured(row) or row.verdict.pilot]
+    theirs = _drawn(claim)
+    if not ours and not theirs:
         return ""
-    axis = axis_for(claim, measured)
-    lines = [_ours(row, axis) for row in measured]
-    lines += [
-        _paper(claim, what, value, axis) for what, value in claim.differences.items()
-    ]
+    axis = axis_for(claim, ours)
+    lines = [_ours(row, axis) for row in ours]
+    lines += [_paper(claim, what, value, axis) for what, value in theirs.items()]
     unit = (
         "treatment − control, points"
         if claim.unit == "percent"
         else "treatment − control"
     )
-    label = html.escape(
-        f"{claim.title}: difference of treatment and control, ours and the paper's"
-    )
+    whose = "ours and the paper's" if theirs else "ours"
+    label = html.escape(f"{claim.title}: difference of treatment and control, {whose}")
     body = "".join([*lines, _scale(claim, axis, unit)])
     return f'<div class="forest" role="group" aria-label="{label}">{body}</div>'
 
 
 def badge(verdict: Verdict) -> str:
     """Return a verdict as a coloured sign with its word."""
-    word = verdict.kind if verdict.agrees is None else _WORDS[verdict.agrees]
-    kind = verdict.kind.replace(" ", "-")
     return (
-        f'<span class="verdict {kind}"><span aria-hidden="true">{verdict.icon}'
-        f"</span> {word}</span>"
+        f'<span class="verdict {css_class(verdict.kind)}"><span aria-hidden="true">'
+        f"{verdict.icon}</span> {verdict.text}</span>"
     )
+
+
+def css_class(kind: str) -> str:
+    """Return the class that colours a kind of verdict."""
+    return kind.replace(" ", "-")
+
+
+def _drawn(claim: Claim) -> Mapping[str, float]:
+    return claim.differences if claim.comparable else {}
 
 
 def _ours(row: Row, axis: Axis) -> str:
     verdict, test = row.verdict, row.claim.test(row.profile)
-    marks = [_claimed_side(test, axis), _zero(axis)]
+    marks = [*_ground(test, axis), _zero(axis)]
     interval, kind = verdict.interval, "seeds"
     if interval is None:
         interval, kind = verdict.items, "items"
     if interval is not None:
         low, high = interval
-        left, right = axis.at(low), axis.at(high)
         marks.append(
-            f'<line class="interval {kind}" x1="{left}%" x2="{right}%" y1="11" '
-            'y2="11"/>'
+            f'<line class="interval {kind}" x1="{axis.at(low)}%" x2="{axis.at(high)}%" '
+            f'y1="{_MEAN}" y2="{_MEAN}"/>'
         )
         marks += [_arrow(0, "‹")] if low < axis.low else []
         marks += [_arrow(100, "›")] if high > axis.high else []
-    if verdict.n > 1:
-        marks += [
-            f'<line class="seed" x1="{axis.at(d)}%" x2="{axis.at(d)}%" y1="4" y2="18"/>'
-            for d in verdict.differences
-        ]
+    if not test.exact:
+        for name, values in (
+            ("pilot", verdict.pilot),
+            ("fresh", verdict.differences),
+        ):
+            marks += [
+                f'<circle class="seed {name}" cx="{axis.at(d)}%" cy="{_SEEDS}" r="3"/>'
+                for d in values
+            ]
     if verdict.mean is not None:
         marks.append(
-            f'<circle class="ours" cx="{axis.at(verdict.mean)}%" cy="11" r="5"/>'
+            f'<circle class="ours" cx="{axis.at(verdict.mean)}%" cy="{_MEAN}" r="5"/>'
         )
-    seeds = f"{verdict.n} seed{'s' * (verdict.n > 1)}"
+    seeds = seeds_text(row)
     said = f"{row.profile}, {seeds}: {difference_text(row)}, {verdict.text}"
-    return _line(row.profile, seeds, marks, said, difference_text(row), badge(verdict))
+    text = difference_text(row) if measured(row) else ""
+    return _line(row.profile, seeds, marks, said, text, badge(verdict))
 
 
 def _paper(claim: Claim, what: str, value: float, axis: Axis) -> str:
@@ -138,8 +151,8 @@ def _paper(claim: Claim, what: str, value: float, axis: Axis) -> str:
     # used in a path.
     mark = (
         f'<svg x="{axis.at(value)}%" overflow="visible">'
-        '<rect class="paper" x="-4.5" y="6.5" width="9" height="9" '
-        'transform="rotate(45 0 11)"/></svg>'
+        f'<rect class="paper" x="-4.5" y="{_MEAN - 4.5}" width="9" height="9" '
+        f'transform="rotate(45 0 {_MEAN})"/></svg>'
     )
     text = number_text(value, claim.unit, sign=True)
     return _line(
@@ -152,7 +165,7 @@ def _line(
 ) -> str:
     plot = (
         f'<svg role="img" aria-label="{html.escape(said)}" width="100%" '
-        f'height="22">{"".join(marks)}</svg>'
+        f'height="{_HEIGHT}">{"".join(marks)}</svg>'
     )
     return (
         f'<div class="line"><div class="name"><b>{html.escape(name)}</b> '
@@ -162,21 +175,35 @@ def _line(
     )
 
 
-def _claimed_side(test: Test, axis: Axis) -> str:
-    low, high = {
-        "greater": (test.effect, axis.high),
-        "smaller": (axis.low, -test.effect),
-        "equal": (-test.effect, test.effect),
+def _ground(test: Test, axis: Axis) -> list[str]:
+    """Return the band of effects too small to count, and the side that is claimed."""
+    effect = test.effect
+    claimed = {
+        "greater": (effect, axis.high),
+        "smaller": (axis.low, -effect),
+        "equal": (-effect, effect),
     }[test.direction]
-    left, right = axis.at(low), axis.at(high)
-    return (
-        f'<rect class="claimed" x="{left}%" width="{round(right - left, 2)}%" y="0" '
-        'height="22"/>'
-    )
+    bands = [("claimed", *claimed)]
+    if test.direction != "equal":
+        bands.insert(0, ("small", -effect, effect))
+    return [
+        f'<rect class="{name}" x="{axis.at(low)}%" '
+        f'width="{round(axis.at(high) - axis.at(low), 2)}%" y="0" height="{_HEIGHT}"/>'
+        for name, low, high in bands
+        if high > low
+    ] + [
+        f'<line class="edge" x1="{axis.at(at)}%" x2="{axis.at(at)}%" y1="0" '
+        f'y2="{_HEIGHT}"/>'
+        for at in (-effect, effect)
+        if effect and not test.exact
+    ]
 
 
 def _zero(axis: Axis) -> str:
-    return f'<line class="zero" x1="{axis.at(0)}%" x2="{axis.at(0)}%" y1="0" y2="22"/>'
+    return (
+        f'<line class="zero" x1="{axis.at(0)}%" x2="{axis.at(0)}%" y1="0" '
+        f'y2="{_HEIGHT}"/>'
+    )
 
 
 def _arrow(at: int, sign: str) -> str:

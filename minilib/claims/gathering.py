@@ -13,7 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from minilib.claims.records import Records, load, read_json, read_records
+from minilib.claims.records import (
+    Records,
+    load,
+    read_json,
+    read_records,
+    seeds_of,
+)
 from minilib.files import to_json, write_atomically
 from minilib.parameters import PROFILES
 
@@ -25,7 +31,8 @@ _ENVIRONMENT = (
     "disk_bytes",
     "downloaded_bytes",
     "commit",
-    "uncommitted_changes",
+    "uncommitted",
+    "changed_meanwhile",
     "versions",
     "device",
     "platform",
@@ -130,6 +137,72 @@ def check_against_ledger(records: Records) -> None:
         known[claim_id].test(records.profile)
 
 
+def unfit(records: Records) -> str:
+    """Return in words why a finished run may not be committed as a record; empty if it
+    may.
+
+    It must have run from a clean checkout that stayed as it was, hold the digest of
+    each test that it measured, and be of a seed that the ledger names.
+    """
+    made = records.environment
+    if "changed_meanwhile" not in made:
+        return (
+            "run.json is of an older form, which does not say at what commit the run "
+            "began; reproduce it again"
+        )
+    if made["commit"] is None:
+        return (
+            "it did not run from a checkout of the repository, so that nothing says "
+            "what its code was"
+        )
+    if made["uncommitted"]:
+        return (
+            f"it ran from a tree with uncommitted changes ({_few(made['uncommitted'])})"
+            "; commit them and reproduce it again"
+        )
+    if made["changed_meanwhile"]:
+        return f"{made['changed_meanwhile']} while it ran; reproduce it again"
+    undated = [id_ for id_, m in records.measurements.items() if m.test is None]
+    if undated:
+        return f"it does not hold the test that it made ({_few(undated)})"
+    named = seeds_of(records.chapter, records.profile).named
+    if named and records.seed not in named:
+        return (
+            f"the ledger names the seeds {', '.join(map(str, named))} for profile "
+            f"{records.profile}"
+        )
+    return ""
+
+
+def together(runs: Sequence[Records]) -> tuple[list[Records], str]:
+    """Return the runs of one chapter and profile that are judged together, and in words
+    why not all of them are.
+
+    Fresh seeds must have been made alike, else none counts. What helped to choose the
+    test may have been made otherwise: pilots unlike the fresh seeds are left out, as
+    are seeds that the ledger does not name.
+    """
+    if not runs:
+        return [], ""
+    seeds = seeds_of(runs[0].chapter, runs[0].profile)
+    fresh = [run for run in runs if run.seed in seeds.fresh]
+    if not fresh:
+        reason = differing(runs)
+        return ([] if reason else list(runs)), reason
+    if reason := differing(fresh):
+        return [], reason
+    alike, other = list(fresh), []
+    for run in runs:
+        if run.seed in seeds.fresh:
+            continue
+        if run.seed in seeds.pilot and not differing([fresh[0], run]):
+            alike.append(run)
+        else:
+            other.append(str(run.seed))
+    reason = f"seed {', '.join(other)} is not of the fresh seeds' kind" if other else ""
+    return sorted(alike, key=lambda run: run.seed), reason
+
+
 def differing(runs: Sequence[Records]) -> str:
     """Return in words what runs of one chapter and profile were made with that is not
     the same for all; empty if they belong together.
@@ -159,9 +232,10 @@ def merge(
     return the files written.
 
     A seed that is already there is replaced, other seeds stay. Everything is read and
-    judged before the first file is written. A run that is damaged, stale or holds what
-    the ledger does not know is left out; so is a chapter's profile whose seeds, those
-    that stay included, were not made alike.
+    judged before the first file is written. A run that is damaged, stale, not fit to
+    be committed (:func:`unfit`) or holds what the ledger does not know is left out; so
+    is a chapter's profile whose fresh seeds, those that stay included, were not made
+    alike at one commit, and a pilot that is unlike the fresh seeds.
 
     Args:
         runs: folders of runs, see :func:`find_records`.
@@ -195,27 +269,46 @@ def merge(
                     "or collect at the commit where it was made"
                 )
                 continue
+            if reason := unfit(records):
+                say(f"{place}: left out: {_head(records)}: {reason}")
+                continue
             groups[_name(records)].append(records)
     wanted = {}
     for name, fresh in groups.items():
         seeds = {records.seed: records for records in [*kept[name], *fresh]}
-        together = [seeds[seed] for seed in sorted(seeds)]
-        if reason := differing(together):
+        joined, reason = together([seeds[seed] for seed in sorted(seeds)])
+        if fault := _commits(joined) if joined else reason:
             say(
-                f"{name}: not merged: {reason}; make them alike, or move those that "
+                f"{name}: not merged: {fault}; make them alike, or move those that "
                 "do not belong there away"
             )
             continue
+        if reason:
+            say(f"{name}: left out: {reason}")
         wanted[folder / name] = {
             "chapter": fresh[0].chapter,
             "profile": fresh[0].profile,
-            "runs": [records.to_data() for records in together],
+            "runs": [records.to_data() for records in joined],
         }
     texts = {path: to_json(data) for path, data in sorted(wanted.items())}
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
         write_atomically(path, text)
     return list(texts)
+
+
+def _commits(runs: Sequence[Records]) -> str:
+    """Return in words that fresh seeds are of several commits; empty if of one."""
+    fresh = seeds_of(runs[0].chapter, runs[0].profile).fresh
+    found: dict[str, list[str]] = defaultdict(list)
+    for run in runs:
+        if run.seed in fresh:
+            commit = run.environment.get("commit")
+            found[commit[:8] if commit else "none"].append(str(run.seed))
+    if len(found) < 2:
+        return ""
+    said = [f"{commit} (seed {', '.join(seeds)})" for commit, seeds in found.items()]
+    return f"the fresh seeds are of several commits: {'; '.join(said)}"
 
 
 def _finished(

@@ -7,9 +7,10 @@ two comments, which readers do not see::
     reaches <!-- result clip.zero_shot_top1 full -->84.2 %
     (72.1 to 96.3, 3 seeds)<!-- /result --> zero-shot
 
-``python -m minilib scoreboard --write`` fills in what the records say, and a test fails
-where the text says something else or the record is missing. The comment holds a name,
-the profile, and optionally a style:
+``python -m minilib scoreboard --write`` fills in what the records say: "not yet
+measured" as long as a chapter has none at that profile. A test fails where the text
+says something else, or where there are records and none has the number. The comment
+holds a name, the profile, and optionally a style:
 
 =======================  ==============================================================
 ``clip.zero_shot_top1``  a named result; ``clip.few_shot/probe/0`` goes into a dict or a
@@ -28,14 +29,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minilib.claims.attempts import find_attempts
 from minilib.claims.gathering import Sources, find_records
 from minilib.claims.judging import estimate
-from minilib.claims.records import find
+from minilib.claims.records import Claim, find, papers, seeds_of
 from minilib.claims.reports import (
     Row,
     collect,
     difference_text,
+    estimate_text,
     format_estimate,
+    measured,
     number_text,
     results_folder,
     scoreboard,
@@ -52,6 +56,13 @@ _START, _END, _RESULT_END = (
     "<!-- /result -->",
 )
 _STYLES = ("mean", "number")
+_SIDES = ("treatment", "control", "difference", "verdict", "seeds")
+_SIDES_TEXT = "treatment, control, difference, verdict or seeds"
+NOT_YET = "not yet measured"
+
+
+class NotMeasured(ValueError):
+    """A chapter has no record of a seed that counts at the profile that is quoted."""
 
 
 def quote(
@@ -62,7 +73,7 @@ def quote(
     mean: bool = False,
 ) -> str:
     """Return a named result, or a claim's numbers, as prose quotes it: "93.1 %
-    (92.6 to 93.5, 3 seeds)".
+    (92.6 to 93.5, 5 seeds)". Pilot seeds do not count.
 
     Args:
         name: a result, "clip.zero_shot_top1" or "clip.few_shot/probe/0", or a claim's,
@@ -73,33 +84,61 @@ def quote(
         mean: without interval and number of seeds.
 
     Raises:
-        ValueError: no record at ``profile`` has a number of that name.
+        NotMeasured: the chapter has no record at ``profile``.
+        ValueError: it has some, and none has a number of that name.
     """
     sources = results_folder() if sources is None else sources
-    if ":" in name:
-        return _of_claim(name, profile, sources, mean)
-    what, *path = name.split("/")
-    values = []
-    for records in find_records(sources):
-        if records.profile == profile and what in records.results:
-            values.append(_inside(records.results[what], path, name))
-    if not values:
-        raise ValueError(
+    chapter = name.partition(".")[0]
+    claim = _claim_of(name)
+    if chapter not in papers():
+        raise ValueError(f"{name!r}: there is no chapter {chapter!r}")
+    fresh = seeds_of(chapter, profile).fresh
+    found = [
+        records
+        for records in find_records(sources, [chapter])
+        if records.profile == profile and (not fresh or records.seed in fresh)
+    ]
+    if not found:
+        raise NotMeasured(
             f"no record of {name!r} at profile {profile!r}: run `python -m minilib "
             "collect` first"
+        )
+    if claim is not None:
+        return _of_claim(claim, name, profile, sources, mean)
+    what, *path = name.split("/")
+    values = [
+        _inside(records.results[what], path, name)
+        for records in found
+        if what in records.results
+    ]
+    if not values:
+        raise ValueError(
+            f"the records of {chapter} at profile {profile!r} hold no {what!r}"
         )
     return _shown(values, "percent" if percent else "number", mean)
 
 
+def _claim_of(name: str) -> Claim | None:
+    """Return the claim that a name is of; None where it is a result's."""
+    id_, colon, side = name.partition(":")
+    if not colon:
+        return None
+    claim = find(id_)
+    if side not in _SIDES:
+        raise ValueError(f"{name!r}: expected {_SIDES_TEXT} after the colon")
+    return claim
+
+
 def fill(text: str, results_dir: str | os.PathLike[str], name: str = "the text") -> str:
-    """Return ``text`` with a fresh scoreboard and fresh numbers between its markers.
+    """Return ``text`` with fresh scoreboards and fresh numbers between its markers.
 
     ``<!-- scoreboard:start -->`` and ``<!-- scoreboard:end -->`` enclose the
-    scoreboard; for single numbers see this module's docstring.
+    scoreboards; for single numbers see this module's docstring.
 
     Raises:
         ValueError: the text has no markers, one that is damaged or without its partner
-            (the message has its line), or a number without a record.
+            (the message has its line), a number that the records do not hold, or the
+            folder is none of records.
     """
     passages = _passages(text, name)  # all of them before anything is replaced
     if not passages:
@@ -110,8 +149,9 @@ def fill(text: str, results_dir: str | os.PathLike[str], name: str = "the text")
     parts, done = [], 0
     for passage in passages:
         try:
+            _check_folder(results_dir)
             fresh = (
-                _board(results_dir)
+                f"\n\n{scoreboard(results_dir)}\n"
                 if passage.what is None
                 else _quoted(passage.what, results_dir)
             )
@@ -174,13 +214,14 @@ def _short(mark: re.Match[str]) -> str:
     return line if len(line) <= 60 else f"{line[:60]} ..."
 
 
-def _board(results_dir: str | os.PathLike[str]) -> str:
-    if not find_records(results_dir):
+def _check_folder(results_dir: str | os.PathLike[str]) -> None:
+    """Refuse a folder that holds neither records nor earlier attempts: what pages say
+    must not be emptied by a slip of the pen."""
+    if not find_attempts(results_dir) and not find_records(results_dir):
         raise ValueError(
-            f"{results_dir} holds no records, so that the scoreboard would be empty: "
-            "name another folder with --results"
+            f"{results_dir} holds no records, so that nothing could be quoted: name "
+            "another folder with --results"
         )
-    return f"\n\n{scoreboard(results_dir)}\n"
 
 
 def is_marked(text: str) -> bool:
@@ -261,24 +302,32 @@ def _quoted(what: str, sources: Sources) -> str:
             f"({', '.join(PROFILES)}) and perhaps a style "
             f"({', '.join(_STYLES)})"
         )
-    return quote(
-        name, rest[0], sources, percent="number" not in styles, mean="mean" in styles
-    )
+    try:
+        return quote(
+            name,
+            rest[0],
+            sources,
+            percent="number" not in styles,
+            mean="mean" in styles,
+        )
+    except NotMeasured:
+        return NOT_YET
 
 
-def _of_claim(name: str, profile: str, sources: Sources, mean: bool) -> str:
-    claim_id, _, side = name.partition(":")
-    claim = find(claim_id)
+def _of_claim(
+    claim: Claim, name: str, profile: str, sources: Sources, mean: bool
+) -> str:
+    side = name.partition(":")[2]
     (row,) = (
         row
         for row in collect(sources, [profile], [claim.paper])
-        if row.claim.id == claim_id
+        if row.claim.id == claim.id
     )
     verdict = row.verdict
-    if not verdict.n:
+    if not measured(row):
         raise ValueError(
-            f"no record of {claim_id} at profile {profile!r}: run `python -m minilib "
-            "collect` first"
+            f"the records of {claim.paper} at profile {profile!r} do not measure "
+            f"{claim.id}"
         )
     if side == "verdict":
         return verdict.text
@@ -290,11 +339,6 @@ def _of_claim(name: str, profile: str, sources: Sources, mean: bool) -> str:
             if mean
             else difference_text(row)
         )
-    if side not in ("treatment", "control"):
-        raise ValueError(
-            f"{name!r}: expected treatment, control, difference, verdict or seeds "
-            "after the colon"
-        )
     return _estimate_text(row, side, mean)
 
 
@@ -303,7 +347,7 @@ def _estimate_text(row: Row, side: str, mean: bool) -> str:
     return (
         _shown([value.mean], row.claim.unit, mean)
         if mean
-        else format_estimate(value, row.claim.unit, seeds=True)
+        else estimate_text(row, value, seeds=True)
     )
 
 

@@ -388,6 +388,14 @@ def digest_of(entry: Mapping[str, Any], seeds: Seeds) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def seeds_of(paper: str, profile: str) -> Seeds:
+    """Return the seeds that a paper's ledger names for a profile; none where any seed
+    is taken, or there is no ledger."""
+    claims = load(paper).values() if paper in papers() else ()
+    tests = (claim.tests[profile] for claim in claims)
+    return next((test.seeds for test in tests if isinstance(test, Test)), Seeds())
+
+
 def find(claim_id: str) -> Claim:
     """Return a claim by its id; ValueError naming the nearest ids if there is none."""
     paper = str(claim_id).partition(".")[0]
@@ -439,8 +447,9 @@ def record(
 
     Raises:
         ValueError: unknown id, profile without a test, a control or precondition
-            missing or unknown, a number that is not finite, a control equal to the
-            treatment (unless the test is exact), or ``out`` holds another finished run.
+            missing or unknown, a number that is not finite, a control that equals the
+            treatment to the last bit (unless the test is exact; or, of the main
+            control, the interval has a width), or ``out`` holds another finished run.
     """
     test = find(claim_id).test(profile)
     if interval is not None:
@@ -466,14 +475,30 @@ def record(
         details=_json(dict(details or {}), f"{claim_id}: details"),
         test=test.digest,
     )
-    if measurement.treatment == measurement.control and not test.exact:
-        raise ValueError(
-            f"{claim_id}: treatment and control are both {measurement.treatment!r}, to "
-            "the last bit: are they the same thing, or is the metric too coarse? Only "
-            "a test that the ledger calls exact may record that"
-        )
+    if not test.exact:
+        _check_ties(measurement)
     _update(claim_id, profile, seed, out, "claims", _entry(measurement))
     return measurement
+
+
+def _check_ties(measurement: Measurement) -> None:
+    """Raise ValueError if a control equals the treatment to the last bit: as a rule
+    they are then one thing by mistake.
+
+    An honest tie, of few test items, shows in the main comparison by an interval over
+    test items that has a width: the items' answers differ.
+    """
+    low, high = measurement.interval or (0.0, 0.0)
+    controls = {} if low < high else {"the control": measurement.control}
+    controls |= {f"control {k!r}": value for k, value in measurement.controls.items()}
+    for name, value in controls.items():
+        if value == measurement.treatment:
+            raise ValueError(
+                f"{measurement.claim}: the treatment and {name} are both {value!r}, to "
+                "the last bit: are they the same thing? An honest tie of the main "
+                "comparison is taken with the interval over test items; only a test "
+                "that the ledger calls exact may record others"
+            )
 
 
 def _numbers(

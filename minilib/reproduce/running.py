@@ -39,6 +39,8 @@ from minilib.reproduce.surroundings import (
     environment,
     fixed_threads,
     foreign_kernel,
+    moved,
+    source,
 )
 from minilib.reproduce.texts import duration, size
 from minilib.reproduce.watching import Watch
@@ -77,7 +79,8 @@ def run(
     A run that was cut short and whose inputs are the same goes on in the files that it
     left (a training resumes from its checkpoint). A finished run is set aside first
     (``minilib.reproduce.folders``) and removed when the new one is done; what else is
-    in the folder stays. ``run.json`` is written at the end.
+    in the folder stays. ``run.json`` is written at the end; the commit in it is that of
+    the start, before the first cell.
 
     Args:
         job: what to run.
@@ -100,7 +103,7 @@ def run(
             inputs = read_inputs(
                 job.notebook, job.parameters, threads=None if on_gpu else threads
             )
-            watch.before = _prepare(job, inputs)
+            watch.before, start = _prepare(job, inputs, source())
             foreign |= folders.foreign(folder)
             started, caches = datetime.now(UTC), cached_bytes()
             with watch, _kernel_environment(job, kernel, threads):
@@ -115,6 +118,7 @@ def run(
             surroundings = environment(str(job.parameters["device"]), device, said)
             if surroundings["device"]["used"] != "cpu":
                 inputs["threads"] = None  # a GPU's numbers do not depend on them
+            changed = moved(start, source())
             files = folders.listing(folder) - foreign - set(_WHILE_AT_WORK)
             about = {
                 "chapter": job.chapter,
@@ -126,6 +130,8 @@ def run(
                 "peak_memory_bytes": watch.peak,
                 "disk_bytes": sum(os.lstat(folder / name).st_size for name in files),
                 "downloaded_bytes": max(0, cached_bytes() - caches),
+                **start,
+                "changed_meanwhile": changed,
                 **surroundings,
                 "threads": threads,
                 "key": digest(inputs),
@@ -144,6 +150,8 @@ def run(
         message += f", {size(watch.peak)}"
     if warning := foreign_kernel(said):
         message += f"; warning: {warning}"
+    if changed:
+        message += f"; warning: {changed} during the run, so it cannot be collected"
     return Outcome(job, "done", message)
 
 
@@ -193,9 +201,11 @@ def _lock(job: Job) -> Iterator[None]:
         lock.release()
 
 
-def _prepare(job: Job, inputs: Inputs) -> float:
+def _prepare(
+    job: Job, inputs: Inputs, start: dict[str, Any]
+) -> tuple[float, dict[str, Any]]:
     """Make the folder ready, to go on after an interruption with equal inputs or clean;
-    return the seconds spent."""
+    return the seconds spent, and what ``source()`` was at the run's first start."""
     to_json(inputs)  # what cannot be written must not cost what is there
     folder = writable_folder(job.folder)
     if (free := shutil.disk_usage(folder).free) < _FULL:
@@ -204,12 +214,11 @@ def _prepare(job: Job, inputs: Inputs) -> float:
     attempt, spent = read_json(folder / "attempt.json"), 0.0
     if attempt is not None and _continues(attempt, inputs, folder):
         spent = float((read_json(folder / "progress.json") or {}).get("seconds", 0.0))
+        start = attempt["source"]
         foreign = folders.foreign(folder) | folders.listing(folder) - folders.own(
             folder
         )
-        write_atomically(
-            folder / "attempt.json", to_json({**inputs, "foreign": sorted(foreign)})
-        )
+        _note(folder, inputs, start, foreign)
         for name in (
             "result.json",
             "failure.json",
@@ -220,11 +229,17 @@ def _prepare(job: Job, inputs: Inputs) -> float:
             (folder / name).unlink(missing_ok=True)
     else:
         folders.clear(folder)
-        foreign = folders.listing(folder)
-        write_atomically(
-            folder / "attempt.json", to_json({**inputs, "foreign": sorted(foreign)})
-        )
-    return spent
+        _note(folder, inputs, start, folders.listing(folder))
+    return spent, start
+
+
+def _note(
+    folder: Path, inputs: Inputs, start: Mapping[str, Any], foreign: set[str]
+) -> None:
+    """Say in the folder what the attempt that begins depends on, and which files are
+    not its own."""
+    note = {**inputs, "source": dict(start), "foreign": sorted(foreign)}
+    write_atomically(folder / "attempt.json", to_json(note))
 
 
 def _continues(attempt: Inputs, inputs: Inputs, folder: Path) -> bool:
@@ -235,7 +250,8 @@ def _continues(attempt: Inputs, inputs: Inputs, folder: Path) -> bool:
         used = {
             name: value for name, value in attempt["library"].items() if name in names
         }
-        return not changes({**attempt, "library": used}, inputs)
+        known = "source" in attempt  # not where an older version left it
+        return known and not changes({**attempt, "library": used}, inputs)
     except (KeyError, TypeError, AttributeError):
         return False
 

@@ -29,12 +29,43 @@ PACKAGES = {
 """The packages whose versions are noted, and the names that import them."""
 
 
+def source() -> dict[str, Any]:
+    """Return where the code that runs comes from: "commit", and "uncommitted", the
+    files of library and notebooks that are not as they were committed.
+
+    Both are None where this package is not a checkout of its repository, but, say, an
+    installed wheel: a folder that happens to lie in some other repository says nothing.
+    """
+    ours = _git("ls-files", "--error-unmatch", "minilib/__init__.py")
+    commit = _git("rev-parse", "HEAD") if ours else None
+    changed = _git("status", "--porcelain", "--", "minilib", "notebooks")
+    if commit is None or changed is None:
+        return {"commit": None, "uncommitted": None}
+    # "XY name", or "XY old -> new"
+    names = [line.strip().partition(" ")[2].strip() for line in changed.splitlines()]
+    return {"commit": commit, "uncommitted": names}
+
+
+def moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return in words how :func:`source` changed between two times; "" where it did
+    not."""
+    if before["commit"] != after["commit"]:
+        return f"commit {_short(before['commit'])} became {_short(after['commit'])}"
+    if before["uncommitted"] != after["uncommitted"]:
+        return "files were changed in the working tree"
+    return ""
+
+
+def _short(commit: str | None) -> str:
+    return commit[:8] if commit else "none"
+
+
 def environment(
     device: str,
     described: Mapping[str, Any] | None = None,
     kernel: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return commit, versions and machine as ``run.json`` keeps them.
+    """Return versions and machine as ``run.json`` keeps them.
 
     Args:
         device: the device that was asked for.
@@ -43,14 +74,7 @@ def environment(
             versions are the ones that count.
     """
     versions = _versions() | _versions_of(kernel)
-    commit = _git("rev-parse", "HEAD")
     return {
-        "commit": commit,
-        "uncommitted_changes": bool(
-            _git("status", "--porcelain", "--", "minilib", "notebooks")
-        )
-        if commit
-        else None,
         "versions": versions,
         "kernel": None if kernel is None else kernel.get("executable"),
         "device": dict(describe_device(device) if described is None else described),

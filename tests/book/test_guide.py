@@ -128,5 +128,7 @@ def test_the_cells_run_and_record_the_claim(skeleton: Path, tmp_path: Path) -> N
     for cell in (opening, rest):
         exec(cell, space)
     (run,) = claims.read_records(tmp_path / "result.json")
-    assert run.measurements[f"{PAPER}.C1"].n == 100
+    measured, claim = run.measurements[f"{PAPER}.C1"], claims.load(PAPER)[f"{PAPER}.C1"]
+    assert measured.n == 100 and measured.test == claim.test("quick").digest
+    assert set(measured.preconditions) == set(claim.test("full").preconditions)
     assert run.results[f"{PAPER}.found"] == run.measurements[f"{PAPER}.C1"].treatment

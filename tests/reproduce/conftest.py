@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny_chapter import RECORD, write_notebook  # noqa: E402
 
+from minilib.reproduce import running  # noqa: E402
 from minilib.reproduce.inputs import PACKAGE  # noqa: E402
 from minilib.reproduce.watching import family, kill  # noqa: E402
 
@@ -34,6 +35,14 @@ def chapters(tmp_path: Path) -> Path:
 def runs(tmp_path: Path) -> Path:
     """Where runs go; not made yet."""
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def clean_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process begin and end in a clean checkout, whatever this one is."""
+    monkeypatch.setattr(
+        running, "source", lambda: {"commit": "a" * 40, "uncommitted": []}
+    )
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import types
 from dataclasses import replace
 
@@ -154,47 +155,68 @@ def run(tmp_path) -> Run:
     )
 
 
-def test_a_run_records_under_its_chapters_name(run):
-    test = claims.load("clip")["clip.C4"].test("quick")
-    run.record(
-        "C4",
-        treatment=0.8,
-        control=0.5,
-        n=100,
-        controls=dict.fromkeys(test.controls, 0.1),
+@pytest.fixture
+def toy_run(run, toy) -> Run:
+    """A run of a chapter whose claims are those of the toy ledger."""
+    return replace(run, chapter=replace(run.chapter, paper="toy"), profile="full")
+
+
+def test_a_run_records_under_its_chapters_name(toy_run, toy):
+    toy_run.record(
+        "gain", treatment=0.8, control=0.5, n=100, controls={"shuffled text": 0.1}
     )
-    run.result("zero_shot_top1", 0.8)
-    (records,) = claims.read_records(run.out / "result.json")
-    assert (records.chapter, records.profile, records.seed) == ("clip", "quick", 2)
-    assert records.measurements["clip.C4"].treatment == 0.8 and records.results == {
-        "clip.zero_shot_top1": 0.8
-    }
-    assert "clip.C4" in claims.table(run.verdicts().rows)
+    learned = {"share of the mean's error": 0.5, "accuracy of the text tower": 0.9}
+    toy_run.record("error", treatment=2, control=3, n=100, preconditions=learned)
+    toy_run.result("top1", 0.8)
+    (records,) = claims.read_records(toy_run.out / "result.json")
+    assert (records.chapter, records.profile, records.seed) == ("toy", "full", 2)
+    assert records.measurements["toy.gain"].treatment == 0.8
+    assert records.measurements["toy.error"].preconditions == learned
+    assert records.results == {"toy.top1": 0.8}
+    assert "toy.gain" in claims.table(toy_run.verdicts().rows)
 
 
-def test_a_claim_without_a_test_prints_the_ledgers_reason(run, capsys):
-    photos = replace(run, profile="photos")
-    reason = claims.load("clip")["clip.C1"].tests["photos"]
-    assert not photos.tests("C1")
-    photos.record("C1", treatment=1.0, control=0.0, n=1)
+def test_a_claim_without_a_test_prints_the_ledgers_reason(toy_run, toy, capsys):
+    quick = replace(toy_run, profile="quick")
+    assert not quick.tests("error")
+    quick.record("error", treatment=1.0, control=0.0, n=1)
     said = capsys.readouterr().out
-    assert " ".join(said.split()).count(reason) == 2
+    assert " ".join(said.split()).count(toy["toy.error"].tests["quick"]) == 2
     assert max(map(len, said.splitlines())) <= 88
-    assert not (run.out / "result.json").exists()
-    assert run.tests("C1")
+    assert not (toy_run.out / "result.json").exists()
+    assert toy_run.tests("error")
     with pytest.raises(ValueError, match="unknown claim"):
-        run.tests("C99")
+        toy_run.tests("C99")
 
 
-def test_committed_records_are_read_by_name(run):
-    found = run.recorded("full", "zero_shot_top1")
-    assert len(found) >= 3 and all(0 < value < 1 for value in found)
-    assert (
-        run.recorded("full", "nothing") == []
-        and run.recorded("quick", "zero_shot_top1") == []
-    )
-    assert all("crossing" in details for details in run.recorded_details("full", "C4"))
-    assert len(run.verdicts("full", "photos").rows) == 2 * len(claims.load("clip"))
+def test_committed_records_are_read_by_name(toy_run, tmp_path, monkeypatch):
+    """Of the fresh seeds; of pilots only where there is nothing else."""
+    results = tmp_path / "results"
+    results.mkdir()
+    monkeypatch.setattr(claims.reports, "results_folder", lambda: results)
+    assert toy_run.recorded("full", "top1") == []
+
+    def commit(*seeds):
+        entry = {"treatment": 2, "control": 3, "n": 9}
+        runs = [
+            {
+                "seed": seed,
+                "claims": {"toy.same": entry | {"details": {"at": seed}}},
+                "results": {"toy.top1": seed / 100},
+            }
+            for seed in seeds
+        ]
+        data = {"chapter": "toy", "profile": "full", "runs": runs}
+        (results / "toy.full.json").write_text(json.dumps(data))
+
+    commit(0, 1)
+    assert toy_run.recorded("full", "top1") == [0, 0.01]
+    commit(0, 1, 10, 11)
+    assert toy_run.recorded("full", "top1") == [0.1, 0.11]
+    assert toy_run.recorded_details("full", "same") == [{"at": 10}, {"at": 11}]
+    assert toy_run.recorded("full", "nothing") == []
+    assert toy_run.recorded("quick", "top1") == []
+    assert len(toy_run.verdicts("full", "photos").rows) == 2 * 4
 
 
 # --- Where a run writes ---------------------------------------------------------------

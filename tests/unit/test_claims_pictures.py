@@ -12,7 +12,7 @@ from PIL import Image
 
 from minilib.claims import pictures
 
-RESULTS = Path(__file__).parents[2] / "book" / "results"
+RESULTS = Path(__file__).parents[2] / "book" / "results" / "attempts" / "1"
 
 
 def test_pictures_survive_the_record() -> None:

@@ -226,6 +226,30 @@ def test_evaluation_is_in_eval_mode_without_gradients_and_is_undone(ema):
     assert not model.training and torch.is_grad_enabled()
 
 
+def test_evaluations_on_the_way_judge_the_average():
+    raw, judged = [], []
+
+    def after_step(model):
+        raw.append(model[0].weight.detach().clone())
+
+    def evaluate(model):
+        judged.append(model[0].weight.detach().clone())
+        return {"score": 0.0}
+
+    config = TrainConfig(10, lr=0.05, warmup=1, evaluate_every=4, ema=0.9)
+    fit(
+        network(), loss, batches, config,
+        after_step=after_step, evaluate=evaluate, progress=None,
+    )  # fmt: skip
+    average, expected = raw[0], []
+    for step, weight in enumerate(raw, start=1):
+        average = weight if step == 1 else 0.9 * average + 0.1 * weight
+        expected += [average] if step in (4, 8, 10) else []
+    for mine, by_hand, step in zip(judged, expected, (4, 8, 10), strict=True):
+        torch.testing.assert_close(mine, by_hand)
+        assert (mine - raw[step - 1]).abs().max() > 1e-3, "it would be no test"
+
+
 def test_evaluating_does_not_change_the_training():
     assert_same_weights(
         train(12)[0], train(12, evaluate=lambda m: {"x": 0.0}, evaluate_every=1)[0]
@@ -690,6 +714,24 @@ def test_fp16_skips_a_step_whose_gradient_overflows():
     assert norms[0] is None and norms[-1] is not None, (
         "a norm that is not finite is not logged"
     )
+
+
+def test_fp16_clips_the_gradient_itself_not_the_scaled_one():
+    """The loss is scaled by 65536 at first; its gradient is clipped after that is
+    undone."""
+
+    def clipped(precision):
+        model = network()
+        settings = dict(warmup=1, log_every=1, clip_norm=0.1, eps=1e-3)
+        config = TrainConfig(5, precision=precision, **settings)
+        return model, fit(model, loss, batches, config, progress=None)
+
+    (full, one), (half, other) = clipped("fp32"), clipped("fp16")
+    norms = one.column("gradient_norm")[1]
+    assert min(norms) > 0.1, "nothing would be clipped"
+    assert other.column("gradient_norm")[1] == pytest.approx(norms, rel=1e-2)
+    for a, b in zip(half.parameters(), full.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -115,10 +115,12 @@ def test_another_seed_is_other_data_and_other_weights(run) -> None:
         step = min(training.batches)
         assert training.batches[step].images != other.batches[step].images, training.arm
         assert training.config.seed != other.config.seed, training.arm
+        assert not one.seeds(training.images) & two.seeds(other.images), training.arm
         alike = training.before == other.before
         assert alike == (training.arm in one.same_start), training.arm
     for (name, images), (_, others) in zip(one.judges, two.judges, strict=True):
         assert images != others, f"{name or 'a test set'} does not depend on the seed"
+        assert not one.seeds(images) & two.seeds(others), name
 
 
 def test_training_changes_weights_and_arms_differ(run) -> None:

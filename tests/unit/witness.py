@@ -145,8 +145,8 @@ class Witness:
         self.words: list[tuple[set[str], set[str]]] = []
         """Per declaration the seen and the unseen names."""
         self.same_start: list[str] = []
-        self._splits: dict[int, set[str]] = {}
-        self._layouts: list[tuple[Layout, str]] = []
+        self._sources: dict[int, set[tuple[str, int | None]]] = {}
+        self._layouts: list[tuple[Layout, tuple[str, int | None]]] = []
         self._labels: list[str] = []
         self._phases: list[str] = []
         self._running: list[str] = []
@@ -222,10 +222,18 @@ class Witness:
             found += [t for t in here if t not in found]
         return found
 
+    def sources(self, images: set[int]) -> set[tuple[str, int | None]]:
+        """Return (split, seed) of images (digests), the seed of photographs being None;
+        what was cropped or shifted has no known source."""
+        return set().union(*(self._sources.get(image, set()) for image in images))
+
     def splits(self, images: set[int]) -> set[str]:
-        """Return the splits from which images (digests) come; what was cropped or
-        shifted is of no known one."""
-        return set().union(*(self._splits.get(image, set()) for image in images))
+        """Return the splits from which images (digests) come."""
+        return {split for split, _ in self.sources(images)}
+
+    def seeds(self, images: set[int]) -> set[int]:
+        """Return the seeds of the scenes among images (digests)."""
+        return {seed for _, seed in self.sources(images) if seed is not None}
 
     # --- what is wrapped --------------------------------------------------------------
 
@@ -272,27 +280,28 @@ class Witness:
             phase = self._phases[-1] if self._phases else ""
             about = (task, split, seed, start, n, scenes.config)
             self.scenes.append(Drawn(*about, phase, self._label()))
-            self._layouts.append((drawn, split))
+            self._layouts.append((drawn, (split, seed)))
             return drawn, stream
 
         return layout
 
     def _render(self, layout: Layout, *args: Any, **named: Any) -> Any:
         picture = render(layout, *args, **named)
-        split = self._split_of(layout)
-        for image in digests(picture.image):
-            self._splits.setdefault(image, set()).add(split)
+        self._note(picture.image, self._source_of(layout))
         return picture
 
-    def _split_of(self, layout: Layout) -> str:
-        """Return the split of a layout, which may have been cut or changed since it
-        was drawn."""
-        mine = [a for a in vars(layout).values() if isinstance(a, np.ndarray)]
-        for drawn, split in reversed(self._layouts):
-            arrays = [a for a in vars(drawn).values() if isinstance(a, np.ndarray)]
-            if any(np.shares_memory(a, b) for a in mine for b in arrays):
-                return split
-        return ""
+    def _note(self, image: Tensor, source: tuple[str, int | None]) -> None:
+        for one in digests(image):
+            self._sources.setdefault(one, set()).add(source)
+
+    def _source_of(self, layout: Layout) -> tuple[str, int | None]:
+        """Return split and seed of a layout, which may have been cut or changed since
+        it was drawn."""
+        mine = _arrays(layout)
+        for drawn, source in reversed(self._layouts):
+            if any(np.shares_memory(a, b) for a in mine for b in _arrays(drawn)):
+                return source
+        return "", None
 
     def _photographs(self, read: Callable[..., Any]) -> Callable[..., Any]:
         def load(*args: Any, **named: Any) -> Any:
@@ -305,8 +314,7 @@ class Witness:
                 found = [(split, result.image)]
             for split, pixels in found:
                 rows = pixels if pixels.shape[1] == 3 else pixels.movedim(-1, 1)
-                for image in digests(rows):
-                    self._splits.setdefault(image, set()).add(split)
+                self._note(rows, (split, None))
             return result
 
         return load
@@ -430,6 +438,10 @@ def _images(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, (list, tuple)):
         for part in batch:
             yield from _images(part)
+
+
+def _arrays(layout: Layout) -> list[np.ndarray]:
+    return [value for value in vars(layout).values() if isinstance(value, np.ndarray)]
 
 
 def _rows(values: Any) -> tuple[Any, ...]:
