@@ -3,7 +3,7 @@ class by class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -400,34 +400,43 @@ def hypernyms(
 
 
 def groups_asked(model: Segmenter, lab: Lab, clip: CLIP, seed: int) -> dict[str, float]:
-    """Return the mean IoU over groups for each way of asking, and what the text tower
-    alone would give.
+    """Return the mean IoU over the groups that the text tower knows, for each way of
+    asking, see GROUPS_BY; then "all groups, name", over all of them.
 
-    Returns:
-        A number for each of GROUPS_BY, then "text tower alone" and "chance", see
-        :func:`hypernyms_of_text`.
+    Which groups those are, the text tower alone says: see :func:`known_groups`.
     """
-    mean = {}
-    for by in GROUPS_BY:
-        rows = hypernyms(model, lab, clip, seed, by)
-        mean[by] = torch.tensor(list(rows.values())).nanmean().item()
-    alone, chance = hypernyms_of_text(clip, lab.words)
-    return mean | {"text tower alone": alone, "chance": chance}
+    known = known_groups(clip, lab.words)
+    rows = {by: hypernyms(model, lab, clip, seed, by) for by in GROUPS_BY}
+    found = {by: _mean([row[g] for g in known]) for by, row in rows.items()}
+    return found | {"all groups, name": _mean(rows["name"].values())}
 
 
-def hypernyms_of_text(clip: CLIP, words: Sequence[str]) -> tuple[float, float]:
-    """Return how often a word's nearest group, by the text tower alone, is its own, and
-    what chance gives."""
+def _mean(values: Iterable[float]) -> float:
+    return torch.tensor(list(values)).nanmean().item()
+
+
+def known_groups(clip: CLIP, words: Sequence[str], share: float = 0.6) -> list[str]:
+    """Return the groups of ``words`` that the text tower knows: of all words of the
+    vocabulary in such a group, at least ``share`` have its name nearest among the
+    groups' names."""
+    names = [concept.name for concept in VOCABULARY]
+    by_group = hypernyms_of_text(clip, names)
+    return [group for group in _groups(words) if by_group[group] >= share]
+
+
+def hypernyms_of_text(clip: CLIP, words: Sequence[str]) -> dict[str, float]:
+    """Return, for each group of the words, in which share of its words the nearest
+    group, by the text tower alone, is their own."""
     groups = _groups(words)
-    nearest = (
-        (embed_labels(clip, list(words)) @ embed_labels(clip, groups).T)
-        .argmax(dim=1)
-        .tolist()
-    )
-    right = [
-        groups[i] == find(word).group for i, word in zip(nearest, words, strict=True)
+    cosines = embed_labels(clip, list(words)) @ embed_labels(clip, groups).T
+    nearest = [groups[i] for i in cosines.argmax(dim=1).tolist()]
+    pairs = [
+        (find(word).group, found) for word, found in zip(words, nearest, strict=True)
     ]
-    return sum(right) / len(right), 1 / len(groups)
+    return {
+        group: _mean([float(own == found) for own, found in pairs if own == group])
+        for group in groups
+    }
 
 
 def _groups(words: Sequence[str]) -> list[str]:

@@ -235,8 +235,8 @@ def test_other_wordings(model: recipe.Segmenter, study: recipe.Study) -> None:
     assert list(answers) == ["the words", "plurals", "wrong plurals"]
     changed = [i for i, word in enumerate(seen) if find(word).plural != word]
     assert answers["the words"] == pytest.approx(own[changed].nanmean().item())
-    share, chance = experiments.hypernyms_of_text(clip, study.labels.names[:-1])
-    assert 0 <= share <= 1 and 0 < chance < 0.5
+    by_group = experiments.hypernyms_of_text(clip, study.labels.names[:-1])
+    assert "animal" in by_group and all(0 <= share <= 1 for share in by_group.values())
 
 
 def test_the_temperature_reaches_the_correlation(study: recipe.Study) -> None:
@@ -329,15 +329,28 @@ def test_lists_of_words_keep_what_they_mean(
     assert known == set(NAMES)
 
 
-def test_groups_are_averaged_for_each_way_of_asking(
+def test_groups_that_the_text_tower_knows_are_averaged(
     model: recipe.Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = {"name": {"animal": 0.2, "food": 0.4, "sport": float("nan")}}
-    rows["wrong name"] = rows["mean"] = rows["any"] = {"animal": 0.6, "food": 0.8}
+    rows = {"name": {"animal": 0.2, "food": 0.4, "sport": float("nan"), "body": 0.9}}
+    for by in ("wrong name", "mean", "any"):
+        rows[by] = {"animal": 0.6, "food": 0.8, "sport": 0.1, "body": 0.1}
     monkeypatch.setattr(experiments, "hypernyms", lambda *given: rows[given[-1]])
-    mean = experiments.groups_asked(model, TINY, recipe.text_tower(), 0)
-    assert mean["name"] == pytest.approx(0.3) and mean["any"] == pytest.approx(0.7)
-    assert list(mean)[4:] == ["text tower alone", "chance"]
+    clip, known = recipe.text_tower(), ["animal", "food", "sport"]
+    monkeypatch.setattr(experiments, "known_groups", lambda *given: known)
+    mean = experiments.groups_asked(model, TINY, clip, 0)
+    assert mean["name"] == pytest.approx(0.3) and mean["any"] == pytest.approx(0.5)
+    assert mean["all groups, name"] == pytest.approx(0.5)
+
+
+def test_known_groups_are_those_with_their_own_words_nearest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares = {"animal": 0.6, "food": 0.59, "vehicle": 1.0}
+    monkeypatch.setattr(experiments, "hypernyms_of_text", lambda *given: shares)
+    words = ["dog", "apple", "car"]
+    known = experiments.known_groups(recipe.text_tower(), words)
+    assert known == ["animal", "vehicle"]
 
 
 # --- figures --------------------------------------------------------------------------
