@@ -45,7 +45,7 @@ def skeleton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Write the page's files into a folder from which minilib imports them."""
     root = tmp_path_factory.mktemp("skeleton")
     files = dict(FILE.findall(PAGE))
-    assert len(files) == 11, sorted(files)
+    assert len(files) == 12, sorted(files)
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text, "utf-8")
@@ -81,6 +81,19 @@ def test_the_chapter_keeps_the_contract(skeleton: Path) -> None:
     contract = module_from(ROOT / "tests" / "unit" / "test_chapters.py")
     chapter = importlib.import_module(f"minilib.recipes.{PAPER}.chapter")
     assert contract.faults(PAPER, chapter) == []
+
+
+def test_its_arms_break_no_rule(
+    skeleton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tests" / "unit")  # where witness.py is
+    rules = module_from(ROOT / "tests" / "unit" / "test_what_is_drawn.py")
+    arms = skeleton / f"tests/unit/{PAPER}/arms.py"
+    seen = {seed: rules.told(arms, tmp_path / str(seed), seed) for seed in (0, 1)}
+    tests = [test for name, test in vars(rules).items() if name.startswith("test_")]
+    for test in tests:
+        test(seen.__getitem__)
+    assert [training.arm for training in seen[0].trainings] == ["captions"]
 
 
 def test_the_golden_case_is_loaded_and_compared(skeleton: Path) -> None:

@@ -201,6 +201,10 @@ def test_a_precondition_is_met_at_its_bound_and_unmet_where_it_is_missing():
     assert error(-3 + AROUND, preconditions=at).kind == "supported"
     gone = error(-3 + AROUND, preconditions={"accuracy of the text tower": 0.9})
     assert gone.kind == "not sensitive here" and "not recorded" in gone.reason
+    claim = TOYS["toy.error"]
+    runs = measure(claim, -3 + AROUND, preconditions=LEARNED)
+    gap = claims.judge(claim, [replace(runs[0], preconditions={}), *runs[1:]])
+    assert gap.kind == "not sensitive here" and "by every run" in gap.reason
 
 
 @pytest.mark.parametrize(
@@ -242,7 +246,8 @@ def test_a_control_that_is_missing_in_a_seed_costs_the_verdict():
         verdict = claims.judge(claim, some)
         assert verdict.kind == "inconclusive"
         assert "shuffled text is missing in a seed" in verdict.reason
-        assert verdict.controls["shuffled text"].missing == len(gone)
+        outcome = verdict.controls["shuffled text"]
+        assert outcome.missing == len(gone) and outcome.beaten is None
 
 
 def test_an_equality_needs_its_controls_too():

@@ -20,10 +20,10 @@ def told(path: Path, out: Path, seed: int) -> Witness:
     """Run the arms of one chapter under a witness."""
     spec = importlib.util.spec_from_file_location(f"arms_of_{path.parent.name}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     witness = Witness()
     with pytest.MonkeyPatch.context() as patch:
         witness.install(patch)
+        spec.loader.exec_module(module)  # what it imports is wrapped already
         module.arms(out, seed, witness)
     return witness
 
@@ -81,7 +81,8 @@ def _scenes(witness: Witness, phase: str) -> set[tuple[str, int, int]]:
 
 def test_compared_arms_see_the_same_images_at_the_same_steps(run) -> None:
     witness = run(0)
-    assert witness.budgets, "arms.py does not say which arms are compared"
+    alone = len(witness.trainings) == 1
+    assert alone or witness.budgets, "arms.py does not say which arms are compared"
     for patterns in witness.compared:
         first, *others = witness.matching(patterns)
         assert others, f"{first.arm} is compared with nothing"

@@ -454,9 +454,10 @@ def _rows(values: Any) -> tuple[Any, ...]:
 
 
 def _everywhere(patch: pytest.MonkeyPatch, plain: Any, other: Any) -> None:
-    """Replace a function in every module of minilib that imported it."""
+    """Replace a function in every module of minilib and of its tests that imported
+    it."""
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "minilib":
+        if name.partition(".")[0] in ("minilib", "tests"):
             for key, value in list(vars(module).items()):
                 if value is plain:
                     patch.setattr(module, key, other)

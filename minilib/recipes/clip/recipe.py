@@ -36,6 +36,7 @@ from minilib.scenes import (
     SceneConfig,
     article,
     class_names,
+    find,
     names,
 )
 from minilib.scenes.captions import IRRELEVANT, NUMBERS, OPENINGS, pluralise
@@ -61,6 +62,9 @@ none not photos blurry bright dark small large good
 """Words of captions' grammar, and some that readers will try."""
 CONTEXT = 48
 """Longest caption in tokens."""
+PLAIN_GROUPS = ("animal", "food", "vehicle", "clothing", "plant")
+"""The top-level groups whose words people use for a thing that they see; nobody calls a
+chair "an object" or a football "a thing for leisure"."""
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
 
@@ -76,7 +80,11 @@ def prompts(template: str, class_list: Sequence[str]) -> list[str]:
 @lru_cache(maxsize=1)
 def lexicon() -> tuple[int, ...]:
     """Return the BPE ids that captions and prompts of EmojiScenes use; all other text
-    still encodes, as bytes."""
+    still encodes, as bytes.
+
+    So do a few words that carry a general name, such as "parts" in "parts of the body":
+    the vocabulary is the width of every text tower, and has not grown for them.
+    """
     words = [
         word
         for c in VOCABULARY
@@ -384,6 +392,38 @@ def patch_report(
     }
 
 
+@torch.no_grad()
+def hypernyms_of_text(
+    model: CLIP, words: Sequence[str], groups: Sequence[str] | None = None
+) -> tuple[float, float]:
+    """Return how often a word's nearest group, by the text tower alone, is its own, and
+    what chance gives.
+
+    Args:
+        model: its text tower reads bare words.
+        words: names of the vocabulary.
+        groups: top-level groups to choose from, the words' own by default; words of
+            others are left out.
+    """
+    own = {word: find(word).group for word in words}
+    groups = list(dict.fromkeys(own.values())) if groups is None else list(groups)
+    asked = [word for word in words if own[word] in groups]
+    scores = embed_texts(model, asked) @ embed_texts(model, groups).T
+    nearest = [groups[i] for i in scores.argmax(dim=1).tolist()]
+    right = [group == own[word] for group, word in zip(nearest, asked, strict=True)]
+    return sum(right) / len(right), 1 / len(groups)
+
+
+def hypernym_report(model: CLIP) -> dict[str, float]:
+    """Return the share of names that the text tower alone puts nearest to their own
+    group: of all eleven, and of PLAIN_GROUPS."""
+    among = {"eleven": None, "five": PLAIN_GROUPS}
+    return {
+        f"hypernyms_of_{n}_groups": round(hypernyms_of_text(model, names(), g)[0], 4)
+        for n, g in among.items()
+    }
+
+
 def full_report(model: CLIP) -> dict[str, float]:
     """Return all that a checkpoint's card states; the patch maps also at twice the size
     that it was trained at."""
@@ -395,4 +435,5 @@ def full_report(model: CLIP) -> dict[str, float]:
         model, size=model.config.image_size
     )
     larger = patch_report(model, size=2 * model.config.image_size)
-    return report | {f"{name}_at_double_size": value for name, value in larger.items()}
+    report |= {f"{name}_at_double_size": value for name, value in larger.items()}
+    return report | hypernym_report(model)

@@ -130,6 +130,14 @@ def test_lexicon_reads_every_caption_without_spelling_bytes():
     assert small.vocab_size < 2500
 
 
+def test_general_captions_fit_the_context():
+    small = get_tokenizer(recipe.CONTEXT, recipe.lexicon())
+    general = CaptionConfig(general=1.0, kind=1.0, irrelevant=1.0)
+    scenes = EmojiScenes(SceneConfig(size=16, objects=(4, 4)), general)
+    captions = scenes.batch("pairs", 500).caption
+    assert max(len(small.encode(text)) for text in captions) + 2 <= recipe.CONTEXT
+
+
 def test_lexicon_reads_every_prompt_and_still_any_other_text():
     full, small = get_tokenizer(), get_tokenizer(recipe.CONTEXT, recipe.lexicon())
     every = [
@@ -161,6 +169,22 @@ def test_classifier_has_a_unit_column_per_class(model):
     torch.testing.assert_close(
         one.T, recipe.embed_texts(model, texts), rtol=1e-4, atol=1e-5
     )
+
+
+def test_hypernyms_are_counted_by_hand(model, monkeypatch):
+    axes = dict(dog=0, animal=0, car=1, vehicle=1, plant=2)
+    axes["pine tree"] = 1  # a tree where vehicles are: wrong
+
+    def embedded(_, texts):
+        return torch.eye(3)[[axes[text] for text in texts]]
+
+    monkeypatch.setattr(recipe, "embed_texts", embedded)
+    words = ["dog", "car", "pine tree"]
+    assert recipe.hypernyms_of_text(model, words) == (2 / 3, 1 / 3)
+    two = recipe.hypernyms_of_text(model, words, ["animal", "vehicle"])
+    assert two == (1.0, 1 / 2), "words of other groups are left out"
+    wrong = recipe.hypernyms_of_text(model, words, ["animal", "plant"])
+    assert wrong == (0.5, 1 / 2)
 
 
 def test_build_depends_on_the_seed_alone():
