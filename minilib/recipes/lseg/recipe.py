@@ -319,13 +319,11 @@ def make_training(
     lab: Lab,
     seed: int,
     evaluations: int = 0,
-    watched: int = 96,
 ) -> Training:
     """Return the training of a segmenter on the seen labels: equation 2 over all of
     them at every labelled pixel.
 
-    Seen and unseen mIoU are logged ``evaluations`` times, on
-    ``watched`` images of each.
+    Seen and unseen mIoU are logged ``evaluations`` times.
     """
     labels = study.labels.asked("seen")
 
@@ -334,7 +332,7 @@ def make_training(
         return {"loss": pixel_cross_entropy(model(batch.image, labels), target)}
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        return mean_ious(model, study, watched)
+        return mean_ious(model, study)
 
     return Training(
         model=segmenter,

@@ -74,7 +74,10 @@ def label_tower(
     scenes = EmojiScenes(
         SceneConfig(size=size, objects=(1, 1), classes=met, tint=0.0), device=device
     )
-    classifier = ImageClassifier(build_clip(config, seed).to(device), len(VOCABULARY))
+    clip = build_clip(config, seed).to(device)
+    with torch.random.fork_rng(devices=[]):  # the head too begins with the seed
+        torch.manual_seed(seed)
+        classifier = ImageClassifier(clip, len(VOCABULARY))
     classifier = classifier.to(memory_format=torch.channels_last)
 
     def batches(step: int) -> Batch:

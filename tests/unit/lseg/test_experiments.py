@@ -80,6 +80,16 @@ def test_the_image_tower_meets_no_word_of_the_study(
     assert not [name for name in tower.weights if name.startswith("attnpool")]
 
 
+def test_the_same_seed_gives_the_same_image_tower() -> None:
+    towers_of = []
+    for state in (1, 2):  # of torch's own generator, which must not matter
+        towers.label_tower.cache_clear()
+        torch.manual_seed(state)
+        towers_of.append(recipe.pretrained(TINY, 3).weights)
+    for name, weight in towers_of[0].items():
+        assert torch.equal(weight, towers_of[1][name]), name
+
+
 def test_all_places_are_all_folds(tmp_path: Path) -> None:
     run = opened(tmp_path)
     studies = [
@@ -385,7 +395,8 @@ def test_what_the_notebook_records_is_what_the_claims_say() -> None:
             treatment, control = (named(kept, place) for place in NAMED[claim])
             assert (given["treatment"], given["control"]) == (treatment, control), claim
     assert (recorded["peak"]["treatment"], recorded["peak"]["control"]) == (0.4, 0.3)
-    assert recorded["C3"]["treatment"] == named(kept, "vectors/words/unseen")
+    assert recorded["C3"]["treatment"] == kept["lseg.reach"]["42"]
+    assert recorded["C3"]["control"] == kept["lseg.reach"]["8"]
 
 
 def test_committed_records_hold_the_named_results() -> None:
@@ -396,6 +407,13 @@ def test_committed_records_hold_the_named_results() -> None:
                 if (measured := run.measurements.get(f"lseg.{claim}")) is not None:
                     pair = [named(run.results, place) for place in places]
                     assert [measured.treatment, measured.control] == pair, claim
+            if (reached := run.measurements.get("lseg.C3")) is not None:
+                reach = run.results["lseg.reach"]
+                few, every = sorted(reach, key=int)
+                assert (reached.treatment, reached.control) == (
+                    reach[every],
+                    reach[few],
+                )
             if (peak := run.measurements.get("lseg.peak")) is not None:
                 best = experiments.best_and_last(run.results["lseg.long"])
                 assert (peak.treatment, peak.control) == best

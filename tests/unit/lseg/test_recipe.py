@@ -491,15 +491,6 @@ def test_photos_without_data_say_what_to_do(tmp_path: Path) -> None:
         chapter.open(profile="paper", seed=0, out=tmp_path)
 
 
-def test_fewer_masks_are_the_first_ones_again_and_again(study: recipe.Study) -> None:
-    values = chapter.Values(lab=TINY)
-    half = chapter.fewer_masks(values, study, 0.5)
-    for step in range(3):
-        torch.testing.assert_close(half.batches(step).mask, study.batches(0).mask)
-    with pytest.raises(ValueError, match="share=0.1"):
-        chapter.fewer_masks(values, study, 0.1)
-
-
 def test_main_training_is_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
