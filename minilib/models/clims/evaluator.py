@@ -83,13 +83,16 @@ def masked_views(
             "(B, 3, H, W), (B, K, h, w) and (B, K)"
         )
     image, label = present.nonzero(as_tuple=True)
-    kind = {"size": (size, size), "mode": "bilinear", "align_corners": True}
-    shown = F.interpolate(pixels, **kind)[image]
+    shown = _resized(pixels, size)[image]
     # Only the maps of present classes: the others are never looked at.
     mask = activation[image, label][:, None]
     # None at all cannot be resized; a slice of them stays tied to the maps.
-    mask = F.interpolate(mask, **kind) if len(image) else mask[..., :1, :1]
+    mask = _resized(mask, size) if len(image) else mask[..., :1, :1]
     return Views(shown * mask, shown * (1 - mask), image, label)
+
+
+def _resized(x: Tensor, size: int) -> Tensor:
+    return F.interpolate(x, (size, size), mode="bilinear", align_corners=True)
 
 
 class Evaluator(nn.Module):
@@ -176,17 +179,17 @@ class Evaluator(nn.Module):
                 f"there are backgrounds for {unknown}, which are not among the class "
                 f"names {names}"
             )
-        prompts = list(
-            dict.fromkeys(prompt for prompts in lists.values() for prompt in prompts)
+        prompts: Sequence[str] = (
+            list(dict.fromkeys(p for prompts in lists.values() for p in prompts))
             if isinstance(backgrounds, Mapping)
             else backgrounds
         )
+        if prompts:
+            prompts = check_words(prompts, clip.tokenizer, "background prompt")
         own = None
         if isinstance(backgrounds, Mapping):
             rows = [[p in lists.get(name, ()) for p in prompts] for name in names]
             own = torch.tensor(rows, dtype=torch.bool).reshape(len(names), len(prompts))
-        if prompts:
-            check_words(prompts, clip.tokenizer, "background prompt")
 
         def embed(words: Sequence[str]) -> Tensor:
             if not words:

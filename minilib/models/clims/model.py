@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from einops import reduce
+from einops import rearrange, reduce
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
@@ -129,9 +129,11 @@ class CLIMS(nn.Module):
         return CLIMSOutput(scores.sigmoid(), scores)
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Return what the baseline is trained by, (B, K): the mean score over the
-        cells of pixels (B, 3, H, W)."""
-        return reduce(self.scores(pixels), "b k h w -> b k", "mean")
+        """Return what the baseline is trained by, (B, K): the score of the average cell
+        of pixels (B, 3, H, W), which is the average score of the cells."""
+        pooled = reduce(self.features(pixels), "b c h w -> b c 1 1", "mean")
+        scores = self.classifier(pooled)[:, -self.config.classes :]
+        return rearrange(scores, "b k 1 1 -> b k")
 
     def cams(self, pixels: Tensor, flip: bool = True) -> Tensor:
         """Return the class activation maps of inference, (B, K, h, w), at least 0.

@@ -76,12 +76,12 @@ def multi_scale_cams(
         ValueError: not images, or the shapes do not belong together.
     """
     check_images(image, model)
-    size = tuple(image.shape[-2:])
+    height, width = image.shape[-2:]
     maps = []
     for scale in scales:
-        sides = tuple(max(1, round(scale * side)) for side in size)
+        sides = max(1, round(scale * height)), max(1, round(scale * width))
         maps.append(model.cams(model.preprocess(resize_images(image, sides))))
-    return merge_scales(maps, size, present)
+    return merge_scales(maps, (height, width), present)
 
 
 def predict(maps: Tensor, background: float) -> Tensor:

@@ -277,7 +277,7 @@ def boundary_loss(
         "foreground": _mean_over(moved, pairs.foreground, axes=2),
         "background": _mean_over(still, pairs.background, axes=2),
     }
-    return {"loss": sum(parts.values()) / 2} | parts
+    return {"loss": torch.stack(list(parts.values())).sum() / 2} | parts
 
 
 def _mean_over(values: Tensor, where: Tensor, axes: int = 1) -> Tensor:
@@ -297,6 +297,6 @@ def image_edges(image: Tensor, size: tuple[int, int]) -> Tensor:
     """
     right = F.pad(image.diff(dim=-1), (0, 1)).square().sum(dim=1)
     down = F.pad(image.diff(dim=-2), (0, 0, 0, 1)).square().sum(dim=1)
-    change = F.adaptive_max_pool2d((right + down).sqrt(), size)
+    change = F.adaptive_max_pool2d(torch.maximum(right, down).sqrt(), size)
     highest = change.amax(dim=(1, 2), keepdim=True)
     return change / highest.clamp(min=torch.finfo(change.dtype).tiny)
