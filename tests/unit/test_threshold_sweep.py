@@ -47,6 +47,12 @@ def test_a_class_that_never_occurs_is_left_out() -> None:
     assert sweep.iou()[0, 2].isnan() and sweep.mean_iou().item() == 1
 
 
+def test_a_map_at_the_threshold_is_background() -> None:
+    sweep = ThresholdSweep(1, [0.25, 0.5])
+    sweep.update(torch.full((1, 1, 1, 1), 0.5), torch.ones(1, 1, 1))
+    assert sweep.confusion[:, 1].tolist() == [[0, 1], [1, 0]]
+
+
 def test_bad_input_is_refused() -> None:
     for values in ({"classes": 0}, {"thresholds": []}, {"ignore": 2}):
         with pytest.raises(ValueError, match="at least one class and one threshold"):
