@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "_static" / "drawings"
+FOLDER = Path(__file__).parents[1] / "notebooks" / "drawings"
 WIDTH = 440
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial"
 _MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"

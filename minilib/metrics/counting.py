@@ -168,6 +168,52 @@ def paired(first: Tensor, second: Tensor, truth: Tensor) -> dict[str, float]:
     return {"difference": gap.mean().item(), "wins": wins.mean().item()}
 
 
+def follows(
+    predicted: Tensor | Sequence[float], true: Tensor | Sequence[float], about: Tensor
+) -> float:
+    """Return the share of the true differences between questions about one image that
+    the answers follow.
+
+    With a and t the answers and true counts less their means over the questions about
+    the same image, this is 1 - sum (a - t)^2 / sum t^2: 1 where answers differ as the
+    truth does, 0 where a counter gives every question about an image the same answer
+    (it is deaf), and below 0 where one such answer would be nearer. Neither a counter
+    that always says too much nor noise is rewarded.
+
+    Args:
+        predicted: (N,) answers.
+        true: (N,) true counts.
+        about: (N,) int64, the image of each question.
+
+    Raises:
+        ValueError: the shapes differ, a number is not finite, or no image has two
+            questions with different answers.
+    """
+    predicted, true = _counts("predicted", predicted), _counts("true", true)
+    about = about.cpu()
+    if not predicted.shape == true.shape == about.shape:
+        raise ValueError(
+            f"{len(predicted)} predicted and {len(true)} true counts about "
+            f"{len(about)} images: expected the same number of each"
+        )
+    a, t = (_within(values, about) for values in (predicted, true))
+    should = t.square().sum()
+    if should == 0:
+        raise ValueError(
+            "no two questions about one image have different answers: nothing to follow"
+        )
+    return (1 - (a - t).square().sum() / should).item()
+
+
+def _within(values: Tensor, about: Tensor) -> Tensor:
+    """Return (N,) values less the mean of those about the same image."""
+    image = about.unique(return_inverse=True)[1]
+    number = torch.zeros(int(image.max()) + 1, dtype=values.dtype)
+    total = number.index_add(0, image, values)
+    number = number.index_add(0, image, torch.ones_like(values))
+    return values - (total / number)[image]
+
+
 def _counts(name: str, values: Tensor | Sequence[float]) -> Tensor:
     """Return (N,) float64 on the host, or say what is wrong with it."""
     tensor = torch.as_tensor(values, dtype=torch.float64).detach().cpu()

@@ -439,7 +439,7 @@ claims.record_result("clip.top1", 0.9, **here)"""
         (results / "claims.csv")
         .read_text()
         .splitlines()[1]
-        .startswith(f"{claim.id},full,{kind},")
+        .startswith(f"{claim.id},{claim.origin},full,{kind},")
     )
     plain = tmp_path / "plain.md"
     plain.write_text("nothing")

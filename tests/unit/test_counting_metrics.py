@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from minilib.metrics.counting import count_errors, error_difference, paired
+from minilib.metrics.counting import (
+    count_errors,
+    error_difference,
+    follows,
+    paired,
+)
 
 
 def test_errors_of_a_small_example() -> None:
@@ -105,3 +110,37 @@ def test_counters_are_compared_question_by_question() -> None:
         ValueError, match=r"answers \(3,\) and \(2,\) to questions \(3,\)"
     ):
         error_difference(first, second[:2], truth)
+
+
+ABOUT = torch.tensor([4, 4, 4, 7, 7])
+TRUE = torch.tensor([3.0, 0.0, 9.0, 1.0, 5.0])
+
+
+@pytest.mark.parametrize(
+    ("answers", "share"),
+    [
+        (TRUE, 1.0),
+        (TRUE + torch.tensor([2.0, 2, 2, -1, -1]), 1.0),  # the level is not its matter
+        (torch.tensor([6.0, 6, 6, 1, 1]), 0.0),  # one answer an image: deaf
+        (2 * TRUE, 0.0),  # twice the difference is as wrong as none
+        (TRUE / 2, 0.75),
+        (-TRUE, -3.0),
+    ],
+)
+def test_what_following_means(answers: torch.Tensor, share: float) -> None:
+    assert follows(answers, TRUE, ABOUT) == pytest.approx(share)
+
+
+def test_only_questions_about_one_image_are_compared() -> None:
+    shuffled = torch.tensor([3, 0, 4, 1, 2])
+    guess = TRUE + torch.tensor([0.5, -1, 0, 2, 0])
+    assert follows(guess[shuffled], TRUE[shuffled], ABOUT[shuffled]) == pytest.approx(
+        follows(guess, TRUE, ABOUT)
+    )
+    assert follows(guess, TRUE, torch.tensor([4, 4, 4, 4, 4])) != pytest.approx(
+        follows(guess, TRUE, ABOUT)
+    )
+    with pytest.raises(ValueError, match="nothing to follow"):
+        follows(TRUE, TRUE, torch.arange(5))
+    with pytest.raises(ValueError, match="about 4 images"):
+        follows(TRUE, TRUE, ABOUT[:4])

@@ -128,10 +128,13 @@ def test_mini_names(
         load_clip("mini-vit", pretrained="openai")
 
 
-@pytest.mark.parametrize("name", ["mini-vit", "mini-rn", "mini-countx"])
+@pytest.mark.parametrize(
+    "name", ["mini-vit", "mini-rn", "mini-countx", "mini-detector"]
+)
 def test_one_reader_for_every_checkpoint_that_ships(name: str) -> None:
     model = load(name)
-    assert type(model).__name__ == ("CounTX" if name == "mini-countx" else "CLIP")
+    kinds = {"mini-countx": "CounTX", "mini-detector": "Detector"}
+    assert type(model).__name__ == kinds.get(name, "CLIP")
     assert not model.training
     assert {value.dtype for value in model.parameters()} == {torch.float32}
     assert read_card(name)["seed"] == 0
@@ -141,7 +144,7 @@ def test_missing_and_unknown_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        FileNotFoundError, match="one of mini-countx, mini-rn, mini-vit"
+        FileNotFoundError, match="one of mini-countx, mini-detector, mini-rn, mini-vit"
     ):
         load("mini-lseg")
     monkeypatch.setattr(weights, "FOLDER", tmp_path)

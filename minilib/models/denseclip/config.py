@@ -41,6 +41,9 @@ class DenseCLIPConfig:
     """Channels of the feature pyramid and of the head."""
     tau: float = 0.07
     """Temperature of the score map's own loss; fixed."""
+    concatenate: bool = True
+    """Give the score map to the pyramid. False, an ablation, leaves it its own loss
+    only: it then shapes the image tower and nothing else."""
     taps: tuple[int, ...] | None = None
     """ViT only: the four blocks that make the pyramid; by default the ends of the four
     quarters, for 12 blocks (3, 5, 7, 11) as released."""

@@ -306,8 +306,8 @@ class TextGuided(nn.Module):
     def guided_maps(
         self, pixels: Tensor, divide_by_tau: bool = False
     ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-        """Return the maps, one of them with the score map's K channels, the score map
-        (B, K, h, w) and the text.
+        """Return the maps, one of them with the score map's K channels (unless the
+        config says otherwise), the score map (B, K, h, w) and the text.
 
         Score map and text are None for guidance "none". ``divide_by_tau`` makes the
         score map the one of the authors' detection code, 1 / tau times as large.
@@ -320,7 +320,8 @@ class TextGuided(nn.Module):
         if divide_by_tau:
             scores = scores / self.config.tau
         maps, level = list(encoded.maps), self.backbone.score_level
-        maps[level] = torch.cat([maps[level], scores], dim=1)
+        if self.config.concatenate:
+            maps[level] = torch.cat([maps[level], scores], dim=1)
         return maps, scores, text
 
     @property
@@ -328,7 +329,7 @@ class TextGuided(nn.Module):
         """Channels of the maps that :meth:`guided_maps` returns: K is built into the
         layer that follows."""
         channels = list(self.backbone.channels)
-        if self.config.guidance != "none":
+        if self.config.guidance != "none" and self.config.concatenate:
             channels[self.backbone.score_level] += self.classes
         return channels
 
@@ -472,13 +473,28 @@ def denseclip_loss(
     (equation 5, section 3.4) and their ``loss``.
 
     The auxiliary loss is cross-entropy(softmax(s / tau), y): it keeps the score map in
-    its place. Args as in ``pixel_cross_entropy``; ``score_weight`` is 0.4 in the
-    authors' code.
+    its place.
+
+    Args:
+        output: of the model.
+        mask: (B, R, R') int64 at the images' size, as in the authors' code; or smaller,
+            for images that needed no padding: both maps are then compared at its size,
+            which costs less.
+        tau: temperature of the score map.
+        score_weight: 0.4 in the authors' code.
+        over: as in ``pixel_cross_entropy``.
     """
-    decode = pixel_cross_entropy(output.full(), mask, over=over)
+
+    def enlarged(small: Tensor) -> Tensor:
+        if mask.shape[-2:] == output.size:
+            return output.full(small)
+        size = (mask.shape[-2], mask.shape[-1])
+        return F.interpolate(small, size, mode="bilinear", align_corners=False)
+
+    decode = pixel_cross_entropy(enlarged(output.logits), mask, over=over)
     if output.scores is None:
         return {"loss": decode, "decode": decode}
     scores = score_weight * pixel_cross_entropy(
-        output.full(output.scores / tau), mask, over=over
+        enlarged(output.scores / tau), mask, over=over
     )
     return {"loss": decode + scores, "decode": decode, "scores": scores}

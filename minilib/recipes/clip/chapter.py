@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minilib.batch import Batch, required
@@ -17,7 +18,9 @@ from minilib.metrics import accuracy
 from minilib.models.clip import CLIP, CLIPConfig, ResNetConfig, ViTConfig
 from minilib.parameters import Parameters
 from minilib.recipes.clip import recipe
-from minilib.recipes.clip.experiments import Lab, class_scores, shot_pool
+from minilib.recipes.clip.experiments import late_gain, shot_pool
+from minilib.recipes.clip.lab import Lab, class_scores, train_tower
+from minilib.recipes.shared.classifier import ImageClassifier
 from minilib.recipes.shared.photographs import class_folders
 from minilib.scenes import SceneConfig, names
 from minilib.tokenizer import Tokenizer, vocabulary_of
@@ -30,6 +33,14 @@ class Values:
 
     lab: Lab = field(default_factory=Lab)
     """The small set-up in which ways of training are compared."""
+    arms: tuple[str, ...] = ("words, 1/64", "words")
+    """Its arms whose final accuracies are compared."""
+    styles: Lab = field(default_factory=Lab)
+    """The set-up for a shift of style: more classes."""
+    race: Lab = field(default_factory=Lab)
+    """The set-up in which contrast and prediction are compared: watched more often."""
+    combinations: Lab = field(default_factory=Lab)
+    """The set-up for combinations of object and colour that are held out."""
     main: recipe.Pretraining | None = None
     """Pre-training of the model that is examined; None = the
     checkpoint ``mini-vit``."""
@@ -41,62 +52,77 @@ class Values:
     """Random draws of those images."""
     few_shot_classes: int = 60
     """Classes of the few-shot comparison."""
-    combination_classes: int = 24
-    """Classes of the comparison on held-out combinations."""
-    controls: bool = False
-    """Also train the controls that only cost time: shuffled captions, more
-    fractions of the data."""
+    asked: int = 400
+    """Scenes that are asked for a number, and for a relation."""
+    counted: int = 1000
+    """Other scenes, for the probe that counts."""
+    per_concept: int = 8
+    """Scenes of each thing that shares its word with another."""
 
 
-def photo_pretraining(steps: int = 500) -> recipe.Pretraining:
+def photo_pretraining(steps: int = 700) -> recipe.Pretraining:
     """Return the training from scratch on 32 x 32 photographs and captions made of
     their class names."""
-    vision = ResNetConfig(blocks=(1, 1, 1, 1), width=24, heads=8, strides=(1, 2, 2, 1))
+    vision = ResNetConfig(blocks=(1, 1, 1, 1), width=16, heads=8, strides=(1, 2, 2, 1))
     text = recipe.text_config(64, 2, 2)
     train = TrainConfig(
         steps=steps,
-        lr=2e-3,
-        warmup=100,
+        lr=1e-3,
+        warmup=max(1, steps // 10),
         weight_decay=0.2,
         evaluate_every=max(1, steps // 8),
     )
     return recipe.Pretraining(
-        model=recipe.clip_config(vision, 32, 128, text), train=train
+        model=recipe.clip_config(vision, 32, 128, text), train=train, batch_size=64
     )
 
 
 PROFILES = {
     "quick": Values(
         lab=Lab(classes=48, steps=80, evaluations=4, test_images=480),
+        race=Lab(classes=48, steps=64, evaluations=8, test_images=240),
+        combinations=Lab(classes=24, steps=80, test_images=480),
         test_images=960,
         draws=1,
     ),
     "full": Values(
-        lab=Lab(classes=120, steps=260, evaluations=6, test_images=1200),
+        lab=Lab(classes=48, steps=200, evaluations=12, test_images=1000),
+        arms=(
+            "words, 1/64",
+            "words, a quarter as long",
+            "words, half as long",
+            "words",
+            "words, twice as long",
+            "labels, 1/64",
+            "labels",
+        ),
+        styles=Lab(classes=80, steps=200, evaluations=12, test_images=1000),
+        race=Lab(classes=48, steps=160, evaluations=20, test_images=600),
+        combinations=Lab(classes=24, steps=200, test_images=1000),
         main=recipe.Pretraining(
             model=recipe.clip_config(
                 ViTConfig(
-                    patch=8, width=128, layers=3, heads=4, stem="conv", pool="mean"
+                    patch=8, width=96, layers=3, heads=3, stem="conv", pool="mean"
                 ),
                 48,
                 128,
-                recipe.text_config(128, 2, 4),
+                recipe.text_config(96, 2, 3),
             ),
-            train=TrainConfig(steps=640, lr=1.5e-3, warmup=60, evaluate_every=160),
-            scenes=SceneConfig(size=48, objects=(1, 3)),
+            train=TrainConfig(steps=500, lr=2e-3, warmup=50, evaluate_every=125),
+            scenes=SceneConfig(size=48, objects=(1, 4)),
             simple_first=0.5,
         ),
         test_images=2400,
         draws=3,
-        few_shot_classes=120,
-        controls=True,
+        asked=1200,
+        counted=3000,
+        per_concept=20,
     ),
     "photos": Values(
         main=photo_pretraining(),
         test_images=10_000,
         draws=3,
         few_shot_classes=10,
-        controls=True,
     ),
 }
 
@@ -115,7 +141,8 @@ class Study:
     test: Batch
     """Test images with labels 0 ... K - 1."""
     pool: Batch
-    """Labelled images for probes, at least as many per class as the largest shot."""
+    """Labelled images for probes: per class as many as the largest shot to fit them,
+    and as many again (of photographs, as many as there are) to choose their C."""
     training: recipe.Pretraining
     """The training of the model that is examined."""
 
@@ -141,7 +168,7 @@ def scenes_study(
         templates=recipe.TEMPLATES,
         pairs=recipe.scene_pairs(training, seed, device),
         test=test.to(device),
-        pool=shot_pool(max(values.shots), size, chosen, seed),
+        pool=shot_pool(2 * max(values.shots), size, chosen, seed),
         training=training,
     )
 
@@ -163,6 +190,9 @@ def photos_study(
     """
     training = values.main or photo_pretraining()
     train, test = class_folders(data, training.model.image_size, seed, device)
+    most, fewest = max(values.shots), int(train.labels.bincount().min())
+    enough = max(most + 1, min(2 * most, fewest))  # to fit, and some to validate
+    pool = train.take(train.few_shot(enough, seed))
     generator = torch.Generator().manual_seed(seed)
     if fraction < 1:
         keep = torch.randperm(len(train), generator=generator)[
@@ -184,7 +214,7 @@ def photos_study(
             "pairs", batch_size, start=step * batch_size, seed=seed, augment=True
         ),
         test=test.take(held.tolist()),
-        pool=train.take(train.few_shot(max(values.shots), seed)),
+        pool=pool,
         training=training,
     )
 
@@ -253,16 +283,53 @@ def few_shot_test(
     return lab.names, lab.test(seed=run.seed)
 
 
-def starved_photos(run: Run[Values, Study], top1: float) -> dict[str, float]:
-    """Train on an eighth of the photographs, for as many steps; return its top-1 beside
-    ``top1`` on all."""
-    few = photos_study(run.values, run.seed, run.device, run.data_path, 1 / 8)
-    training = study_training(few, run.seed, run.device)
-    training.fit(run.out / "eighth", progress="an eighth of the photographs")
-    weights = recipe.classifier(training.model, few.names, few.templates)
-    scores = recipe.embed_images(training.model, run.study.test.image) @ weights
-    fewer = accuracy(scores, required(run.study.test.label, "label"))
-    return {"an eighth of the photographs": fewer, "all photographs": top1}
+def photo_arms(run: Run[Values, Study], top1: float) -> dict[str, float]:
+    """Return the arms that are compared on photographs, as ``experiments.reached``.
+
+    Each has as many steps and the same images: "words" is the model that is examined,
+    "words, 1/64" sees a sixty-fourth of the photographs again and again, "labels" is
+    the same image tower taught with class ids.
+
+    Args:
+        run: the run, whose main training is finished.
+        top1: zero-shot top-1 of the model that is examined.
+    """
+    few = photos_study(run.values, run.seed, run.device, run.data_path, 1 / 64)
+    starved = study_training(few, run.seed, run.device)
+    starved.fit(run.out / "sixty-fourth", progress="1/64 of the photographs")
+    weights = recipe.classifier(starved.model.eval(), few.names, few.templates)
+    label = required(run.study.test.label, "label")
+    image = recipe.embed_images(starved.model, run.study.test.image)
+    labels, along = labelled_photos(run)
+    words = [row["top1"] for row in run.train("CLIP")[1].rows if "top1" in row]
+    return {
+        "words": top1,
+        "labels": labels,
+        "words, 1/64": accuracy(image @ weights, label),
+        "late gain, words": late_gain(words),
+        "late gain, labels": late_gain(along),
+    }
+
+
+def labelled_photos(run: Run[Values, Study]) -> tuple[float, list[float]]:
+    """Train the same image tower on the same photographs with class ids; return its
+    top-1, and that on 1,000 photographs along the training."""
+    study = run.study
+    label = required(study.test.label, "label")
+
+    def loss(scores: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(scores, required(batch.label, "label"))
+
+    @torch.no_grad()
+    def top1(tower: ImageClassifier, n: int) -> float:
+        parts = [tower(part) for part in study.test.image[:n].split(500)]
+        return accuracy(torch.cat(parts), label[:n])
+
+    tower, history = train_tower(
+        study.training, loss, len(study.names), run.seed, run.device,
+        lambda tower: {"top1": top1(tower, 1000)}, pairs=study.pairs,
+    )  # fmt: skip
+    return top1(tower, len(label)), history.column("top1")[1]
 
 
 def photo_rows(

@@ -1,5 +1,5 @@
-"""The experiments behind chapter 1's claims: small trainings at equal cost, and
-questions put to a trained CLIP.
+"""The experiments behind chapter 1's claims: ways of training compared at equal cost,
+and questions put to a trained CLIP.
 
 Every experiment returns plain numbers; the chapter draws and records them. Which claim
 an experiment tests, and the rule that judges it, are in ``minilib/ledger/clip.yaml``.
@@ -7,10 +7,11 @@ an experiment tests, and the rule that judges it, are in ``minilib/ledger/clip.y
 
 from __future__ import annotations
 
+import math
 import random
 import string
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -20,24 +21,25 @@ from torch import Tensor
 
 from minilib.batch import Batch, required
 from minilib.metrics import LinearProbe, accuracy
-from minilib.models.clip import CLIP, ViTConfig
-from minilib.recipes.clip.controls import BagOfWords, LookupTable
+from minilib.models.clip import CLIP
+from minilib.recipes.clip.controls import LookupTable
+from minilib.recipes.clip.lab import (
+    REFERENCE,
+    SHIFTED,
+    Arms,
+    Lab,
+    Score,
+    train_clip,
+    train_tower,
+)
 from minilib.recipes.clip.recipe import (
     TEMPLATES,
     Pretraining,
-    build,
-    clamp_logit_scale,
     classifier,
-    clip_config,
-    contrastive_loss,
     embed_images,
     embed_texts,
     scene_pairs,
-    single_objects,
-    text_config,
 )
-from minilib.recipes.shared.classifier import ImageClassifier
-from minilib.recipes.shared.segmentation import evenly_spaced
 from minilib.scenes import (
     BACKGROUNDS,
     TINTS,
@@ -50,178 +52,18 @@ from minilib.scenes import (
     noun_phrase,
 )
 from minilib.scenes import polysemous as polysemous_words
-from minilib.training import History, TrainConfig, fit
 
-NUMBERS_ASKED = 6
-"""Counting is asked for one to six objects."""
-
-
-@dataclass(frozen=True)
-class Lab:
-    """A small, fast set-up for comparing ways of training: one tower, one
-    budget, one test."""
-
-    image_size: int = 32
-    """Side of the images in pixels."""
-    classes: int = 80
-    """Number of classes, evenly spaced through the vocabulary."""
-    steps: int = 150
-    """Optimiser steps of each training."""
-    evaluations: int = 5
-    """Evaluations along a training."""
-    test_images: int = 800
-    """Single-object test scenes."""
-    width: int = 96
-    """Width of both towers."""
-    lr: float = 2e-3
-    """Peak learning rate."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The class names of the lab."""
-        return evenly_spaced(names(), self.classes)
-
-    @property
-    def evaluation_steps(self) -> list[int]:
-        """The steps after which a training is evaluated, the last one among them."""
-        every = max(1, self.steps // self.evaluations)
-        return sorted({*range(every, self.steps + 1, every), self.steps})
-
-    def pretraining(
-        self,
-        scenes: SceneConfig | None = None,
-        captions: CaptionConfig | None = None,
-        pairs: int | None = None,
-    ) -> Pretraining:
-        """Return the lab's pre-training.
-
-        Args:
-            scenes: what images show; by default one object of the lab's classes.
-            captions: how they are described; by default with precise names.
-            pairs: number of distinct pairs, None = never the same twice.
-        """
-        text = text_config(self.width, 2, self.width // 32)
-        vision = ViTConfig(
-            patch=8, width=self.width, layers=3, heads=self.width // 32, stem="conv"
-        )
-        train = TrainConfig(
-            steps=self.steps,
-            lr=self.lr,
-            warmup=max(1, self.steps // 10),
-            evaluate_every=max(1, self.steps // self.evaluations),
-            log_every=10,
-        )
-        single = SceneConfig(
-            size=self.image_size, objects=(1, 1), classes=self.names, tint=0.25
-        )
-        return Pretraining(
-            model=clip_config(vision, self.image_size, 96, text),
-            train=train,
-            scenes=scenes or single,
-            captions=captions or CaptionConfig(kind=0.0, disambiguate=1.0),
-            pairs=pairs,
-        )
-
-    def test(self, style: str = "noto", seed: int = 0) -> Batch:
-        """Return the lab's test scenes; labels count within ``names``."""
-        batch = single_objects(
-            self.test_images, style, self.image_size, "test", self.names, seed
-        )
-        place = {find(name).index: i for i, name in enumerate(self.names)}
-        label = required(batch.label, "label")
-        return replace(batch, label=torch.tensor([place[i] for i in label.tolist()]))
-
-
-def train_clip(
-    recipe: Pretraining,
-    seed: int,
-    device: torch.device | str = "cpu",
-    evaluate: Callable[[CLIP], dict[str, float]] | None = None,
-    shuffled: bool = False,
-    progress: str | None = None,
-    kind: type[CLIP] = CLIP,
-) -> tuple[CLIP, History]:
-    """Pre-train a CLIP from scratch.
-
-    Controls: ``shuffled`` permutes the captions of a batch; ``kind`` is one of
-    ``minilib.recipes.clip.controls``.
-    """
-    model = build(recipe.model, seed, kind).to(device)
-    pairs = scene_pairs(recipe, seed, device)
-
-    def wrong_pairs(step: int) -> Batch:
-        batch = pairs(step)
-        captions = required(batch.caption, "caption")
-        permuted = random.Random(f"{seed} {step}").sample(captions, len(batch))
-        return replace(batch, caption=permuted)
-
-    batches = wrong_pairs if shuffled else pairs
-    history = fit(
-        model, contrastive_loss, batches, recipe.training(seed),
-        after_step=clamp_logit_scale, evaluate=evaluate, progress=progress,
-    )  # fmt: skip
-    return model, history
-
-
-def live_training(
-    lab: Lab, seed: int, device: torch.device | str = "cpu"
-) -> tuple[CLIP, History]:
-    """Pre-train the lab's CLIP with a progress bar; zero-shot ``top1`` is
-    logged along the way."""
-    test = lab.test(seed=seed).to(device)
-    label = required(test.label, "label")
-
-    def watch(model: CLIP) -> dict[str, float]:
-        return {"top1": accuracy(class_scores(model, lab.names, test.image), label)}
-
-    return train_clip(lab.pretraining(), seed, device, watch, progress="live CLIP")
-
-
-def _image_classifier(
-    recipe: Pretraining,
-    outputs: int,
-    seed: int,
-    device: torch.device | str,
-    kind: type[CLIP] = CLIP,
-) -> ImageClassifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ImageClassifier(kind(recipe.model), outputs).to(device)
-
-
-def train_classifier(
-    recipe: Pretraining,
-    labels: Callable[[Batch], Tensor],
-    outputs: int,
-    seed: int,
-    device: torch.device | str = "cpu",
-    evaluate: Callable[[ImageClassifier], dict[str, float]] | None = None,
-) -> tuple[ImageClassifier, History]:
-    """Train the same image tower on the same images with class ids
-    instead of captions."""
-    scenes = EmojiScenes(recipe.scenes, recipe.captions, device)
-    size = recipe.batch_size
-
-    def batches(step: int) -> Batch:
-        start = step * size if recipe.pairs is None else step * size % recipe.pairs
-        return scenes.batch("detect", size, "train", seed, start)
-
-    def loss(model: ImageClassifier, batch: Batch) -> dict[str, Tensor]:
-        return {
-            "loss": F.cross_entropy(
-                model(batch.image), labels(batch).to(batch.image.device)
-            )
-        }
-
-    model = _image_classifier(recipe, outputs, seed, device)
-    return model, fit(
-        model, loss, batches, recipe.training(seed), evaluate=evaluate, progress=None
-    )
-
-
-def class_scores(model: CLIP, class_list: Sequence[str], image: Tensor) -> Tensor:
-    """Score images (N, 3, H, W) against class names in the first template, (N, K)."""
-    return embed_images(model, image.to(model.device)) @ classifier(model, class_list)
+NUMBERS_ASKED = 4
+"""Counting is asked for one to four objects, the numbers that captions say."""
+DECADES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Inverse strengths of the probes' penalty that are tried."""
+OPPOSITE = {
+    "to the left of": "to the right of",
+    "to the right of": "to the left of",
+    "above": "below",
+    "below": "above",
+}
+"""The relation words of captions, each with the one that says the contrary."""
 
 
 @torch.no_grad()
@@ -248,131 +90,108 @@ def nearest_words(model: CLIP, batch: Batch) -> tuple[list[list[str]], list[Tens
 # --- C1: contrast against prediction --------------------------------------------------
 
 
-def contrast_or_predict(
-    lab: Lab,
-    seed: int,
-    device: torch.device | str = "cpu",
-    control: bool = True,
-    contrast: History | None = None,
-) -> dict[str, History]:
-    """Train the same image tower on the same pairs by four objectives; ``top1`` is
-    logged along the way (Figure 2).
+RACE = ("bag", "prediction", "bag, shuffled")
+"""The arms that claim C1 compares."""
 
-    ``contrast`` is the history of ``train_clip(lab.pretraining(), seed)`` with ``top1``
-    logged, if that has been run.
 
-    Returns:
-        histories of "contrast, transformer", "contrast, bag of words", "predict the
-        words" and, where ``control``, "contrast, shuffled captions".
+def images_needed(arms: Arms) -> dict[str, float]:
+    """Return log2 of the images that each arm of :data:`RACE` had seen when it reached
+    nine tenths of the zero-shot top-1 with which prediction ends (Figure 2).
+
+    Interpolated along its training, in the logarithm of the images. An arm that never
+    gets there counts as if it did with its last image. "milestone" is the top-1 in
+    question.
     """
-    test = lab.test(seed=seed).to(device)
-    label = required(test.label, "label")
+    milestone = 0.9 * arms.top1("prediction")
+    report = {"milestone": milestone}
+    for name in RACE:
+        steps, along = arms[name].history.column(REFERENCE)
+        seen = [arms.lab.batch_size * step for step in steps]
+        report[name] = math.log2(crossing(seen, along, milestone) or seen[-1])
+    return report
 
-    def zero_shot(model: CLIP) -> dict[str, float]:
-        return {"top1": accuracy(class_scores(model, lab.names, test.image), label)}
 
-    runs = {
-        "contrast, transformer": contrast
-        or train_clip(lab.pretraining(), seed, device, zero_shot)[1],
-        "contrast, bag of words": train_clip(
-            lab.pretraining(), seed, device, zero_shot, kind=BagOfWords
-        )[1],
-        "predict the words": _predict_words(lab, seed, device, test),
+def curves(arms: Arms, names: Sequence[str] = RACE) -> dict[str, list[float]]:
+    """Return the images "seen" and, for each arm, its top-1 along the training."""
+    steps = arms[names[0]].history.column(REFERENCE)[0]
+    return {"seen": [arms.lab.batch_size * step for step in steps]} | {
+        name: arms[name].history.column(REFERENCE)[1] for name in names
     }
-    if control:
-        runs["contrast, shuffled captions"] = train_clip(
-            lab.pretraining(), seed, device, zero_shot, shuffled=True
-        )[1]
-    return runs
-
-
-def _predict_words(
-    lab: Lab, seed: int, device: torch.device | str, test: Batch
-) -> History:
-    """Train the image tower to predict which BPE tokens the caption contains; classes
-    are ranked by their words."""
-    recipe = lab.pretraining()
-    reader = build(recipe.model, seed, BagOfWords)
-    vocab_size = recipe.model.text.vocab_size
-
-    def words(texts: Sequence[str]) -> Tensor:
-        tokens = reader.tokenize(list(texts))
-        bag = torch.zeros(len(texts), vocab_size)
-        bag.scatter_(1, tokens, 1.0)
-        # padding, start and end are not words
-        bag[:, [0, vocab_size - 2, vocab_size - 1]] = 0
-        return bag.to(device)
-
-    def loss(model: ImageClassifier, batch: Batch) -> dict[str, Tensor]:
-        captions = required(batch.caption, "caption")
-        bce = F.binary_cross_entropy_with_logits(
-            model(batch.image), words(captions), reduction="none"
-        )
-        return {"loss": bce.sum(dim=1).mean()}
-
-    name_words, label = words(lab.names), required(test.label, "label")
-
-    def zero_shot(model: ImageClassifier) -> dict[str, float]:
-        # The mean over a name's words, not their sum: long names would
-        # otherwise never win.
-        scores = F.logsigmoid(model(test.image)) @ name_words.T / name_words.sum(dim=1)
-        return {"top1": accuracy(scores, label)}
-
-    # Its towers are those of the bag of words: both start from the same image tower.
-    model = _image_classifier(recipe, vocab_size, seed, device, BagOfWords)
-    return fit(
-        model,
-        loss,
-        scene_pairs(recipe, seed, device),
-        recipe.training(seed),
-        evaluate=zero_shot,
-        progress=None,
-    )
 
 
 # --- C2: combinations nobody labelled -------------------------------------------------
 
 
-def combinations(
-    lab: Lab, seed: int, device: torch.device | str = "cpu", classes: int = 24
-) -> dict[str, dict[str, float]]:
-    """Hold out one colour of every object while training; then ask for exactly
-    those combinations.
-
-    Captions are bare ("a red dog"), so that the lookup-table text encoder, which has
-    one free vector per caption, lacks nothing but composition.
-
-    Returns:
-        for "transformer", "lookup table" and "supervised": top-1 among all classes x
-        colours on ``seen`` and ``unseen`` combinations.
-    """
-    chosen = replace(lab, classes=classes).names
-    indices = [find(name).index for name in chosen]
+def combination_recipe(lab: Lab) -> Pretraining:
+    """Return a pre-training on single coloured objects that leaves out one colour of
+    every object, with bare captions ("a red dog")."""
     plain = CaptionConfig(
         opening=0, background=0, tint=1, full_stop=0, kind=0, disambiguate=1, relation=0
     )
     scenes = SceneConfig(
         size=lab.image_size,
         objects=(1, 1),
-        classes=chosen,
+        classes=lab.names,
         tint=1.0,
         combinations="seen",
     )
+    return lab.pretraining(scenes=scenes, captions=plain)
+
+
+def held_out_phrases(lab: Lab) -> list[str]:
+    """Return the combinations that :func:`combination_recipe` leaves out."""
+    indices = [find(name).index for name in lab.names]
+    return [noun_phrase(i, int(held_out_tint(np.asarray(i)))) for i in indices]
+
+
+def held_out_shown(lab: Lab, seed: int) -> int:
+    """Return how many training captions are one of the held-out phrases: none."""
+    held_out, recipe = set(held_out_phrases(lab)), combination_recipe(lab)
+    pairs = scene_pairs(recipe, seed)
+    captions = (required(pairs(step).caption, "caption") for step in range(lab.steps))
+    return sum(caption in held_out for batch in captions for caption in batch)
+
+
+def combinations(
+    lab: Lab, seed: int, device: torch.device | str = "cpu"
+) -> dict[str, dict[str, float]]:
+    """Train without one colour of every object; then ask for exactly those
+    combinations.
+
+    Captions are bare, so that the lookup-table text encoder, which has one free vector
+    per caption, lacks nothing but composition. The classifier with two heads, one for
+    the object and one for its colour, is told by its labels what a caption must teach:
+    that they are two things.
+
+    Returns:
+        for "transformer", "lookup table" and "two heads": top-1 among all classes x
+        colours on ``seen`` and ``unseen`` combinations.
+    """
+    recipe = combination_recipe(lab)
+    indices = [find(name).index for name in lab.names]
     phrases = [noun_phrase(i, tint) for i in indices for tint in range(len(TINTS))]
+    place = {phrase: i for i, phrase in enumerate(phrases)}
 
     def labels(batch: Batch) -> Tensor:
         captions = required(batch.caption, "caption")
         return torch.tensor([place[caption] for caption in captions])
 
-    place = {phrase: i for i, phrase in enumerate(phrases)}
-    tests = {
-        kind: EmojiScenes(replace(scenes, combinations=kind), plain, device).batch(
-            "pairs", lab.test_images, "test", seed
+    def loss(scores: Tensor, batch: Batch) -> Tensor:
+        objects, colours = scores.split((lab.classes, len(TINTS)), dim=1)
+        label = labels(batch).to(scores.device)
+        return F.cross_entropy(objects, label // len(TINTS)) + F.cross_entropy(
+            colours, label % len(TINTS)
         )
+
+    tests = {
+        kind: EmojiScenes(
+            replace(recipe.scenes, combinations=kind), recipe.captions, device
+        ).batch("pairs", lab.test_images, "test", seed)
         for kind in ("seen", "unseen")
     }
 
-    def judge(score: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    @torch.no_grad()
+    def judge(score: Score) -> dict[str, float]:
         return {
             kind: accuracy(score(batch.image), labels(batch))
             for kind, batch in tests.items()
@@ -380,32 +199,22 @@ def combinations(
 
     report = {}
     for name, kind in (("transformer", CLIP), ("lookup table", LookupTable)):
-        pretraining = lab.pretraining(scenes=scenes, captions=plain)
-        model, _ = train_clip(pretraining, seed, device, kind=kind)
+        model, _ = train_clip(recipe, seed, device, kind=kind)
         weights = embed_texts(model, phrases).T
         report[name] = judge(partial(_image_scores, model, weights))
-    supervised, _ = train_classifier(
-        lab.pretraining(scenes=scenes, captions=plain),
-        labels,
-        len(phrases),
-        seed,
-        device,
-    )
-    with torch.no_grad():
-        report["supervised"] = judge(supervised)
+    tower, _ = train_tower(recipe, loss, lab.classes + len(TINTS), seed, device)
+
+    def two_heads(image: Tensor) -> Tensor:
+        objects, colours = tower(image).split((lab.classes, len(TINTS)), dim=1)
+        joint = objects.log_softmax(1)[:, :, None] + colours.log_softmax(1)[:, None]
+        return joint.flatten(1)
+
+    report["two heads"] = judge(two_heads)
     return report
 
 
 def _image_scores(model: CLIP, weights: Tensor, image: Tensor) -> Tensor:
     return embed_images(model, image) @ weights
-
-
-def held_out_phrases(count: int = 6) -> list[str]:
-    """Return some of the combinations that ``combinations`` never shows."""
-    every = range(0, len(names()), max(1, len(names()) // count))
-    return [
-        noun_phrase(i, int(held_out_tint(np.asarray(i)))) for i in list(every)[:count]
-    ]
 
 
 # --- C3 and C4: prompts, and zero-shot against a probe --------------------------------
@@ -417,8 +226,8 @@ def prompt_ladder(
     class_list: Sequence[str],
     templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, float]:
-    """Return top-1 of the bare word, each single template (its text is the key), and
-    ensembles of 2, 3, ... of them.
+    """Return top-1 of the bare word, each single template (its text is the key), their
+    mean "one template", and ensembles of 2, 3, ... of them; "ensemble" is that of all.
 
     "probabilities" averages softmax probabilities over templates instead of embeddings.
     """
@@ -434,8 +243,9 @@ def prompt_ladder(
         template: accuracy(scores, label)
         for template, scores in zip(templates, single, strict=True)
     }
+    report["one template"] = sum(report[t] for t in templates) / len(templates)
     for count in range(2, len(templates) + 1):
-        report[f"ensemble of {count}"] = accuracy(
+        report["ensemble"] = report[f"ensemble of {count}"] = accuracy(
             image @ classifier(model, class_list, templates[:count]), label
         )
     scale = model.logit_scale.detach().exp()
@@ -463,21 +273,24 @@ def unseen_endings(
     }
 
 
-def ensemble_gain(
+def template_gains(
     model: CLIP,
     test: Batch,
     class_list: Sequence[str],
     templates: Sequence[str] = TEMPLATES,
-) -> Tensor:
-    """Return, per test image, 1 where only the ensemble is right, -1 where only the
-    bare word is, else 0 (N,)."""
+) -> dict[str, Tensor]:
+    """Return what prompts change for each test image (N,): the share of single
+    "templates" by which it is right, less 1 where the bare word is right; and 1 where
+    the "ensemble" is right, less that share."""
     image = embed_images(model, test.image.to(model.device))
     label = required(test.label, "label")
-    right = [
-        (image @ classifier(model, class_list, list(texts))).argmax(1) == label
-        for texts in (templates, ["{}"])
-    ]
-    return right[0].double() - right[1].double()
+
+    def right(texts: Sequence[str]) -> Tensor:
+        answer = (image @ classifier(model, class_list, texts)).argmax(1)
+        return (answer == label).double()
+
+    share = torch.stack([right([template]) for template in templates]).mean(0)
+    return {"templates": share - right(["{}"]), "ensemble": right(templates) - share}
 
 
 @torch.no_grad()
@@ -499,15 +312,26 @@ def few_shot(
     shots: Sequence[int] = (1, 2, 4, 8, 16),
     draws: int = 3,
     seed: int = 0,
-    C: float = 1.0,
 ) -> dict[str, list[float]]:
     """Compare zero-shot with linear probes of k images per class (Figure 6).
 
-    ``train`` must hold at least ``max(shots)`` images of every class.
+    The first ``max(shots)`` of ``train``'s images of every class are for fitting. The
+    others are the validation set on which the probe's C is chosen anew for every k, as
+    in the paper's appendix A.3, by the probes of the first draw.
+
+    Args:
+        model: the CLIP.
+        train: more than ``max(shots)`` images of every class.
+        test: test images with labels.
+        class_list: K names.
+        templates: of the prompts.
+        shots: k, the numbers of images per class.
+        draws: random draws of those images.
+        seed: of the draws, and of the random names.
 
     Returns:
-        "shots"; per k the mean over draws of "probe"; and one-element lists "zero-shot"
-        and "random names".
+        "shots"; per k the mean over draws of "probe", and the "C" chosen; and
+        one-element lists "zero-shot" and "random names".
     """
     text = classifier(model, class_list, templates)
     image = embed_images(model, test.image.to(model.device))
@@ -523,23 +347,88 @@ def few_shot(
             accuracy(image @ classifier(model, nonsense, templates), label)
         ],
         "probe": [],
+        "C": [],
     }
     x, y = probe_features(model, train.image), required(train.label, "label")
     x_test = probe_features(model, test.image)
     mean, std = x.mean(0), x.std(0) + 1e-6
     x, x_test = (x - mean) / std, (x_test - mean) / std
+    fitting = first_of_each(y, max(shots))
+    validation = x[~fitting], y[~fitting]
+    x, y = x[fitting], y[fitting]
     generator = torch.Generator().manual_seed(seed)
     for k in shots:
-        hits = []
-        for _ in range(draws):
-            rows = draw_shots(y, k, generator)
-            hits.append(
-                LinearProbe.fit(x[rows], y[rows], C, tolerance=1e-5).accuracy(
-                    x_test, label
-                )
-            )
+        rows = [draw_shots(y, k, generator) for _ in range(draws)]
+        first = x[rows[0]], y[rows[0]]
+        C = chosen_C(first, validation)
+        probes = [LinearProbe.fit(x[r], y[r], C, tolerance=1e-5) for r in rows]
+        hits = [probe.accuracy(x_test, label) for probe in probes]
         report["probe"].append(sum(hits) / len(hits))
+        report["C"].append(C)
     return report
+
+
+def chosen_C(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]) -> float:
+    """Return the best C for a probe among the decades of :data:`DECADES`, judged on
+    held-out examples; of equal ones the strongest penalty.
+
+    Coarser than the paper's search (``minilib.metrics.sweep_C``), and a third of its
+    cost.
+
+    Args:
+        train: features (n, D) and labels (n,).
+        validation: the same of other examples.
+    """
+    best, found, init = -1.0, DECADES[0], None
+    for C in DECADES:
+        probe = LinearProbe.fit(
+            *train, C, classes=int(validation[1].max()) + 1, init=init, max_iter=100,
+            tolerance=1e-4,
+        )  # fmt: skip
+        init, score = probe.weight, probe.accuracy(*validation)
+        if score > best:
+            best, found = score, C
+    return found
+
+
+def worth(shots: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return log2 of the labelled images per class at which probes equal "zero-shot",
+    and "random names"; "one image" is 0, and "top1" the zero-shot accuracy.
+
+    Where probes never get there it is the largest number tried, so at least that.
+
+    Args:
+        shots: what :func:`few_shot` returned.
+    """
+    report = {"one image": 0.0, "top1": shots["zero-shot"][0]}
+    for name in ("zero-shot", "random names"):
+        images = crossing(shots["shots"], shots["probe"], shots[name][0])
+        report[name] = math.log2(images or shots["shots"][-1])
+    return report
+
+
+def first_of_each(label: Tensor, k: int) -> Tensor:
+    """Return which examples (N,) are among the first k of their class.
+
+    Raises:
+        ValueError: a class has none beyond them.
+    """
+    chosen = torch.zeros(len(label), dtype=torch.bool)
+    for c in label.unique().tolist():
+        own = (label == c).nonzero()[:, 0]
+        if len(own) <= k:
+            raise ValueError(
+                f"class {c} has {len(own)} examples: give more than {k}, to have some "
+                "to validate with"
+            )
+        chosen[own[:k]] = True
+    return chosen
+
+
+def in_common(some: Batch, others: Batch) -> int:
+    """Return how many images of one batch are also in another."""
+    known = {image.cpu().numpy().tobytes() for image in others.image}
+    return sum(image.cpu().numpy().tobytes() in known for image in some.image)
 
 
 def draw_shots(label: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -561,7 +450,7 @@ def draw_shots(label: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 def crossing(
-    shots: Sequence[int], probe: Sequence[float], zero_shot: float
+    shots: Sequence[float], probe: Sequence[float], zero_shot: float
 ) -> float | None:
     """Return how many labelled images per class the probe needs to equal zero-shot,
     interpolated in log k.
@@ -608,159 +497,186 @@ def logit(p: float) -> float:
     return float(torch.logit(torch.tensor(p, dtype=torch.float64)))
 
 
-def effective_robustness(
-    baseline: Sequence[tuple[float, float]], model: tuple[float, float]
-) -> float:
-    """Return accuracy under shift beyond what the baseline's line predicts
-    (Taori et al. 2020).
+def shifted_at(points: Sequence[tuple[float, float]], reference: float) -> float:
+    """Return the accuracy under shift at a given accuracy on the reference style.
+
+    Accuracies without and with a shift lie on a line in logit axes (Taori et al. 2020).
 
     Args:
-        baseline: (reference accuracy, shifted accuracy) of supervised models; a line is
-            fitted in logit axes.
-        model: the same pair for the model in question.
+        points: (reference accuracy, shifted accuracy) of one model at several stages.
+        reference: the reference accuracy to read the line at.
 
     Raises:
-        ValueError: fewer than two baseline models.
+        ValueError: fewer than two points.
     """
-    if len(baseline) < 2:
-        raise ValueError(
-            f"a line needs at least two supervised models, not {len(baseline)}"
-        )
-    x = torch.tensor([[logit(a), 1.0] for a, _ in baseline], dtype=torch.float64)
-    y = torch.tensor([[logit(b)] for _, b in baseline], dtype=torch.float64)
+    if len(points) < 2:
+        raise ValueError(f"a line needs at least two points, not {len(points)}")
+    x = torch.tensor([[logit(a), 1.0] for a, _ in points], dtype=torch.float64)
+    y = torch.tensor([[logit(b)] for _, b in points], dtype=torch.float64)
     slope, offset = torch.linalg.lstsq(x, y).solution.flatten().tolist()
-    expected = torch.sigmoid(torch.tensor(slope * logit(model[0]) + offset)).item()
-    return model[1] - expected
+    return torch.sigmoid(torch.tensor(slope * logit(reference) + offset)).item()
 
 
 def style_shift(
-    lab: Lab,
-    seed: int,
-    device: torch.device | str = "cpu",
-    one_style: CLIP | None = None,
+    arms: Arms, shots: Sequence[int] = (1, 2, 4, 8, 16)
 ) -> dict[str, list[tuple[float, float]]]:
     """Compare zero-shot, probe and supervised learning when the drawing style changes
     from Noto to Twemoji (Figure 13).
 
     CLIP's web data hold many styles, ImageNet one. So one CLIP sees Noto and OpenMoji,
     another Noto alone (the control that separates the diversity of the data from the
-    objective); nobody sees Twemoji. ``one_style`` is the model of
-    ``train_clip(lab.pretraining(), seed)``, if that has been run.
+    objective); nobody sees Twemoji.
 
     Returns:
-        (Noto accuracy, Twemoji accuracy): "supervised" along a training on Noto, and
-        one pair each for "zero-shot, two styles", "zero-shot, one style" and "probe,
-        two styles" (the probe is fitted to Noto images).
+        (Noto accuracy, Twemoji accuracy): of "zero-shot, two styles"; and, each at
+        several stages, of "supervised" and "zero-shot, one style" along their trainings
+        on Noto, and of "probe, two styles" with 1, 2, ... Noto images a class.
     """
-    tests = [lab.test("noto", seed).to(device), lab.test("twemoji", seed).to(device)]
-    place = {find(name).index: i for i, name in enumerate(lab.names)}
 
-    def labels(batch: Batch) -> Tensor:
-        classes = required(batch.classes, "classes")
-        return torch.tensor([place[int(c[0])] for c in classes])
+    def along(name: str) -> list[tuple[float, float]]:
+        history = arms[name].history
+        pair = (history.column(style)[1] for style in (REFERENCE, SHIFTED))
+        return list(zip(*pair, strict=True))
 
-    def both(score: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        first, second = (
-            accuracy(score(test.image), required(test.label, "label")) for test in tests
-        )
-        return first, second
-
-    def along(model: ImageClassifier) -> dict[str, float]:
-        pair = both(model)
-        return {"noto": pair[0], "twemoji": pair[1]}
-
-    noto = lab.pretraining()
-    _, history = train_classifier(noto, labels, len(lab.names), seed, device, along)
-    report = {
-        "supervised": list(
-            zip(history.column("noto")[1], history.column("twemoji")[1], strict=True)
-        )
-    }
-    mixed = replace(noto, scenes=replace(noto.scenes, styles=("noto", "openmoji")))
-    models = {"two styles": train_clip(mixed, seed, device)[0]}
-    models["one style"] = one_style or train_clip(noto, seed, device)[0]
-    for name, model in models.items():
-        report[f"zero-shot, {name}"] = [both(partial(class_scores, model, lab.names))]
-    pool = shot_pool(16, lab.image_size, lab.names, seed)
-    features = probe_features(models["two styles"], pool.image)
-    mean, std = features.mean(0), features.std(0) + 1e-6
+    two = arms.clip("two styles")
+    lab = arms.lab
+    pool = shot_pool(max(shots), lab.image_size, lab.names, arms.seed)
     label = required(pool.label, "label")
-    probe = LinearProbe.fit((features - mean) / std, label, 1.0, tolerance=1e-5)
-    report["probe, two styles"] = [
-        both(
-            lambda image: probe.logits(
-                (probe_features(models["two styles"], image) - mean) / std
-            )
+    features = probe_features(two, pool.image)
+    mean, std = features.mean(0), features.std(0) + 1e-6
+    generator = torch.Generator().manual_seed(arms.seed)
+    tests = [lab.test(style, arms.seed) for style in (REFERENCE, SHIFTED)]
+    seen = [(probe_features(two, test.image) - mean) / std for test in tests]
+    probed = []
+    for k in shots:
+        rows = draw_shots(label, k, generator)
+        probe = LinearProbe.fit(
+            (features[rows] - mean) / std, label[rows], 1.0, tolerance=1e-5
         )
-    ]
-    return report
+        first, second = (
+            probe.accuracy(x, required(test.label, "label"))
+            for x, test in zip(seen, tests, strict=True)
+        )
+        probed.append((first, second))
+    own = arms.top1("two styles", REFERENCE), arms.top1("two styles", SHIFTED)
+    return {
+        "zero-shot, two styles": [own],
+        "supervised": along("labels"),
+        "probe, two styles": probed,
+        "zero-shot, one style": along("words"),
+    }
+
+
+def at_equal_accuracy(
+    points: Mapping[str, Sequence[tuple[float, float]]],
+) -> dict[str, float]:
+    """Return the Twemoji accuracy of each row of :func:`style_shift` at the Noto
+    accuracy of zero-shot with two styles.
+
+    Under "reach" is by how much the best Noto accuracies of "supervised" and of
+    "zero-shot, one style" exceed it, at least: below 0 a line would be read where
+    nothing was measured.
+    """
+    reference, _ = points["zero-shot, two styles"][0]
+    rivals = {name: row for name, row in points.items() if len(row) > 1}
+    trained = [points["supervised"], points["zero-shot, one style"]]
+    best = min(max(noto for noto, _ in row) for row in trained)
+    return {
+        "zero-shot, two styles": points["zero-shot, two styles"][0][1],
+        **{name: shifted_at(row, reference) for name, row in rivals.items()},
+        "reach": best - reference,
+    }
+
+
+def gains_of_a_probe(
+    points: Mapping[str, Sequence[tuple[float, float]]],
+) -> dict[str, float]:
+    """Return what the probe with the most images per class gains over zero-shot on the
+    "reference" style, to which it is fitted, and on the "shifted" one.
+
+    Args:
+        points: what :func:`style_shift` returned.
+    """
+    (zero,), probe = points["zero-shot, two styles"], points["probe, two styles"][-1]
+    return {"reference": probe[0] - zero[0], "shifted": probe[1] - zero[1]}
 
 
 # --- What CLIP cannot do --------------------------------------------------------------
 
 
-def counting(model: CLIP, n: int = 600, seed: int = 0) -> dict[str, object]:
-    """Ask for the number of one to six like objects, by text and by a probe on
+def counting(
+    model: CLIP, n: int = 600, seed: int = 0, fitted: int = 3000
+) -> dict[str, object]:
+    """Ask for the number of one to four like objects, by text and by a probe on
     the same features.
+
+    Args:
+        model: the CLIP.
+        n: test scenes, as many of each number.
+        seed: of the scenes.
+        fitted: other scenes, to which the probe is fitted; its C is chosen on a fifth
+            of them that it is not fitted to.
 
     Returns:
         "zero-shot", "probe" and "chance" accuracies, "error" the mean absolute error of
         zero-shot, and "confusion" (asked, answered) as nested lists of shares.
     """
-
-    def scenes(split: str) -> tuple[Batch, Tensor]:
-        parts = []
-        for number in range(1, NUMBERS_ASKED + 1):
-            config = SceneConfig(
-                size=model.config.image_size,
-                count=(number, number),
-                distractors=(0, 0),
-                tint=0.0,
-                scale=(0.7, 1.0),
-            )
-            parts.append(
-                EmojiScenes(config, device=model.device).batch(
-                    "count", n // NUMBERS_ASKED, split, seed + number
-                )
-            )
-        label = torch.arange(NUMBERS_ASKED).repeat_interleave(n // NUMBERS_ASKED)
-        return Batch(torch.cat([p.image for p in parts])), torch.cat(
-            [required(p.label, "label") for p in parts]
-        ).cpu() * 10 + label
-
-    test, code = scenes("test")
-    concept, number = code // 10, code % 10
-    image = embed_images(model, test.image)
+    test, concept, number = _counted(model, n, "test", seed)
+    image = embed_images(model, test)
     scores = torch.empty(len(image), NUMBERS_ASKED, device=model.device)
     for k in range(NUMBERS_ASKED):
-        texts = [noun_phrase(int(c), n=k + 1) for c in concept]
+        texts = [noun_phrase(c, n=k + 1) for c in concept]
         scores[:, k] = (image * embed_texts(model, texts)).sum(1)
     answer = scores.argmax(1).cpu()
-    train, train_code = scenes("val")
-    x, x_test = probe_features(model, train.image), probe_features(model, test.image)
+    shown, _, label = _counted(model, fitted, "val", seed)
+    x, x_test = probe_features(model, shown), probe_features(model, test)
     mean, std = x.mean(0), x.std(0) + 1e-6
-    probe = LinearProbe.fit((x - mean) / std, train_code % 10, 0.1)
+    x, x_test = (x - mean) / std, (x_test - mean) / std
+    held = torch.arange(len(x)) % 5 == 0
+    C = chosen_C((x[~held], label[~held]), (x[held], label[held]))
+    probe = LinearProbe.fit(x[~held], label[~held], C, tolerance=1e-5)
     confusion = torch.zeros(NUMBERS_ASKED, NUMBERS_ASKED)
     confusion.index_put_((number, answer), torch.ones(len(answer)), accumulate=True)
     return {
         "zero-shot": (answer == number).double().mean().item(),
-        "probe": (probe.predict((x_test - mean) / std).cpu() == number)
-        .double()
-        .mean()
-        .item(),
+        "probe": probe.accuracy(x_test, number),
         "chance": 1 / NUMBERS_ASKED,
         "error": (answer - number).abs().double().mean().item(),
         "confusion": (confusion / confusion.sum(1, keepdim=True)).tolist(),
     }
 
 
+def _counted(
+    model: CLIP, n: int, split: str, seed: int
+) -> tuple[Tensor, list[int], Tensor]:
+    """Return scenes of like objects, which class each shows (a vocabulary index), and
+    how many less one."""
+    each = n // NUMBERS_ASKED
+    batches = []
+    for number in range(1, NUMBERS_ASKED + 1):
+        config = SceneConfig(
+            size=model.config.image_size,
+            count=(number, number),
+            distractors=(0, 0),
+            tint=0.0,
+            scale=(0.7, 1.0),
+        )
+        scenes = EmojiScenes(config, device=model.device)
+        # other scenes for every number
+        batches.append(scenes.batch("count", each, split, seed, start=number * each))
+    concept = [c for b in batches for c in required(b.label, "label").tolist()]
+    less_one = torch.arange(NUMBERS_ASKED).repeat_interleave(each)
+    return torch.cat([batch.image for batch in batches]), concept, less_one
+
+
 def relations(model: CLIP, n: int = 600, seed: int = 0) -> dict[str, float]:
     """Score two-object scenes against true captions and wrong ones of two kinds.
 
     Returns:
-        the share of scenes whose true caption scores higher than the "swapped"
-        one ("a dog above a cat" for "a cat above a dog") and than one with an
-        object "replaced".
+        the share of scenes whose true caption scores higher than the one with the
+        "contrary" relation ("a dog below a cat" for "a dog above a cat": only the word
+        between them changes), than the one with its objects "swapped", and than the
+        one with an object "replaced"; and "chance", one half.
     """
     config = SceneConfig(
         size=model.config.image_size, objects=(2, 2), repeat=0.0, tint=0.0
@@ -772,7 +688,9 @@ def relations(model: CLIP, n: int = 600, seed: int = 0) -> dict[str, float]:
     captions = required(batch.caption, "caption")
     nouns = required(batch.phrases, "phrases")
     keep = [i for i, phrases in enumerate(nouns) if len(phrases) == 2]
-    true, swapped, replaced = [], [], []
+    texts: dict[str, list[str]] = {
+        "true": [], "contrary": [], "swapped": [], "replaced": []
+    }  # fmt: skip
     others = random.Random(seed)
     for i in keep:
         caption, (a, b) = captions[i], nouns[i]
@@ -784,22 +702,20 @@ def relations(model: CLIP, n: int = 600, seed: int = 0) -> dict[str, float]:
         stranger = others.choice(
             [c for c in range(len(names())) if c not in (a.concept, b.concept)]
         )
-        true.append(caption)
-        swapped.append(f"{second}{joint}{first}")
-        replaced.append(f"{first}{joint}{noun_phrase(stranger)}")
+        texts["true"].append(caption)
+        texts["contrary"].append(f"{first} {OPPOSITE[joint.strip()]} {second}")
+        texts["swapped"].append(f"{second}{joint}{first}")
+        texts["replaced"].append(f"{first}{joint}{noun_phrase(stranger)}")
     image = embed_images(model, batch.image[keep])
     score = {
-        kind: (image * embed_texts(model, texts)).sum(1)
-        for kind, texts in (
-            ("true", true),
-            ("swapped", swapped),
-            ("replaced", replaced),
-        )
+        kind: (image * embed_texts(model, captions)).sum(1)
+        for kind, captions in texts.items()
     }
-    return {
+    preferred = {
         kind: (score["true"] > score[kind]).double().mean().item()
-        for kind in ("swapped", "replaced")
+        for kind in ("contrary", "swapped", "replaced")
     }
+    return preferred | {"chance": 0.5}
 
 
 def polysemy(
@@ -809,8 +725,8 @@ def polysemy(
     their edited names.
 
     Returns:
-        per word "bare" and "edited" accuracies, a tie counting as a guess; and their
-        means under "mean".
+        per word "bare" and "edited" accuracies, a tie counting as a guess; under "mean"
+        their means, and what a "guess" among the things of a word gets.
     """
     report: dict[str, dict[str, float]] = {}
     for word, concepts in polysemous_words().items():
@@ -830,10 +746,12 @@ def polysemy(
             )
             for kind, labels in texts.items()
         }
-    report["mean"] = {
+    means = {
         kind: sum(row[kind] for row in report.values()) / len(report)
         for kind in ("bare", "edited")
     }
+    guess = sum(1 / len(concepts) for concepts in polysemous_words().values())
+    report["mean"] = means | {"guess": guess / len(polysemous_words())}
     return report
 
 
@@ -845,62 +763,61 @@ def tie_accuracy(scores: Tensor, label: Tensor, tolerance: float = 1e-5) -> floa
     return (right / best.sum(dim=1)).double().mean().item()
 
 
-# --- Data efficiency ------------------------------------------------------------------
+# --- Hunger for data, labels, and the law of scale ------------------------------------
+
+LENGTHS = {
+    "words, a quarter as long": 1 / 4,
+    "words, half as long": 1 / 2,
+    "words": 1.0,
+    "words, twice as long": 2.0,
+}
+"""CLIP's arms that see more and more pairs, none of them twice."""
 
 
-def distinct_pairs(lab: Lab, many: bool) -> tuple[int | None, ...]:
-    """Return the numbers of distinct pairs to compare, in whole batches; None stands
-    for ever new ones.
+def reached(arms: Arms, names: Sequence[str]) -> dict[str, float]:
+    """Return the final top-1 of arms, and :func:`late_gain` of those that are watched
+    under "late gain, ..."."""
+    report = {name: arms.top1(name) for name in names}
+    for name in names:
+        along = [row[REFERENCE] for row in arms[name].history.rows if REFERENCE in row]
+        if along:
+            report[f"late gain, {name}"] = late_gain(along)
+    return report
 
-    ``many`` adds a sixty-fourth of all pairs to an eighth of them.
+
+def late_gain(along: Sequence[float]) -> float:
+    """Return what the last quarter of a training gained, from what was measured along
+    it at equal distances."""
+    return along[-1] - along[max(0, math.ceil(0.75 * len(along)) - 1)]
+
+
+def kept(top1: Mapping[str, float]) -> dict[str, float]:
+    """Return which share of their top-1 "words" and "labels" keep when they are taught
+    with 1/64 of the images; and under "lost" the top-1 that words lose.
+
+    Args:
+        top1: what :func:`reached` returned.
     """
-    size = lab.pretraining().batch_size
-    total = lab.steps * size
-    shares = (64, 8) if many else (8,)
-    return (*(total // share // size * size for share in shares), None)
+    shares = {name: top1[f"{name}, 1/64"] / top1[name] for name in ("words", "labels")}
+    return shares | {"lost": top1["words"] - top1["words, 1/64"]}
 
 
-def data_efficiency(
-    lab: Lab,
-    seed: int,
-    device: torch.device | str = "cpu",
-    pairs: Sequence[int | None] = (256, 2048, None),
-    supervised: bool = True,
-    all_pairs: CLIP | None = None,
-) -> dict[str, list[float]]:
-    """Train on few distinct pairs, seen again and again, and on ever new ones, with the
-    same number of steps.
+def off_the_line(
+    top1: Mapping[str, float], sizes: Mapping[str, float] = LENGTHS
+) -> dict[str, float]:
+    """Predict the error of the largest training from those of smaller ones (Figure 9).
 
-    ``all_pairs`` is the model of ``train_clip(lab.pretraining(), seed)``, if
-    that has been run.
+    Where error falls as a power of the pairs seen, it is a line in logarithms.
+
+    Args:
+        top1: accuracy by arm.
+        sizes: of those arms, what is seen, in any unit; the last one is predicted.
 
     Returns:
-        "pairs" (the number of distinct pairs; None in the argument stands for all) and,
-        for each, zero-shot top-1 "CLIP" and, where asked for, top-1 "supervised" of the
-        same tower trained with class ids on the same images.
+        the error "expected" from the line through all arms but the last, and the
+        error "measured" there.
     """
-    test = lab.test(seed=seed).to(device)
-    place = {find(name).index: i for i, name in enumerate(lab.names)}
-    label = required(test.label, "label")
-
-    def classes(batch: Batch) -> Tensor:
-        first = (int(c[0]) for c in required(batch.classes, "classes"))
-        return torch.tensor([place[concept] for concept in first])
-
-    report: dict[str, list[float]] = {"pairs": [], "CLIP": [], "supervised": []}
-    for count in pairs:
-        recipe = lab.pretraining(pairs=count)
-        model = (
-            all_pairs
-            if count is None and all_pairs
-            else train_clip(recipe, seed, device)[0]
-        )
-        report["pairs"].append(count or lab.steps * recipe.batch_size)
-        report["CLIP"].append(
-            accuracy(class_scores(model, lab.names, test.image), label)
-        )
-        if supervised:
-            taught, _ = train_classifier(recipe, classes, len(lab.names), seed, device)
-            with torch.no_grad():
-                report["supervised"].append(accuracy(taught(test.image), label))
-    return report
+    x = torch.tensor([[math.log(n), 1.0] for n in sizes.values()], dtype=torch.float64)
+    error = 1 - torch.tensor([[top1[name]] for name in sizes], dtype=torch.float64)
+    law = torch.linalg.lstsq(x[:-1], error[:-1].clamp(min=1e-3).log()).solution
+    return {"expected": (x[-1] @ law).exp().item(), "measured": error[-1].item()}

@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from minilib import plotting
-from minilib.recipes.clip.experiments import NUMBERS_ASKED, logit
+from minilib.claims.chapter import Run
+from minilib.recipes.clip.experiments import LENGTHS, NUMBERS_ASKED, logit
+from minilib.recipes.clip.lab import REFERENCE
 from minilib.training import History
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "prompt_ladder",
     "race",
     "robustness",
+    "scaling",
+    "seed_rows",
     "softmax_at_scales",
 ]
 
@@ -76,7 +80,7 @@ def climb(history: History, batch_size: int, classes: int) -> Figure:
         math.log(batch_size), color="0.4", linestyle=":", label=f"ln {batch_size}"
     )
     left.set(xlabel="step", ylabel="loss")
-    at, top1 = history.column("top1")
+    at, top1 = history.column(REFERENCE)
     plotting.curve_with_band(
         [0, *at], [[1 / classes, *top1]], "zero-shot top-1", ax=right
     )
@@ -132,15 +136,20 @@ def modality_gap(
     return fig
 
 
-def race(histories: Mapping[str, History], batch_size: int) -> Axes:
-    """Draw zero-shot accuracy against images seen for several ways of training."""
+def race(curves: Mapping[str, Sequence[float]], milestone: float) -> Axes:
+    """Draw zero-shot accuracy against images seen for several ways of training.
+
+    Args:
+        curves: what ``experiments.curves`` returned.
+        milestone: the accuracy up to which images are counted.
+    """
     ax = plotting.new_axes(height=3.0)
-    for name, history in histories.items():
-        at, top1 = history.column("top1")
-        plotting.curve_with_band(
-            [step * batch_size for step in at], [top1], name, ax=ax
-        )
+    for name, top1 in curves.items():
+        if name != "seen":
+            plotting.curve_with_band(curves["seen"], [top1], name, ax=ax)
+    ax.axhline(milestone, color="0.4", linestyle=":", label="milestone")
     ax.set(xlabel="images seen", ylabel="zero-shot top-1", xscale="log")
+    ax.legend()
     return ax
 
 
@@ -241,7 +250,7 @@ def limits(counted: Mapping[str, Any], related: Mapping[str, float]) -> Figure:
     """Draw the confusion of counts, and the accuracies of counting and of
     telling captions apart."""
     fig = Figure(figsize=(plotting.WIDTH, 3.0))
-    left, right = fig.subplots(1, 2, width_ratios=(1, 1.1))
+    left, right = fig.subplots(1, 2, width_ratios=(1, 1.25))
     left.imshow(counted["confusion"], vmin=0, vmax=1, cmap="cividis")
     left.set(xlabel="answered", ylabel="objects in the scene", title="counting by text")
     numbers = range(1, NUMBERS_ASKED + 1)
@@ -251,6 +260,7 @@ def limits(counted: Mapping[str, Any], related: Mapping[str, float]) -> Figure:
     bars = {
         "counting:\ntext": (counted["zero-shot"], counted["chance"]),
         "counting:\nprobe": (counted["probe"], counted["chance"]),
+        "contrary\nrelation": (related["contrary"], 0.5),
         "objects\nswapped": (related["swapped"], 0.5),
         "object\nreplaced": (related["replaced"], 0.5),
     }
@@ -259,38 +269,56 @@ def limits(counted: Mapping[str, Any], related: Mapping[str, float]) -> Figure:
         right.plot(
             [place - 0.4, place + 0.4], [chance, chance], color="0.1", linestyle=":"
         )
-    right.set_xticks(range(len(bars)), bars, fontsize=8)
+    right.set_xticks(range(len(bars)), bars, fontsize=7.5)
     right.set(ylim=(0, 1), ylabel="accuracy (dotted: chance)")
     return fig
 
 
 def data_hunger(top1: Mapping[str, float], classes: int) -> Axes:
-    """Draw the accuracy after trainings on few and on many distinct pairs."""
+    """Draw the accuracy after trainings on few and on many distinct images."""
     bars = {name: [value] for name, value in top1.items()}
-    return plotting.bars(bars, "zero-shot top-1", reference=(1 / classes, "chance"))
+    return plotting.bars(bars, "top-1", reference=(1 / classes, "chance"))
+
+
+def scaling(
+    top1: Sequence[Mapping[str, float]], pairs: int, ax: Axes | None = None
+) -> Axes:
+    """Draw the error against the pairs seen, in logarithms.
+
+    Args:
+        top1: per seed the result of ``experiments.reached``.
+        pairs: how many pairs a training of length 1 sees.
+        ax: where to draw.
+    """
+    ax = ax or plotting.new_axes(height=2.8)
+    seen = [pairs * length for length in LENGTHS.values()]
+    errors = [[1 - row[name] for name in LENGTHS] for row in top1]
+    plotting.curve_with_band(seen, errors, "CLIP", ax=ax)
+    ax.set(xlabel="pairs seen", ylabel="error", xscale="log", yscale="log")
+    return ax
 
 
 def full_results(
-    curves: Sequence[Mapping[str, Sequence[float]]],
-    seen: Sequence[int],
+    races: Sequence[Mapping[str, Sequence[float]]],
     probes: Sequence[Mapping[str, Sequence[float]]],
-    hunger: Sequence[Mapping[str, Sequence[float]]],
-    robust: Sequence[Mapping[str, Any]],
+    top1: Sequence[Mapping[str, float]],
+    shifts: Sequence[Mapping[str, float]],
+    pairs: int,
 ) -> Figure:
     """Draw what the committed records of profile full hold, a curve or bar
     over seeds each.
 
     Args:
-        curves: per seed the accuracies along the trainings of claim C1, by name.
-        seen: images seen at those points.
+        races: per seed the result of ``experiments.curves``.
         probes: per seed the result of ``experiments.few_shot``.
-        hunger: per seed the result of ``experiments.data_efficiency``.
-        robust: per seed the effective robustness, under "effective".
+        top1: per seed the result of ``experiments.reached``.
+        shifts: per seed the result of ``experiments.at_equal_accuracy``.
+        pairs: how many pairs a training of length 1 sees.
     """
     fig, (one, two, three, four) = plotting.panels(2, rows=2, height=5.6, ticks=True)
-    for name in curves[0]:
-        ys = [curve[name] for curve in curves]
-        plotting.curve_with_band(seen, ys, name.replace("contrast, ", ""), ax=one)
+    for name in [name for name in races[0] if name != "seen"]:
+        ys = [race[name] for race in races]
+        plotting.curve_with_band(races[0]["seen"], ys, name, ax=one)
     one.set(
         title="C1: ways of training", xlabel="images seen", ylabel="zero-shot top-1"
     )
@@ -307,20 +335,56 @@ def full_results(
         xlabel="labelled images per class",
         ylabel="top-1",
     )
-    for kind in ("CLIP", "supervised"):
-        plotting.curve_with_band(
-            hunger[0]["pairs"], [h[kind] for h in hunger], kind, ax=three
-        )
-    three.set_xscale("log", base=2)
-    three.set(title="hunger for data", xlabel="distinct pairs", ylabel="top-1")
+    scaling(top1, pairs, three)
+    three.set(title="C8: error and pairs seen")
     rows = {
-        name: [r["effective"][name] for r in robust] for name in robust[0]["effective"]
+        name.replace(", ", ",\n"): [shift[name] for shift in shifts]
+        for name in shifts[0]
+        if name != "reach"
     }
-    plotting.bars(
-        {name.replace(", ", ",\n"): row for name, row in rows.items()},
-        "effective robustness",
-        ax=four,
-    )
-    four.set(title="C7: beyond the supervised line")
-    four.tick_params(axis="x", labelsize=7)
+    plotting.bars(rows, "top-1 on Twemoji", ax=four)
+    four.set(title="C7: at equal accuracy on Noto")
+    four.tick_params(axis="x", labelsize=6.5)
     return fig
+
+
+SEEDS_SAY = (
+    ("C1: images for the milestone, prediction over contrast", "race", "times"),
+    ("C2: unseen combinations, CLIP", "combinations/transformer/unseen", ""),
+    ("C2: unseen combinations, two heads", "combinations/two heads/unseen", ""),
+    ("C3: bare word", "prompts/bare word", ""),
+    ("C3: one template", "prompts/one template", ""),
+    ("C3: ensemble", "prompts/ensemble", ""),
+    ("C4: labelled images per class that zero-shot is worth", "worth", "shots"),
+    ("C7: Twemoji, zero-shot, two styles", "robustness/zero-shot, two styles", ""),
+    ("C7: Twemoji, supervised, at the same accuracy", "robustness/supervised", ""),
+    ("counting: by text", "counting/zero-shot", ""),
+    ("counting: by a probe", "counting/probe", ""),
+    ("relations: the true word over its contrary", "relations/contrary", ""),
+    ("words with two meanings: edited names", "polysemy/mean/edited", ""),
+    ("same images: zero-shot", "top1/words", ""),
+    ("same images: labels", "top1/labels", ""),
+    ("1/64 of the images: zero-shot", "top1/words, 1/64", ""),
+    ("1/64 of the images: labels", "top1/labels, 1/64", ""),
+)
+"""What the table over seeds shows: a text, a named result, and how it is read."""
+
+
+def seed_rows(run: Run[Any, Any], profile: str = "full") -> list[tuple[str, str]]:
+    """Return what the committed records of a profile say, in rows of text and mean with
+    range over seeds; none where nothing is measured yet."""
+    rows = []
+    for text, path, kind in SEEDS_SAY:
+        name, *keys = path.split("/")
+        values = []
+        for found in run.recorded(profile, name):
+            for key in keys:
+                found = found[key]
+            if kind == "times":
+                found = 2 ** (found["prediction"] - found["bag"])
+            values.append(2 ** found["zero-shot"] if kind == "shots" else found)
+        if values:
+            rows.append(
+                (text, plotting.over_seeds(values, "{:.1f}" if kind else "{:.1%}"))
+            )
+    return rows

@@ -4,7 +4,6 @@ trainings."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,13 +15,13 @@ from minilib.datasets.fsc147 import load_fsc147
 from minilib.models.clip import CLIP
 from minilib.models.countx import CounTX
 from minilib.parameters import Parameters
-from minilib.recipes.countx import recipe
-from minilib.recipes.countx.mini import SCENES
+from minilib.recipes.countx import reading, recipe
 from minilib.recipes.countx.recipe import Schedule
 from minilib.recipes.shared.counting import (
     Counter,
     CountingScenes,
     Questions,
+    best_constant,
     similarity_threshold,
     training_mean,
     window_counter,
@@ -30,7 +29,7 @@ from minilib.recipes.shared.counting import (
 from minilib.recipes.shared.counting_scenes import DescribedScenes, scenes_of
 from minilib.recipes.shared.photographs import bccd, bccd_crops, bccd_questions
 from minilib.training import Training
-from minilib.weights import load_clip
+from minilib.weights import load, load_clip
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,7 @@ class Values:
     """What differs between profiles; everything else is the same code."""
 
     schedule: Schedule = field(default_factory=lambda: Schedule(steps=300, lr=4e-3))
-    """The training of the model that is examined; its controls differ from it in
-    one switch each."""
+    """The main training; its control differs from it in one switch."""
     scenes: CountingScenes = field(
         default_factory=lambda: CountingScenes(
             size=64, count=(1, 24), distractors=(0, 5), sigma=4.0
@@ -49,14 +47,16 @@ class Values:
     train_images: int = 600
     """Training scenes, shown again and again."""
     test_images: int = 120
-    """Test scenes of classes never counted, and as many of classes counted."""
+    """Test scenes of classes never counted."""
     decoder_width: int = 32
     """Channels of the density decoder."""
-    controls: tuple[str, ...] = ()
-    """Switches of the schedule, each set in one more training; see CONTROLS."""
-    continued: int = 0
-    """Further steps of the shipped mini-countx, asked for everything, and asked as
-    FSC-147 asks; 0 = none."""
+    from_reader: bool = False
+    """Start the main training from mini-countx, which reads and counts scenes, instead
+    of from mini-vit."""
+    frozen: bool = False
+    """Train once more with the image tower frozen."""
+    further: reading.Values = field(default_factory=reading.Values)
+    """Of the trainings that go on from mini-countx."""
 
 
 PROFILES = {
@@ -65,21 +65,22 @@ PROFILES = {
         schedule=Schedule(steps=350, lr=4e-3),
         train_images=1600,
         test_images=300,
-        controls=("frozen", "blind"),
-        continued=120,
+        frozen=True,
+        further=reading.Values(
+            arms=tuple(reading.ARMS), fit_images=400, test_images=300
+        ),
     ),
     "photos": Values(
-        schedule=Schedule(steps=350, images=6, each=3, lr=4e-3),
-        scenes=CountingScenes(size=72, sigma=4.0),
+        schedule=Schedule(steps=600, images=6, each=3, lr=2e-3, tower_lr=0.3),
+        scenes=CountingScenes(size=96, sigma=2.5),
+        from_reader=True,
     ),
 }
 # the scenes as at quick, and the released weights on FSC-147
 PROFILES["paper"] = PROFILES["quick"]
-CONTROLS = {"frozen": "image tower frozen", "blind": "blind to the text"}
-"""Switches of ``Schedule`` that make a control of the main training, in words."""
-ARMS = {"asked for everything": True, "only what fills it": False}
-"""The two further trainings of mini-countx: are questions of all kinds asked?"""
-MICROGRAPH = (72, 96)
+FROZEN = "image tower frozen"
+"""The main training's control, in words."""
+MICROGRAPH = (96, 128)
 """Micrographs are read at this height and width: the window is as high, so a few
 windows cover one."""
 
@@ -97,29 +98,25 @@ class Study:
     test: Questions
     """Test questions; on scenes, about classes never counted, one a scene:
     for what fills it."""
-    seen: Questions | None = None
-    """Test questions about classes counted in training (scenes only)."""
     scenes: DescribedScenes | None = None
     """The scenes behind ``test``."""
     photos: bool = False
 
-    def counter(self, model: CounTX, blind: bool = False) -> Counter:
+    def counter(self, model: CounTX) -> Counter:
         """Return the model as a counter of this study's images."""
-        return (
-            window_counter(model.density)
-            if self.photos
-            else recipe.counter_of(model, recipe.BLIND_TEXT if blind else None)
-        )
+        if self.photos:
+            return window_counter(model.density)
+        return recipe.counter_of(model)
 
     def baselines(self) -> dict[str, Counter]:
-        """Return counters that learn nothing but a number or three: the training mean
-        and the similarity threshold."""
-        device = self.clip.device
+        """Return counters that learn nothing but a number or three from the training
+        questions, on micrographs for each kind of cell apart."""
+        device, apart = self.clip.device, self.photos
+        blobs, _ = similarity_threshold(self.clip, self.train, device, by_name=apart)
         return {
-            "training mean": training_mean(self.train, by_name=self.photos),
-            "similarity threshold": similarity_threshold(self.clip, self.train, device)[
-                0
-            ],
+            "best constant": best_constant(self.train, by_name=apart),
+            "training mean": training_mean(self.train, by_name=apart),
+            "similarity threshold": blobs,
         }
 
 
@@ -148,13 +145,11 @@ def scenes_study(
     shown in training."""
     shown = scenes_of(values.scenes, values.train_images, "train", "train", seed)
     unseen = scenes_of(values.scenes, values.test_images, "test", "test", seed)
-    seen = scenes_of(values.scenes, values.test_images, "train", "test", seed)
     return Study(
         clip=load_clip("mini-vit", device=device),
         batches=lambda schedule: recipe.scene_batches(shown, schedule, seed, device),
         train=shown.leading(),
         test=unseen.leading(),
-        seen=seen.leading(),
         scenes=unseen,
     )
 
@@ -180,6 +175,13 @@ def photos_study(
     )
 
 
+def load_reader(device: torch.device | str) -> CounTX:
+    """Return the shipped mini-countx."""
+    reader = load("mini-countx", device)
+    assert isinstance(reader, CounTX)  # for the type checker
+    return reader
+
+
 def main_training(run: Parameters, values: Values, study: Study) -> Training:
     """Return the training of the model that is examined."""
     return study_training(study, values, values.schedule, run.seed)
@@ -190,72 +192,30 @@ def study_training(
 ) -> Training:
     """Return the training of CounTX on a study by ``schedule``, the values' own or a
     control's."""
-    model = recipe.build(
-        study.clip,
-        values.scenes.size,
-        values.decoder_width,
-        seed,
-        study.train.image[:200],
-        study.train.names,
-    )
+    size = values.scenes.size
+    if values.from_reader:
+        model = recipe.at_size(load_reader(study.clip.device), size)
+    else:
+        model = recipe.build(
+            study.clip,
+            size,
+            values.decoder_width,
+            seed,
+            study.train.image[:200],
+            study.train.names,
+        )
     return recipe.training(model, study.batches(schedule), schedule, seed)
 
 
-def train_control(run: Run[Values, Study], switch: str) -> CounTX:
-    """Train the main model with one switch of CONTROLS thrown, in the folder of its
-    name in ``run.out``; return it in evaluation mode.
-
-    Raises:
-        ValueError: another switch.
-    """
-    if switch not in CONTROLS:
-        raise ValueError(f"switch={switch!r}: expected one of {', '.join(CONTROLS)}")
-    frozen, blind = switch == "frozen", switch == "blind"
-    schedule = replace(run.values.schedule, frozen=frozen, blind=blind)
+def train_frozen(run: Run[Values, Study]) -> CounTX:
+    """Train the main model once more with its image tower frozen, in the folder
+    "frozen" of ``run.out``; return it in evaluation mode."""
+    schedule = replace(run.values.schedule, frozen=True)
     training = study_training(run.study, run.values, schedule, run.seed)
-    training.fit(run.out / switch, progress=switch)
+    training.fit(run.out / "frozen", progress=FROZEN)
     model = training.model.eval()
     assert isinstance(model, CounTX)  # for the type checker
     return model
-
-
-def continued(
-    reader: CounTX, values: Values, seed: int, everything: bool, out: Path | None = None
-) -> CounTX:
-    """Train a copy of the shipped ``reader`` further on new scenes of its kind, four
-    questions a picture.
-
-    ``everything``: questions of all kinds; else only for what fills the picture.
-    """
-    images = values.schedule.images
-    shown = scenes_of(SCENES, 50 * images, "train", "train", 1000 + seed)
-    schedule = Schedule(
-        steps=values.continued,
-        images=images,
-        each=4,
-        everything=everything,
-        lr=1e-3,
-        tower_lr=0.1,
-    )
-    model = deepcopy(reader)
-    batches = recipe.scene_batches(shown, schedule, seed, model.device)
-    recipe.train(model, batches, schedule, seed, progress="continued", out=out)
-    return model.eval()
-
-
-def continued_readers(run: Run[Values, Study], reader: CounTX) -> dict[str, CounTX]:
-    """Return what becomes of the shipped ``reader`` in each of ARMS; folders
-    in ``run.out``."""
-    return {
-        arm: continued(
-            reader,
-            run.values,
-            run.seed,
-            everything,
-            run.out / f"continued {everything}",
-        )
-        for arm, everything in ARMS.items()
-    }
 
 
 def wide_questions(values: Values, seed: int, images: int = 16) -> Questions:

@@ -1,9 +1,9 @@
-"""The questions that chapter 9 puts to a trained CounTX. Every function returns plain
-numbers or tensors."""
+"""The questions that chapter 9 puts to a trained CounTX, beside ``reading``'s. Every
+function returns plain numbers or tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,9 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minilib.batch import Batch, required
+from minilib.claims import evidence
+from minilib.claims.chapter import Run
+from minilib.claims.evidence import Evidence
 from minilib.claims.pictures import packed_densities
 from minilib.metrics.counting import CountErrors, count_errors
 from minilib.models.countx import CounTX
+from minilib.recipes.countx import reading
+from minilib.recipes.countx.chapter import FROZEN
 from minilib.recipes.countx.recipe import (
     counter_of,
     counting_loss,
@@ -41,6 +46,87 @@ WORDINGS = {
     "how many {s} are there": "how many {s} are there",
 }
 """Ways to ask for one class; ``{s}`` is its plural, ``{}`` its singular."""
+
+
+BLIND = "blind to the text"
+CONSTANT, MEAN, BLOBS = "best constant", "training mean", "similarity threshold"
+LEFT = "error relative to the best constant's"
+RECORDED = {
+    "C1": Evidence(
+        "examined/several",
+        f"networks/{BLOBS}/several",
+        {
+            BLIND: "networks/several classes, blind/several",
+            CONSTANT: f"networks/{CONSTANT}/several",
+            MEAN: f"networks/{MEAN}/several",
+        },
+    ),
+    "C2": Evidence(
+        "colours/named/follows",
+        "colours/absent colour/follows",
+        {name: f"colours/{name}/follows" for name in ("other colour", "class name")},
+    ),
+    "C3": Evidence("mae/CounTX", f"mae/{FROZEN}", {}, {LEFT: "left/C3"}),
+    "C5": Evidence(
+        "examined/several",
+        "examined/seen",
+        {},
+        {"follows on classes of the training": "examined/seen follows"},
+    ),
+    "reading": Evidence(
+        "networks/several classes/several",
+        "networks/several classes, blind/several",
+        {},
+        {LEFT: "left/several classes"},
+    ),
+    "blind": Evidence(
+        "networks/one class/one class",
+        "networks/one class, blind/one class",
+        {},
+        {LEFT: "left/one class"},
+    ),
+    "words": Evidence("networks/several classes/present", "networks/one class/present"),
+    "nothing": Evidence("networks/several classes/absent", "networks/one class/absent"),
+}
+"""What is recorded of each claim on scenes."""
+RECORDED_OF_CELLS = {
+    "C1": Evidence(
+        "mae/CounTX", f"mae/{CONSTANT}", {name: f"mae/{name}" for name in (BLOBS, MEAN)}
+    ),
+    "C3": RECORDED["C3"],
+}
+"""On micrographs."""
+
+
+def record(
+    run: Run[Any, Any],
+    claim: str,
+    results: Mapping[str, Any],
+    *,
+    n: int,
+    interval: tuple[float, float] | None = None,
+) -> None:
+    """Record a claim from named results, see ``claims.evidence.record``; on micrographs
+    by RECORDED_OF_CELLS."""
+    table = RECORDED_OF_CELLS if run.photos else RECORDED
+    evidence.record(run, claim, table[claim], results, n=n, interval=interval)
+
+
+def left(
+    rows: Mapping[str, Mapping[str, float]], mae: Mapping[str, float]
+) -> dict[str, float]:
+    """Return by claim or pair of arms the error of the worse network relative to the
+    best constant's; below 1, both have left the trivial answer.
+
+    Args:
+        rows: of ``reading.table``.
+        mae: errors on what fills the picture, of "CounTX", its control if there is one,
+            and the baselines.
+    """
+    found = reading.left_behind(rows)
+    if FROZEN in mae:
+        found["C3"] = max(mae["CounTX"], mae[FROZEN]) / mae[CONSTANT]
+    return found
 
 
 def telling_scenes(scenes: DescribedScenes) -> list[int]:
@@ -117,51 +203,6 @@ def wordings(model: CounTX, questions: Questions) -> dict[str, CountErrors]:
         name: evaluate(counter, rephrased(questions, wording), model.device)
         for name, wording in WORDINGS.items()
     }
-
-
-def prompt_matrix(
-    model: CounTX, scenes: DescribedScenes, most: int = 60
-) -> dict[str, float]:
-    """Return mean answers when a scene is asked for each thing it shows, and for things
-    it does not show.
-
-    Returns:
-        ``asked and there``: mean |answer - truth| over the classes in the scene;
-        ``other class there``: mean |answer to another class of the scene - truth of the
-        first|; ``absent``: mean |answer| for a class that is not there;
-        ``sensitivity``: mean |answer(A) - answer(B)| over pairs of classes in one
-            scene, beside ``true sensitivity``, the same of the true counts;
-            ``follows``: the share of the true differences that the answers' differences
-            follow, their regression through the origin: 1 reads, 0 is deaf.
-    """
-    right, swapped, absent, moved, should, along = [], [], [], [], [], []
-    for row in range(min(most, len(scenes))):
-        asked = [a for a in scenes.asked[row] if a.kind in ("class", "absent")]
-        got = (
-            maps(model, scenes.image[row], [f"the {a.text}" for a in asked])
-            .sum((1, 2))
-            .tolist()
-        )
-        true = [len(a.objects) for a in asked]
-        absent.append(abs(got[-1]))
-        got, true = got[:-1], true[:-1]
-        right += [abs(g - t) for g, t in zip(got, true, strict=True)]
-        for i in range(len(got)):
-            for j in range(len(got)):
-                if i != j:
-                    swapped.append(abs(got[j] - true[i]))
-                    moved.append(abs(got[i] - got[j]))
-                    should.append(abs(true[i] - true[j]))
-                    along.append((got[i] - got[j]) * (true[i] - true[j]))
-    series = {
-        "asked and there": right,
-        "other class there": swapped,
-        "absent": absent,
-        "sensitivity": moved,
-        "true sensitivity": should,
-    }
-    means = {name: sum(values) / max(1, len(values)) for name, values in series.items()}
-    return means | {"follows": sum(along) / max(1, sum(value**2 for value in should))}
 
 
 @torch.no_grad()
@@ -328,7 +369,6 @@ __all__ = [
     "maps",
     "merging",
     "pictured",
-    "prompt_matrix",
     "rephrased",
     "telling_scenes",
     "text_bias",

@@ -95,7 +95,7 @@ def micrograph(record: Mapping[str, Any]) -> Figure:
 def cell_table(
     title: str, runs: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]]
 ) -> Markdown:
-    """Return the table of cells: MAE and RMSE of CounTX and of the training mean, over
+    """Return the table of cells: MAE and RMSE of CounTX and of the best constant, over
     seeds.
 
     Args:
@@ -104,9 +104,9 @@ def cell_table(
     """
     columns = {
         "MAE": ("CounTX", "mae"),
-        "MAE of the training mean": ("training mean", "mae"),
+        "MAE of the best constant": ("best constant", "mae"),
         "RMSE": ("CounTX", "rmse"),
-        "RMSE of the training mean": ("training mean", "rmse"),
+        "RMSE of the best constant": ("best constant", "rmse"),
     }
     flat = [
         {
@@ -172,6 +172,24 @@ def learning(history: History) -> Figure:
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
     plotting.curve_with_band(at, [error], "training batch", ax=right, marker=False)
     right.set(xlabel="step", ylabel="mean |count error|", ylim=(0, None))
+    return fig
+
+
+def reading_curve(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> Figure:
+    """Draw what reading is worth: the error with the text and without it, by the share
+    of pictures that show several classes.
+
+    Args:
+        runs: one or more of ``reading.curve``, one a seed.
+    """
+    fig, (ax,) = plotting.panels(1, height=3.0, ticks=True)
+    shares = list(runs[0])
+    for key, label in (("text", "hears the question"), ("blind", "hears one thing")):
+        errors = [[run[share][key] for share in shares] for run in runs]
+        plotting.curve_with_band([float(share) for share in shares], errors, label, ax)
+    ax.set(
+        xlabel="share of pictures with several classes", ylabel="MAE", ylim=(0, None)
+    )
     return fig
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from minilib.metrics.counting import follows
 from minilib.models.countx import CounTX
 from minilib.recipes.countx.recipe import (
     Schedule,
@@ -63,8 +64,8 @@ def report(
     """Return errors on new scenes of classes never counted, by kind of question; and
     what the text changes.
 
-    ``follows`` is the share of right orders among pairs of questions about one picture
-    whose true counts differ.
+    ``follows`` is about the classes of a picture and one that is absent, see
+    ``metrics.counting.follows``.
     """
     scenes = scenes_of(SCENES, images, "test", "test", 1)
     guess = training_mean(
@@ -76,16 +77,6 @@ def report(
         found[f"mae_{kind}"] = evaluate(counter_of(model), questions, device).mae
         found[f"mae_{kind}_training_mean"] = evaluate(guess, questions, device).mae
     questions = scenes.questions(("class", "absent"))
-    said, true, about = (
-        answers(counter_of(model), questions, device),
-        questions.counts,
-        questions.about,
-    )
-    pairs = (about[1:] == about[:-1]) & (true[1:] != true[:-1])
-    found["follows"] = (
-        (((said[1:] - said[:-1]) * (true[1:] - true[:-1])) > 0)[pairs]
-        .float()
-        .mean()
-        .item()
-    )
+    said = answers(counter_of(model), questions, device)
+    found["follows"] = follows(said, questions.counts, questions.about)
     return {name: round(value, 4) for name, value in found.items()}

@@ -119,6 +119,30 @@ def build(
     return model if images is None else start_centred(model, images, names)
 
 
+def at_size(model: CounTX, size: int) -> CounTX:
+    """Return a copy of a trained model for crops of another ``size`` in pixels.
+
+    CLIP's position embeddings are interpolated to the new grid, those of the feature
+    interaction are a formula, and no other weight depends on it.
+    """
+    config = model.config
+    patch = config.clip.vision.reduction
+    other = CounTX(
+        replace(
+            config,
+            clip=replace(config.clip, image_size=size),
+            first_grid=size // patch,
+        )
+    )
+    state = model.state_dict()
+    positions = "clip_model.visual.positional_embedding"
+    grid = other.config.grid
+    state[positions] = resize_grid_positions(state[positions], (grid, grid))
+    state["fim_pos_embed"] = other.fim_pos_embed.detach()
+    other.load_state_dict(state)
+    return other.to(model.device)
+
+
 @torch.no_grad()
 def start_centred(model: CounTX, images: Tensor, names: Sequence[str]) -> CounTX:
     """Let a fresh model start with patches and texts of mean zero and unit

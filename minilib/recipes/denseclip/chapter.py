@@ -13,15 +13,29 @@ from torch import nn
 
 from minilib.batch import Batch, required
 from minilib.claims.chapter import Chapter, Run
+from minilib.datasets.camvid import CamVid
 from minilib.metrics.segmentation import SegmentationScore
 from minilib.models.clip import CLIP
 from minilib.models.denseclip import DenseCLIP
 from minilib.parameters import Parameters
 from minilib.recipes.denseclip import recipe
 from minilib.recipes.denseclip.recipe import VARIANTS, Lab
-from minilib.recipes.shared.photographs import CamVidStream, camvid
-from minilib.recipes.shared.segmentation import LabelSpace
+from minilib.recipes.shared.photographs import camvid
+from minilib.recipes.shared.randomness import seeded_torch
+from minilib.recipes.shared.segmentation import LabelSpace, renumber
 from minilib.training import History, Training
+
+MAIN = "post-model"
+"""The variant that the chapter examines; it is among the variants of every profile."""
+NAMED = ("CLIP, no text", MAIN, "shuffled names")
+"""The variants that say what names are worth."""
+USES = ("concatenation alone", "auxiliary loss alone")
+"""Each of the score map's two uses by itself."""
+MANY = ("no text, many images", "post-model, many images")
+KNOWN = ("sky", "road", "tree", "car")
+"""The labels of CamVid that captions of EmojiScenes speak of; pixels of the other seven
+are void."""
+STARTS = ("random weights", "classifier", "captions", "classifier, post-model")
 
 
 @dataclass(frozen=True)
@@ -30,28 +44,15 @@ class Values:
 
     lab: Lab = field(default_factory=Lab)
     """The size of everything."""
-    variants: tuple[str, ...] = ("CLIP, no text", "post-model", "shuffled names")
+    variants: tuple[str, ...] = NAMED
     """The members of ``VARIANTS`` that are trained."""
-    detection: tuple[str, ...] = ()
-    """The variants that are trained as detectors."""
-    detection_steps: int = 200
-    """Steps of each detector."""
-    other_steps: int = 0
-    """Steps of another backbone, without and with text; 0 = not trained."""
 
 
 PROFILES = {
-    "quick": Values(),
-    "full": Values(
-        lab=Lab(steps=100, test_images=320),
-        variants=tuple(VARIANTS),
-        detection=("CLIP, no text", "post-model"),
-        other_steps=60,
-    ),
-    "photos": Values(lab=Lab(size=(96, 128), steps=110, batch_size=12)),
+    "quick": Values(lab=Lab(steps=80, test_images=80)),
+    "full": Values(variants=(*NAMED, *USES, *MANY, *STARTS)),
+    "photos": Values(lab=Lab(size=(128, 160), labelled=32)),
 }
-MAIN = "post-model"
-"""The variant that the chapter examines; it is among the variants of every profile."""
 
 
 @dataclass
@@ -61,7 +62,10 @@ class Study:
     names: tuple[str, ...]
     """K class names."""
     batches: Callable[[int], Batch]
-    """Training batches by step, mask values 0 ... K - 1 or 255."""
+    """Training batches by step, of the few labelled images; mask values 0 ... K - 1 or
+    255."""
+    many: Callable[[int], Batch]
+    """Training batches that never show an image twice (scenes)."""
     test: Batch
     """Test images with masks."""
     things: tuple[str, ...] = ()
@@ -83,29 +87,73 @@ def scenes_study(
     names = lab.things + lab.backgrounds
     labels = LabelSpace(names, seen=tuple(range(len(names))))
 
-    def batch(n: int, split: str, start: int) -> Batch:
-        drawn = source.batch("segment", n, split, seed, start)
-        return replace(drawn, mask=labels.from_scene(required(drawn.mask, "mask")))
+    def drawn(n: int, split: str, start: int = 0) -> Batch:
+        batch = source.batch("segment", n, split, seed, start)
+        return replace(batch, mask=labels.from_scene(required(batch.mask, "mask")))
 
+    size = lab.batch_size
     return Study(
         names=names,
-        batches=lambda step: batch(lab.batch_size, "train", step * lab.batch_size),
-        test=batch(lab.test_images, "test", 0),
+        batches=labelled_batches(drawn(lab.labelled, "train"), size, seed),
+        # what lies behind the labelled images
+        many=lambda step: drawn(size, "train", lab.labelled + step * size),
+        test=drawn(lab.test_images, "test"),
         things=lab.things,
     )
+
+
+def labelled_batches(
+    labelled: Batch, batch_size: int, seed: int
+) -> Callable[[int], Batch]:
+    """Return ``step -> Batch``: every labelled image once an epoch in a new order, half
+    of them mirrored with their masks.
+
+    Raises:
+        ValueError: an epoch is not a whole number of batches.
+    """
+    if len(labelled) % batch_size:
+        raise ValueError(
+            f"{len(labelled)} labelled images are no whole number of batches of "
+            f"{batch_size}"
+        )
+    mask, per_epoch = required(labelled.mask, "mask"), len(labelled) // batch_size
+
+    def batch(step: int) -> Batch:
+        epoch, place = divmod(step, per_epoch)
+        order = torch.randperm(len(labelled), generator=seeded_torch(seed, epoch, 6))
+        rows = order[place * batch_size :][:batch_size]
+        mirror = torch.rand(batch_size, generator=seeded_torch(seed, step, 7)) < 0.5
+        mirror = mirror.to(mask.device)
+        image = labelled.image[rows]
+        return Batch(
+            image=image.flip(-1).where(mirror[:, None, None, None], image),
+            mask=mask[rows].flip(-1).where(mirror[:, None, None], mask[rows]),
+        )
+
+    return batch
 
 
 def photos_study(
     values: Values, seed: int, device: torch.device | str, data: Path
 ) -> Study:
-    """Return CamVid as a study: 367 street scenes to train on, and all 233 test images.
+    """Return CamVid as a study, with the labels that ``mini-rn`` has read about: a few
+    of the 367 training photographs, chosen by the seed, and all 233 test photographs.
 
     Raises:
         FileNotFoundError: CamVid is not in it.
     """
-    train, test = (camvid(data, split, values.lab.size) for split in ("train", "test"))
-    batches = CamVidStream(train, values.lab.batch_size, seed, "mirror", device)
-    return Study(train.names, batches, test.batch(range(len(test)), device))
+    lab = values.lab
+    train, test = (camvid(data, split, lab.size) for split in ("train", "test"))
+    known = [train.names.index(name) for name in KNOWN]
+
+    def frames(of: CamVid, rows: Sequence[int]) -> Batch:
+        batch = of.batch(rows, device)
+        return replace(batch, mask=renumber(required(batch.mask, "mask"), known))
+
+    order = torch.randperm(len(train), generator=seeded_torch(seed, 0, 8)).tolist()
+    labelled = frames(train, order[: lab.labelled])
+    batches = labelled_batches(labelled, lab.batch_size, seed)
+    return Study(KNOWN, batches, batches, frames(test, range(len(test))))
 
 
 def main_training(run: Parameters, values: Values, study: Study) -> Training:
@@ -119,7 +167,8 @@ def variant_training(
     name: str, study: Study, clip: CLIP, values: Values, seed: int
 ) -> Training:
     """Return the training of one of ``VARIANTS`` from its starting point ``clip``."""
-    return recipe.training(name, study.names, study.batches, clip, values.lab, seed)
+    batches = study.many if VARIANTS[name].many else study.batches
+    return recipe.training(name, study.names, batches, clip, values.lab, seed)
 
 
 @dataclass
@@ -226,6 +275,25 @@ def photo_ious(
             rows[name] = {variant: table[variant][i] for variant in means}
         seeds.append(rows)
     return seeds
+
+
+def by_variant(
+    final: Sequence[Mapping[str, float]], maps: Sequence[Mapping[str, float]]
+) -> list[dict[str, dict[str, float | None]]]:
+    """Return per seed a row for every variant with its mIoU, of the final output and of
+    the score map, None where it has none; for ``plotting.columns_over_seeds``.
+
+    Args:
+        final: per seed what :func:`mean_ious` returned.
+        maps: likewise, of the score maps.
+    """
+    return [
+        {
+            name: {"final output": value, "score map": scores.get(name)}
+            for name, value in heads.items()
+        }
+        for heads, scores in zip(final, maps, strict=True)
+    ]
 
 
 CHAPTER = Chapter(

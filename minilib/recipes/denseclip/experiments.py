@@ -1,10 +1,10 @@
-"""What chapter 6 measures beside its variants: a detector, another backbone, the cost
-of prompting, maps of prompts."""
+"""What chapter 6 compares and measures: pairs of its variants, a detector, the cost of
+prompting, maps of prompts."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from minilib.batch import Batch, required
+from minilib.claims.chapter import Run
+from minilib.claims.records import find
 from minilib.models.clip import CLIP
 from minilib.models.denseclip import DenseCLIP, score_map
-from minilib.models.denseclip.backbones import AnyBackbone, DenseResNet
+from minilib.models.denseclip.backbones import DenseResNet
 from minilib.models.denseclip.detection import DenseCLIPDetector, GuidedPyramid
 from minilib.recipes.denseclip import recipe
-from minilib.recipes.denseclip.chapter import Study, Trained, Values, judged
+from minilib.recipes.denseclip.chapter import Study
 from minilib.recipes.denseclip.recipe import Lab, Variant
 from minilib.recipes.shared.detection import SCENE_ANCHORS, boxed_scenes, score_boxes
 from minilib.scenes import EmojiScenes, SceneConfig, names
@@ -66,6 +68,105 @@ def scene_of(
     return drawn.image[int(complete.nonzero()[0])]
 
 
+# --- Claims ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Which variants a claim compares, and by which output."""
+
+    treatment: str
+    control: str
+    controls: tuple[str, ...] = ()
+    """Further controls, by the ledger's names, which are the variants'."""
+    output: str = "miou"
+    """"miou" of the final output, or "score_map_miou"; the name of the result too."""
+    better_than_random: tuple[str, ...] = ()
+    """Variants that must all beat random weights for the test to see anything."""
+
+
+PAIRS = {
+    "C1": Pair("post-model", "CLIP, no text", ("shuffled names",)),
+    "names": Pair("post-model", "shuffled names", output="score_map_miou"),
+    "meaning": Pair("post-model", "shuffled names"),
+    "C2": Pair("captions", "classifier", better_than_random=("captions", "classifier")),
+    "C5": Pair("post-model", "concatenation alone"),
+    "concatenation": Pair("concatenation alone", "CLIP, no text"),
+    "auxiliary": Pair("auxiliary loss alone", "CLIP, no text"),
+    "C7": Pair(
+        "classifier, post-model", "classifier", better_than_random=("classifier",)
+    ),
+}
+"""The claims that compare two variants of one run."""
+
+
+def measured(
+    claim: str,
+    results: Mapping[str, Mapping[str, float]],
+    asked: Collection[str],
+) -> dict[str, Any]:
+    """Return what ``run.record`` is told about one of :data:`PAIRS`.
+
+    Args:
+        claim: its key there.
+        results: the run's results by name: "miou", "score_map_miou" and "fitted" (see
+            :func:`fitted`), each by variant.
+        asked: the preconditions that the ledger has, of "training loss", the larger one
+            of the two arms, and "gain over random weights", in mIoU.
+    """
+    pair = PAIRS[claim]
+    values = results[pair.output]
+    conditions = {}
+    if "training loss" in asked:
+        arms = (pair.treatment, pair.control)
+        conditions["training loss"] = max(results["fitted"][arm] for arm in arms)
+    if "gain over random weights" in asked:
+        worst = min(values[name] for name in pair.better_than_random)
+        conditions["gain over random weights"] = worst - values["random weights"]
+    return {
+        "treatment": values[pair.treatment],
+        "control": values[pair.control],
+        "controls": {name: values[name] for name in pair.controls},
+        "preconditions": conditions,
+    }
+
+
+def record_pairs(
+    run: Run[Any, Study], results: Mapping[str, Mapping[str, float]], *claims: str
+) -> None:
+    """Record some of :data:`PAIRS`; where the ledger does not test one at the run's
+    profile, print why.
+
+    Args:
+        run: the notebook's.
+        results: see :func:`measured`.
+        claims: keys of :data:`PAIRS`.
+    """
+    for claim in claims:
+        if run.tests(claim):
+            test = find(f"denseclip.{claim}").test(run.profile)
+            told = measured(claim, results, test.preconditions)
+            run.record(claim, **told, n=len(run.study.test))
+
+
+def gains(miou: Mapping[str, float]) -> dict[str, float]:
+    """Return what text gains with "few" labelled images and with "many", relative to
+    the same tower without text."""
+    return {
+        "few": miou["post-model"] / miou["CLIP, no text"] - 1,
+        "many": miou["post-model, many images"] / miou["no text, many images"] - 1,
+    }
+
+
+def fitted(history: History, share: float = 0.1) -> float:
+    """Return the mean cross-entropy of the head over the last ``share`` of a
+    training."""
+    guided = any("scores" in row for row in history.rows)
+    _, losses = history.column("decode" if guided else "loss")
+    last = losses[-max(1, round(share * len(losses))) :]
+    return sum(last) / len(last)
+
+
 # --- Detection ------------------------------------------------------------------------
 
 
@@ -86,11 +187,12 @@ def detection_loss(model: DenseCLIPDetector, batch: Batch) -> dict[str, Tensor]:
 
 
 def train_detector(
-    name: str, clip: CLIP, values: Values, seed: int, out: Path | None = None
+    name: str, clip: CLIP, lab: Lab, seed: int, out: Path | None = None
 ) -> Detection:
-    """Train the variant ``name`` as a RetinaNet on the chapter's
-    scenes, and judge it."""
-    lab, variant = values.lab, recipe.VARIANTS[name]
+    """Train the variant ``name`` as a RetinaNet on scenes that never come twice, and
+    judge it: the paper's comparison (C6), for which a few hundred steps are far too
+    short."""
+    variant = recipe.VARIANTS[name]
     source = recipe.scenes(lab, clip.device)
     config = replace(recipe.model_config(variant, clip, lab), dropout=0.0)
     with torch.random.fork_rng(devices=[]):
@@ -104,13 +206,12 @@ def train_detector(
         model = DenseCLIPDetector(
             pyramid, SCENE_ANCHORS, 0.01, detections=20, candidates=100
         ).to(clip.device)
-    # twice the steps for the same time: a detector's heads start from nothing
-    size = lab.batch_size // 2
+    size = lab.batch_size
     history = fit(
         model,
         detection_loss,
         lambda step: boxed_scenes(source, size, "train", seed, step * size),
-        lab.training(seed, values.detection_steps),
+        lab.training(seed, "detector.backbone.backbone."),
         out=out and out / f"detector-{variant.guidance}",
         progress=f"detector, {name}",
     )
@@ -142,55 +243,6 @@ def boxes_of(
         }
         for one in record
     ]
-
-
-# --- Another backbone -----------------------------------------------------------------
-
-
-def other_backbone(clip: CLIP, lab: Lab, name: str = "resnet10t") -> AnyBackbone:
-    """Return a small ResNet of timm, untrained, with an attention pool into the text
-    space on its last map."""
-    import timm  # here: it takes longer to import than torch
-
-    features = timm.create_model(
-        name, features_only=True, out_indices=(1, 2, 3), pretrained=False
-    )
-    info: Any = features.feature_info
-    return AnyBackbone(
-        features,
-        info.channels(),
-        info.reduction(),
-        clip.config.embed_dim,
-        max(lab.size),
-    )
-
-
-def train_other(
-    guidance: str,
-    study: Study,
-    clip: CLIP,
-    values: Values,
-    seed: int,
-    out: Path | None = None,
-) -> Trained:
-    """Train timm's backbone with CLIP's text ("post", section 3.4) or without ("none"),
-    all of it at one rate."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = other_backbone(clip, values.lab)
-    model = recipe.build(
-        Variant(guidance), clip, study.names, values.lab, seed, backbone
-    )
-    config = replace(values.lab.training(seed, values.other_steps), lr_factors=())
-    history = fit(
-        model,
-        recipe.loss,
-        study.batches,
-        config,
-        out=out and out / f"other-{guidance}",
-        progress=f"timm, {guidance}",
-    )
-    return judged(model, history, study.test)
 
 
 # --- Prompts --------------------------------------------------------------------------

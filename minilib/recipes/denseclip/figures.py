@@ -3,6 +3,7 @@ returns a figure."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -152,9 +153,10 @@ def ladders(
     for ax, (title, seeds) in zip(fig.subplots(2, 1), panels, strict=True):
         bars = {name: [seed[name] for seed in seeds] for name in seeds[0]}
         plotting.bars(bars, title, ax=ax)
-        labels = [name.replace(" ", "\n", 1).replace("-", "-\n") for name in bars]
+        # narrow enough for eleven bars
+        labels = [textwrap.fill(name, 9, break_long_words=False) for name in bars]
         ax.set_xticks(ax.get_xticks(), labels)
-        ax.tick_params(axis="x", labelsize=7)
+        ax.tick_params(axis="x", labelsize=6.5)
     return fig
 
 

@@ -3,8 +3,9 @@ class by class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +18,26 @@ from minilib.models.clip import CLIP
 from minilib.models.lseg import embed_labels
 from minilib.recipes.lseg.recipe import (
     OTHER,
+    Arm,
     Lab,
     Segmenter,
     Study,
+    build,
     label_vectors,
+    make_training,
+    mean_iou,
     predict,
+    repeated,
+    scenes_of,
+    scenes_study,
     score,
     score_labels,
     text_tower,
 )
+from minilib.recipes.shared.randomness import derangement
 from minilib.recipes.shared.segmentation import IGNORED, renumber, scene_labels
 from minilib.scenes import VOCABULARY, EmojiScenes, SceneConfig, find
+from minilib.training import History
 
 GROUPS_BY = ("name", "wrong name", "mean", "any")
 """What stands for a group of words: its own name, another group's, the mean of its
@@ -106,6 +116,78 @@ def mean_cosine(words: Sequence[str]) -> float:
     return ((cosine.sum() - n) / (n**2 - n)).item()
 
 
+# --- over-training --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LongTraining:
+    """A training in which over-training can occur: few images, many passes, a learning
+    rate that does not fall."""
+
+    images: int = 64
+    """Different training images, a multiple of the batch."""
+    batch_size: int = 8
+    steps: int = 1500
+    evaluations: int = 10
+
+
+def over_training(
+    lab: Lab,
+    long: LongTraining,
+    seed: int,
+    fold: int,
+    device: torch.device | str = "cpu",
+    out: Path | None = None,
+) -> dict[str, list[float]]:
+    """Train on a few images for long, and judge unseen words along the way.
+
+    Returns:
+        "steps" of the evaluations; "validation" and "unseen", mIoU of the unseen words
+        on scenes of the split "val" and on the test scenes; "seen", that of seen words.
+    """
+    lab = replace(lab, steps=long.steps, batch_size=long.batch_size)
+    study = scenes_study(lab, seed, device, fold)
+    unseen = tuple(unseen_words(study))
+    validation = scenes_of(lab, unseen, device).batch(
+        "segment", lab.test_images, "val", seed
+    )
+    mask = study.labels.from_scene(required(validation.mask, "mask"))
+    chosen_on = replace(study, test={"unseen": replace(validation, mask=mask)})
+
+    def watch(model: nn.Module) -> dict[str, float]:
+        return {
+            "validation": mean_iou(model, chosen_on, "unseen"),
+            "unseen": mean_iou(model, study, "unseen"),
+            "seen": mean_iou(model, study, "seen"),
+        }
+
+    few = repeated(study, long.images // long.batch_size)
+    training = make_training(build(lab, study, Arm(), seed, device), few, lab, seed)
+    config = replace(
+        training.config,
+        final_lr=1.0,
+        evaluate_every=max(1, long.steps // long.evaluations),
+    )
+    history = replace(training, config=config, evaluate=watch).fit(out, "over-training")
+    columns = ("validation", "unseen", "seen")
+    found = {name: history.column(name)[1] for name in columns}
+    return {"steps": history.column("unseen")[0], **found}
+
+
+def late_gain(history: History) -> float:
+    """Return how much the mIoU of seen words rose between the last two evaluations: of
+    four in all, over the last quarter of the training."""
+    seen = history.column("seen")[1]
+    return seen[-1] - seen[-2]
+
+
+def best_and_last(curve: Mapping[str, Sequence[float]]) -> tuple[float, float]:
+    """Return the mIoU of unseen test words at the checkpoint that other scenes of them
+    choose, and at the end; see :func:`over_training`."""
+    chosen = max(range(len(curve["steps"])), key=lambda i: curve["validation"][i])
+    return curve["unseen"][chosen], curve["unseen"][-1]
+
+
 # --- CamVid ---------------------------------------------------------------------------
 
 
@@ -133,33 +215,21 @@ def street_pictures(
 
 def camvid_rows(tables: Sequence[Mapping[str, Mapping[str, float]]]) -> list[list[str]]:
     """Return the rows of the table of CamVid from the committed results "camvid", one
-    per seed.
-
-    A row is a class, its mean IoU over seeds with words and with learned vectors where
-    all classes were trained, and its IoU in the runs that held it out.
-    """
+    per seed: each class, then the mean, with its mean IoU over seeds by words and by
+    learned vectors."""
     if not tables:
         return []
-    rows = []
-    for name in tables[0]["words"]:
-        trained = [
-            f"{sum(table[kind][name] for table in tables) / len(tables):.1%}"
-            for kind in ("words", "learned")
-        ]
-        held_out = [
-            f"{table['words, some held out'][name]:.1%}"
-            for table in tables
-            if name in table["held_out"]
-        ]
-        rows.append([name, *trained, ", ".join(held_out) or "–"])
-    means = [
-        [sum(table[kind].values()) / len(table[kind]) for table in tables]
-        for kind in ("words", "learned")
+    kinds, names = ("words", "learned"), list(tables[0]["words"])
+    mean = {
+        kind: [sum(t[kind][name] for t in tables) / len(tables) for name in names]
+        for kind in kinds
+    }
+    rows = [
+        [name, *(f"{mean[kind][i]:.1%}" for kind in kinds)]
+        for i, name in enumerate(names)
     ]
-    return [
-        *rows,
-        ["**mean**", *(f"{sum(mean) / len(mean):.1%}" for mean in means), ""],
-    ]
+    overall = [f"{sum(mean[kind]) / len(names):.1%}" for kind in kinds]
+    return [*rows, ["**mean**", *overall]]
 
 
 # --- other words for the same pixels --------------------------------------------------
@@ -234,26 +304,44 @@ def reworded(
     study: Study,
     clip: CLIP,
     phrases: Sequence[str],
-    wrong: bool = False,
-) -> float:
-    """Ask for the seen words of EmojiScenes in other words, such as their plurals: mIoU
-    on the seen test scenes.
+    deal: int | None = None,
+) -> Tensor:
+    """Ask for the seen words of EmojiScenes in other words, such as their plurals: IoU
+    of each (N,) on the seen test scenes.
 
     Args:
         model: trained with the words themselves.
         study: of scenes.
         clip: the text tower.
         phrases: one for each seen word, in their order.
-        wrong: permute the phrases so that each is another word's, as a control.
+        deal: seed of a derangement that gives each word the phrase of another one, as a
+            control; None = its own.
     """
-    text = embed_labels(clip, list(phrases)).to(model.vectors)
-    other = model.vectors[[study.labels.other]]
-    vectors = torch.cat([text.roll(1, dims=0) if wrong else text, other])
+    text = embed_labels(clip, list(phrases), allow_duplicates=True).to(model.vectors)
+    if deal is not None:
+        text = text[derangement(len(text), torch.Generator().manual_seed(deal))]
+    vectors = torch.cat([text, model.vectors[[study.labels.other]]])
     batch = study.test["seen"]
     mask = renumber(required(batch.mask, "mask"), study.labels.asked("seen"))
     batch = replace(batch, mask=mask)
     result = score_labels(Segmenter(model.lseg, vectors), batch, range(len(vectors)))
-    return result.mean_iou(range(len(phrases)))
+    return result.iou()[:-1]
+
+
+def plurals(
+    model: Segmenter, study: Study, clip: CLIP, seed: int = 0
+) -> dict[str, float]:
+    """Ask for the seen words by their names, their plurals, and plurals of wrong words:
+    mIoU of each over the words whose plural is another word ("sheep" is left out)."""
+    names = seen_words(study)
+    many = [find(word).plural for word in names]
+    changed = [i for i, word in enumerate(names) if many[i] != word]
+    answers = {
+        "the words": reworded(model, study, clip, names),
+        "plurals": reworded(model, study, clip, many),
+        "wrong plurals": reworded(model, study, clip, many, deal=seed),
+    }
+    return {kind: iou[changed].nanmean().item() for kind, iou in answers.items()}
 
 
 def merged(clip: CLIP, names: Sequence[str]) -> Tensor:
@@ -285,10 +373,7 @@ def hypernyms(
     device = model.vectors.device
     of_group = {c.name: groups.index(c.group) for c in VOCABULARY if c.group in groups}
     table = scene_labels(of_group, other=len(groups)).to(device)
-    config = SceneConfig(
-        size=lab.image_size, objects=lab.objects, classes=lab.words, tint=0.0
-    )
-    batch = EmojiScenes(config, device=device).batch("segment", n, "test", seed)
+    batch = scenes_of(lab, lab.words, device).batch("segment", n, "test", seed)
     stands_for = list(range(len(groups)))  # the group that each vector stands for
     if by == "mean":
         text = torch.stack(
@@ -301,7 +386,9 @@ def hypernyms(
         text = embed_labels(clip, lab.words)
         stands_for = [groups.index(find(word).group) for word in lab.words]
     else:
-        text = embed_labels(clip, groups).roll(int(by == "wrong name"), dims=0)
+        text = embed_labels(clip, groups)
+        if by == "wrong name":
+            text = text[derangement(len(text), torch.Generator().manual_seed(seed))]
     text = torch.cat([text, embed_labels(clip, [OTHER])]).to(device)
     group_of = torch.tensor([*stands_for, len(groups)], device=device)
     result = SegmentationScore(len(groups) + 1, IGNORED)
@@ -312,42 +399,44 @@ def hypernyms(
     return dict(zip(groups, result.iou().tolist(), strict=False))
 
 
-def mean_over_groups(
-    groups: Mapping[str, Mapping[str, float]], clip: CLIP, words: Sequence[str]
-) -> dict[str, float]:
-    """Return the mean IoU over groups for each way of asking, and what the text tower
-    alone would give.
+def groups_asked(model: Segmenter, lab: Lab, clip: CLIP, seed: int) -> dict[str, float]:
+    """Return the mean IoU over the groups that the text tower knows, for each way of
+    asking, see GROUPS_BY; then "all groups, name", over all of them.
 
-    Args:
-        groups: answers of :func:`hypernyms` by what was asked with.
-        clip: the text tower.
-        words: the members of all groups.
-
-    Returns:
-        A number per entry of ``groups``, then "text tower alone" and "chance", see
-        :func:`hypernyms_of_text`.
+    Which groups those are, the text tower alone says: see :func:`known_groups`.
     """
-    mean = {
-        by: torch.tensor(list(row.values())).nanmean().item()
-        for by, row in groups.items()
-    }
-    alone, chance = hypernyms_of_text(clip, words)
-    return mean | {"text tower alone": alone, "chance": chance}
+    known = known_groups(clip, lab.words)
+    rows = {by: hypernyms(model, lab, clip, seed, by) for by in GROUPS_BY}
+    found = {by: _mean([row[g] for g in known]) for by, row in rows.items()}
+    return found | {"all groups, name": _mean(rows["name"].values())}
 
 
-def hypernyms_of_text(clip: CLIP, words: Sequence[str]) -> tuple[float, float]:
-    """Return how often a word's nearest group, by the text tower alone, is its own, and
-    what chance gives."""
+def _mean(values: Iterable[float]) -> float:
+    return torch.tensor(list(values)).nanmean().item()
+
+
+def known_groups(clip: CLIP, words: Sequence[str], share: float = 0.6) -> list[str]:
+    """Return the groups of ``words`` that the text tower knows: of all words of the
+    vocabulary in such a group, at least ``share`` have its name nearest among the
+    groups' names."""
+    names = [concept.name for concept in VOCABULARY]
+    by_group = hypernyms_of_text(clip, names)
+    return [group for group in _groups(words) if by_group[group] >= share]
+
+
+def hypernyms_of_text(clip: CLIP, words: Sequence[str]) -> dict[str, float]:
+    """Return, for each group of the words, in which share of its words the nearest
+    group, by the text tower alone, is their own."""
     groups = _groups(words)
-    nearest = (
-        (embed_labels(clip, list(words)) @ embed_labels(clip, groups).T)
-        .argmax(dim=1)
-        .tolist()
-    )
-    right = [
-        groups[i] == find(word).group for i, word in zip(nearest, words, strict=True)
+    cosines = embed_labels(clip, list(words)) @ embed_labels(clip, groups).T
+    nearest = [groups[i] for i in cosines.argmax(dim=1).tolist()]
+    pairs = [
+        (find(word).group, found) for word, found in zip(words, nearest, strict=True)
     ]
-    return sum(right) / len(right), 1 / len(groups)
+    return {
+        group: _mean([float(own == found) for own, found in pairs if own == group])
+        for group in groups
+    }
 
 
 def _groups(words: Sequence[str]) -> list[str]:

@@ -24,6 +24,7 @@ __all__ = [
     "decoder_levels",
     "full_results",
     "other_wordings",
+    "over_training",
     "protocol",
     "reach_of_words",
     "score_maps",
@@ -72,16 +73,17 @@ def score_maps(
 def data_examples(
     study: Study, columns: int, rows: Sequence[int] = (0, 7, 14)
 ) -> Figure:
-    """Draw test images over their masks: three for seen words, three for unseen ones,
-    each with the labels that are asked for.
+    """Draw test images over their masks: three for seen words and, where there are any,
+    three for unseen ones, each with the labels that are asked for.
 
     Args:
         study: the data.
         columns: of the legends.
         rows: which three of the test images.
     """
-    fig, axes = plotting.panels(2 * len(rows), rows=2, height=3.1)
-    shown = [(kind, row) for kind in ("seen", "unseen") for row in rows]
+    kinds = [kind for kind in ("seen", "unseen") if kind in study.test]
+    shown = [(kind, row) for kind in kinds for row in rows]
+    fig, axes = plotting.panels(len(shown), rows=2, height=3.1)
     above, below = axes[: len(shown)], axes[len(shown) :]
     for top, bottom, (kind, row) in zip(above, below, shown, strict=True):
         batch = study.test[kind]
@@ -120,7 +122,8 @@ def training_curves(history: History) -> Figure:
     steps, loss = history.column("loss")
     plotting.curve_with_band(steps, [loss], "cross-entropy", ax=left, marker=False)
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    for part in ("seen", "unseen"):
+    watched = history.rows[-1]
+    for part in (kind for kind in ("seen", "unseen") if kind in watched):
         at, miou = history.column(part)
         plotting.curve_with_band(at, [miou], f"{part} words", ax=right)
     right.set(xlabel="step", ylabel="mIoU", ylim=(0, None))
@@ -243,72 +246,73 @@ def other_wordings(
     return fig
 
 
+def over_training(long: Mapping[str, Sequence[float]]) -> Axes:
+    """Draw the mIoU of seen and of unseen words along a training on few images, see
+    ``experiments.over_training``."""
+    ax = plotting.new_axes(height=2.8)
+    labels = {
+        "seen": "seen words",
+        "unseen": "unseen words",
+        "validation": "unseen words, other scenes",
+    }
+    for name, label in labels.items():
+        plotting.curve_with_band(long["steps"], [long[name]], label, ax=ax)
+    ax.set(xlabel="step", ylabel="mIoU", ylim=(0, None))
+    ax.legend()
+    return ax
+
+
 def full_results(
     curves: Sequence[Mapping[str, Sequence[float]]],
-    vectors: Sequence[Mapping[str, Mapping[str, float]]],
-    reaches: Sequence[Mapping[str, float]],
-    blocks: Sequence[Mapping[str, float]],
-    masks: Sequence[Mapping[str, Mapping[str, float]]],
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Figure:
-    """Draw six panels over seeds: the training, the number of words, the kinds of
-    vectors on unseen and on seen words, blocks, and fewer masks.
+    """Draw six panels over seeds: the training, unseen words by vectors and by image
+    tower, seen words by vectors, blocks, over-training, temperatures.
 
     Args:
-        curves: results "curves".
-        vectors: results "vectors".
-        reaches: details of C3, mIoU of unseen words by the number of seen ones.
-        blocks: details of C5, mIoU of seen words by block.
-        masks: results "masks".
+        curves: results "curves", one per seed.
+        results: by name the results "vectors", "towers", "seen", "blocks", "long" and
+            "temperature", one per seed.
     """
     fig, (one, two, three, four, five, six) = plotting.panels(
         2, rows=3, height=7.6, ticks=True
     )
     for part in ("seen", "unseen"):
-        plotting.curve_with_band(
-            curves[0]["steps"], [curve[part] for curve in curves], f"{part} words", one
-        )
+        for ax, rows in ((one, curves), (five, results["long"])):
+            plotting.curve_with_band(
+                rows[0]["steps"], [row[part] for row in rows], f"{part} words", ax
+            )
     one.set(title="along the training", xlabel="step", ylabel="mIoU", ylim=(0, None))
-    random = [kinds["random"]["unseen"] for kinds in vectors]
-    _words_over_seeds(two, reaches, sum(random) / len(random))
-    for ax, part, shown in (
-        (three, "unseen", ("words", "centred", "shuffled", "random")),
-        (four, "seen", ("words", "centred", "learned", "random")),
+    five.set(title="on 64 images", xlabel="step", ylabel="mIoU", ylim=(0, None))
+    unseen = {
+        "no mask": [row["no mask"]["unseen"] for row in results["towers"]],
+        "captions": [
+            row["masks, tower of captions"]["unseen"] for row in results["towers"]
+        ],
+        **{
+            kind: [row[kind]["unseen"] for row in results["vectors"]]
+            for kind in results["vectors"][0]
+        },
+    }
+    seen = {
+        kind: [row[kind]["seen"] for row in results["seen"]]
+        for kind in results["seen"][0]
+    }
+    blocks = {
+        kind.replace("words", "none"): [row[kind] for row in results["blocks"]]
+        for kind in results["blocks"][0]
+    }
+    by_temperature = {
+        f"t = {t}": [row[t]["unseen"] for row in results["temperature"]]
+        for t in results["temperature"][0]
+    }
+    for ax, bars, title in (
+        (two, unseen, "unseen words"),
+        (three, seen, "seen words: vectors"),
+        (four, blocks, "seen words: blocks"),
+        (six, by_temperature, "unseen words: temperature"),
     ):
-        by_kind = {kind: [kinds[kind][part] for kinds in vectors] for kind in shown}
-        plotting.bars(by_kind, "mIoU", ax=ax)
-        ax.set_title(f"vectors: {part} words")
-    by_block = {
-        kind.replace(", depth", " ×"): [row[kind] for row in blocks]
-        for kind in blocks[0]
-    }
-    plotting.bars(by_block, "mIoU of seen words", ax=five)
-    five.set_title("C5: blocks")
-    by_share = {
-        f"{part}, {dict(tenth='1/10').get(name, name)}": [
-            row[name][part] for row in masks
-        ]
-        for part in ("seen", "unseen")
-        for name in masks[0]
-    }
-    plotting.bars(by_share, "mIoU", ax=six)
-    six.set_title("all masks, a tenth of them")
-    for ax in (five, six):
+        plotting.bars(bars, "mIoU", ax=ax)
+        ax.set_title(title)
         ax.tick_params(axis="x", labelsize=7.5)
     return fig
-
-
-def _words_over_seeds(
-    ax: Axes, reaches: Sequence[Mapping[str, float]], random: float
-) -> None:
-    """Draw mIoU of unseen words against the mean number of seen words, as folds differ
-    in size."""
-    ordered = [sorted((int(count), miou) for count, miou in r.items()) for r in reaches]
-    counts = [
-        sum(count for count, _ in column) / len(column)
-        for column in zip(*ordered, strict=True)
-    ]
-    curves = [[miou for _, miou in row] for row in ordered]
-    plotting.curve_with_band(counts, curves, "words", ax=ax)
-    ax.axhline(random, color="0.4", linestyle=":", label="random, all words")
-    ax.legend()
-    ax.set(title="C3: unseen words", xlabel="seen words", ylabel="mIoU", ylim=(0, None))

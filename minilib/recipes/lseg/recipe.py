@@ -28,6 +28,8 @@ from minilib.models.lseg import (
     embed_labels,
     pixel_cross_entropy,
 )
+from minilib.recipes.lseg.towers import LabelTower, caption_tower, label_tower
+from minilib.recipes.shared.randomness import derangement
 from minilib.recipes.shared.segmentation import (
     LabelSpace,
     evenly_spaced,
@@ -40,11 +42,15 @@ from minilib.weights import load_clip
 
 FOLDS = 4
 OTHER = "other"
-EMBEDDINGS = ("words", "centred", "random", "shuffled", "learned")
+EMBEDDINGS = ("words", "centred", "random", "deranged", "learned")
 """Vectors of the labels: of the frozen text tower; the same less the mean over
 the vocabulary, which all words share; random ones; the text tower's vectors,
-permuted across words; and free ones, trained with the rest, which make LSeg an
+each of another word; and free ones, trained with the rest, which make LSeg an
 ordinary segmenter."""
+TOWERS = ("labels", "captions")
+"""Where the image backbone starts: a classifier of names that the study does not
+contain, trained on labels, the miniature's ImageNet; or ``mini-rn``'s image tower,
+which has read captions with every name."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ class Lab:
     """Images in a batch."""
     steps: int = 140
     """Optimiser steps of each training."""
+    tower_steps: int = 300
+    """Optimiser steps of the pre-training on labels of other names."""
     lr: float = 4e-3
     """Peak learning rate of decoder and head."""
     backbone_factor: float = 0.1
@@ -92,6 +100,22 @@ class Lab:
 
 
 @dataclass(frozen=True)
+class Arm:
+    """What is trained in one training, where claims compare several."""
+
+    vectors: str = "words"
+    """Of the labels, see EMBEDDINGS."""
+    tower: str = "labels"
+    """Where the image backbone starts, see TOWERS."""
+    block: str = "none"
+    """After the correlation, see LSegConfig."""
+    block_depth: int = 1
+    """How often it is applied."""
+    temperature: float = 0.07
+    """t of the correlation."""
+
+
+@dataclass(frozen=True)
 class Study:
     """What there is to learn and to ask, whatever the images are."""
 
@@ -101,7 +125,8 @@ class Study:
     """Training images by step; masks hold seen labels, "other" where there
     is one, and 255."""
     test: Mapping[str, Batch]
-    """Test images, ``"seen"`` and ``"unseen"``."""
+    """Test images, ``"seen"`` and ``"unseen"``; of EmojiScenes also ``"both"``, scenes
+    of seen and unseen words together."""
 
 
 @lru_cache(maxsize=4)
@@ -143,35 +168,37 @@ def scenes_study(
     )
     labels = labels if seen_classes is None else labels.with_seen(seen_classes)
 
-    def scenes(classes: Sequence[int]) -> EmojiScenes:
+    def numbered(classes: Sequence[int], n: int, split: str, start: int = 0) -> Batch:
         names = tuple(words[i] for i in classes)
-        return EmojiScenes(
-            SceneConfig(
-                size=lab.image_size, objects=lab.objects, classes=names, tint=0.0
-            ),
-            device=device,
-        )
-
-    def numbered(batch: Batch) -> Batch:
+        batch = scenes_of(lab, names, device).batch("segment", n, split, seed, start)
         return replace(batch, mask=labels.from_scene(required(batch.mask, "mask")))
 
-    training = scenes(labels.seen)
+    size = lab.batch_size
+    tested = {kind: labels.counted(kind) for kind in ("seen", "unseen")}
+    tested["both"] = labels.seen + labels.unseen
     return Study(
         labels=labels,
-        batches=lambda step: numbered(
-            training.batch(
-                "segment", lab.batch_size, "train", seed, step * lab.batch_size
-            )
-        ),
+        batches=lambda step: numbered(labels.seen, size, "train", step * size),
         test={
-            kind: numbered(
-                scenes(labels.counted(kind)).batch(
-                    "segment", lab.test_images, "test", seed
-                )
-            )
-            for kind in ("seen", "unseen")
+            kind: numbered(classes, lab.test_images, "test")
+            for kind, classes in tested.items()
         },
     )
+
+
+def scenes_of(
+    lab: Lab, names: tuple[str, ...], device: torch.device | str = "cpu"
+) -> EmojiScenes:
+    """Return the scenes of a lab with objects of these names only."""
+    config = SceneConfig(
+        size=lab.image_size, objects=lab.objects, classes=names, tint=0.0
+    )
+    return EmojiScenes(config, device=device)
+
+
+def repeated(study: Study, batches: int) -> Study:
+    """Return the study with only its first training batches, again and again."""
+    return replace(study, batches=lambda step: study.batches(step % batches))
 
 
 class Segmenter(nn.Module):
@@ -189,10 +216,11 @@ class Segmenter(nn.Module):
         else:
             self.register_buffer("vectors", vectors, persistent=False)
 
-    def forward(self, image: Tensor, labels: Sequence[int]) -> Tensor:
-        """Score images (B, 3, H, W) in [0, 1] against N labels of the
-        study: (B, N, H, W)."""
-        return self.lseg(self.lseg.preprocess(image), self.vectors[list(labels)]).scores
+    def forward(self, image: Tensor, labels: Sequence[int] | Tensor) -> Tensor:
+        """Score images (B, 3, H, W) in [0, 1] against labels of the study, N of them
+        for all images or (B, N) for each: (B, N, H, W)."""
+        asked = torch.as_tensor(labels, device=self.vectors.device)
+        return self.lseg(self.lseg.preprocess(image), self.vectors[asked]).scores
 
 
 def label_vectors(
@@ -215,11 +243,10 @@ def label_vectors(
             - embed_labels(clip, [concept.name for concept in VOCABULARY]).mean(dim=0),
             dim=1,
         )
-    if kind == "shuffled":
-        objects = [i for i, word in enumerate(words) if word != OTHER]
-        order = torch.randperm(len(objects), generator=generator)
+    if kind == "deranged":
+        objects = torch.tensor([i for i, word in enumerate(words) if word != OTHER])
         vectors = vectors.clone()
-        vectors[objects] = vectors[[objects[i] for i in order.tolist()]]
+        vectors[objects] = vectors[objects[derangement(len(objects), generator)]]
         return vectors
     random = torch.randn(vectors.shape, generator=generator).to(vectors)
     return F.normalize(random, dim=1)
@@ -228,59 +255,62 @@ def label_vectors(
 def build(
     lab: Lab,
     study: Study,
-    kind: str = "words",
+    arm: Arm | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    text: str = "mini-rn",
-    *,
-    block: str = "none",
-    block_depth: int = 1,
-    temperature: float = 0.07,
 ) -> Segmenter:
-    """Return an untrained segmenter whose backbone starts from
-    ``mini-rn``'s image tower.
+    """Return an untrained segmenter whose backbone is pre-trained.
 
-    The paper starts from a ViT or ResNet trained on ImageNet. The miniature has no
-    ImageNet: its stand-in is a tower trained on captions, without masks. All kinds of
-    label vectors start from it alike.
+    The paper starts from a ViT or ResNet trained on ImageNet's labels. The miniature's
+    ImageNet are the names of the vocabulary that its lab does not use. The text tower
+    and all label vectors meet the same backbone, whatever they mean.
 
     Args:
         lab: the size.
         study: the labels.
-        kind: of the labels' vectors, see EMBEDDINGS.
-        seed: of decoder, head and random vectors.
+        arm: what is trained; by default LSeg as it is.
+        seed: of the pre-training on labels, of decoder, head and random vectors.
         device: where to put it.
-        text: the CLIP that reads the labels.
-        block: after the correlation, see LSegConfig.
-        block_depth: how often it is applied.
-        temperature: t of the correlation.
+
+    Raises:
+        ValueError: an unknown tower or kind of vectors.
     """
-    clip, tower = text_tower(text), text_tower("mini-rn")
-    vision = tower.config.vision
+    arm = arm or Arm()
+    if arm.tower not in TOWERS:
+        raise ValueError(f"tower={arm.tower!r}: expected one of {', '.join(TOWERS)}")
+    clip = text_tower()
+    vision = clip.config.vision
     assert isinstance(vision, ResNetConfig)  # that is what mini-rn is
     config = LSegConfig(
         backbone=CLIPBackbone(vision),
         features=lab.features,
         embed_dim=clip.config.embed_dim,
-        image_mean=tower.config.image_mean,
-        image_std=tower.config.image_std,
-        block=block,
-        block_depth=block_depth,
-        temperature=temperature,
+        image_mean=clip.config.image_mean,
+        image_std=clip.config.image_std,
+        block=arm.block,
+        block_depth=arm.block_depth,
+        temperature=arm.temperature,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         lseg = LSeg(config)
-    state = {
-        key: value
-        for key, value in tower.visual.state_dict().items()
-        if not key.startswith("attnpool.")
-    }
-    lseg.backbone.load_state_dict(state)
-    vectors = label_vectors(clip, study.labels.names, kind, seed)
-    segmenter = Segmenter(lseg, vectors, learned=kind == "learned")
+    if arm.tower == "labels":
+        lseg.backbone.load_state_dict(pretrained(lab, seed, device).weights)
+    else:
+        lseg.backbone.load_state_dict(caption_tower(clip))
+    vectors = label_vectors(clip, study.labels.names, arm.vectors, seed)
+    segmenter = Segmenter(lseg, vectors, learned=arm.vectors == "learned")
     # a fifth faster on CPUs, the same numbers
     return segmenter.to(device).to(memory_format=torch.channels_last)
+
+
+def pretrained(lab: Lab, seed: int, device: torch.device | str = "cpu") -> LabelTower:
+    """Return the image tower that has been trained on labels of all names but the
+    lab's; once a process and seed."""
+    config = text_tower().config
+    return label_tower(
+        config, lab.words, lab.image_size, lab.tower_steps, seed, str(device)
+    )
 
 
 def make_training(
@@ -289,13 +319,11 @@ def make_training(
     lab: Lab,
     seed: int,
     evaluations: int = 0,
-    watched: int = 96,
 ) -> Training:
     """Return the training of a segmenter on the seen labels: equation 2 over all of
     them at every labelled pixel.
 
-    Seen and unseen mIoU are logged ``evaluations`` times, on
-    ``watched`` images of each.
+    Seen and unseen mIoU are logged ``evaluations`` times.
     """
     labels = study.labels.asked("seen")
 
@@ -304,7 +332,7 @@ def make_training(
         return {"loss": pixel_cross_entropy(model(batch.image, labels), target)}
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        return mean_ious(model, study, watched)
+        return mean_ious(model, study)
 
     return Training(
         model=segmenter,
@@ -318,28 +346,15 @@ def make_training(
 def train(
     lab: Lab,
     study: Study,
-    kind: str = "words",
+    arm: Arm | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: str | None = None,
     evaluations: int = 0,
     out: Path | None = None,
-    *,
-    block: str = "none",
-    block_depth: int = 1,
-    temperature: float = 0.07,
 ) -> tuple[Segmenter, History]:
     """Build and train a segmenter; arguments as in ``build`` and ``make_training``."""
-    segmenter = build(
-        lab,
-        study,
-        kind,
-        seed,
-        device,
-        block=block,
-        block_depth=block_depth,
-        temperature=temperature,
-    )
+    segmenter = build(lab, study, arm, seed, device)
     training = make_training(segmenter, study, lab, seed, evaluations)
     return segmenter, training.fit(out, progress)
 
@@ -400,12 +415,30 @@ def mean_iou(model: nn.Module, study: Study, kind: str, n: int | None = None) ->
 def mean_ious(model: nn.Module, study: Study, n: int | None = None) -> dict[str, float]:
     """Return ``mean_iou`` of each kind of words that the study tests, "seen" and
     "unseen"."""
-    return {kind: mean_iou(model, study, kind, n) for kind in study.test}
+    kinds = [kind for kind in study.test if kind != "both"]
+    return {kind: mean_iou(model, study, kind, n) for kind in kinds}
+
+
+def generalised(model: nn.Module, study: Study) -> dict[str, float]:
+    """Ask for seen and unseen words together, on scenes of both: the mIoU over each
+    kind, and the harmonic mean of the two, by which zero-shot papers judge it
+    (SPNet, CVPR 2019)."""
+    labels = study.labels.seen + study.labels.unseen + study.labels.always
+    counts = score_labels(model, study.test["both"], labels)
+    places = range(len(labels))
+    kinds = {"seen": study.labels.seen, "unseen": study.labels.unseen}
+    found = {
+        kind: counts.mean_iou(i for i in places if labels[i] in words)
+        for kind, words in kinds.items()
+    }
+    both = found["seen"] + found["unseen"]
+    harmonic = 2 * found["seen"] * found["unseen"] / both if both else 0.0
+    return found | {"harmonic": harmonic}
 
 
 @torch.no_grad()
 def episodes(
-    model: Segmenter | None, study: Study, kind: str = "unseen", batch_size: int = 24
+    model: nn.Module | None, study: Study, kind: str = "unseen", batch_size: int = 24
 ) -> EpisodeScore:
     """Score the few-shot protocol with no shots: each image asks for one class that is
     in it, against "other".
@@ -441,23 +474,24 @@ def episodes(
         if model is None:
             prediction = torch.ones_like(target)
         else:
-            pairs = torch.stack(
-                [model.vectors[other].expand(len(asked), -1), model.vectors[asked]],
-                dim=1,
-            )
-            prediction = model.lseg(model.lseg.preprocess(image), pairs).scores.argmax(
-                dim=1
-            )
+            pairs = torch.stack([torch.full_like(asked, other), asked], dim=1)
+            prediction = model(image, pairs).argmax(dim=1)
         result.update(prediction, target, asked)
     return result
 
 
+def protocol(model: nn.Module | None, study: Study) -> dict[str, float]:
+    """Return "mIoU" and "FB-IoU" of :func:`episodes` over the unseen words."""
+    result = episodes(model, study)
+    return {"mIoU": result.mean_iou(), "FB-IoU": result.fb_iou()}
+
+
 def independence(model: Segmenter, study: Study, n: int = 4) -> float:
-    """Return by how much scores of the unseen labels change, at most, when the seen
+    """Return by how much scores of three labels change, at most, when the other trained
     ones are asked for as well."""
-    image = study.test["unseen"].image[:n]
-    alone = study.labels.asked("unseen")
-    among = alone + study.labels.seen
+    image = study.test["seen"].image[:n]
+    among = study.labels.asked("seen")
+    alone = among[:3]
     with torch.no_grad():
         few, many = model(image, alone), model(image, among)[:, : len(alone)]
     return (few - many).abs().max().item()

@@ -1,5 +1,5 @@
 """What both counting chapters share: questions, scenes whose test classes were never
-counted, and two baselines.
+counted, and three baselines.
 
 A *question* is an image and the name of what to count in it. One image can carry
 several: that is what separates counting what the words say from counting what
@@ -238,19 +238,37 @@ def evaluate(
 def training_mean(train: Questions, by_name: bool = False) -> Counter:
     """Answer every question with the mean training count; ``by_name``, with the mean of
     questions of the same name."""
-    overall = train.counts.mean()
-    known = {}
-    if by_name:
-        for name in train.names:
-            known[name] = torch.stack(
-                [c for c, n in zip(train.counts, train.asked, strict=True) if n == name]
-            ).mean()
+    return _constant(train, Tensor.mean, by_name)
+
+
+def best_constant(train: Questions, by_name: bool = False) -> Counter:
+    """Answer every question with the median training count, which no other constant
+    beats in mean absolute error there; ``by_name``, with that of questions of the same
+    name."""
+    # of an even number, torch's median is the lower middle one: as good as any between
+    return _constant(train, Tensor.median, by_name)
+
+
+def _constant(
+    train: Questions, of: Callable[[Tensor], Tensor], by_name: bool
+) -> Counter:
+    overall, counts = of(train.counts), train.counts
+    known = {name: of(counts[rows]) for name, rows in _by_name(train, by_name).items()}
 
     def count(batch: Batch) -> Tensor:
         asked = required(batch.caption, "caption")
         return torch.stack([known.get(name, overall) for name in asked])
 
     return count
+
+
+def _by_name(questions: Questions, wanted: bool = True) -> dict[str, list[int]]:
+    """Return the questions of each name, or nothing if that is not wanted."""
+    names = questions.names if wanted else ()
+    return {
+        name: [i for i, asked in enumerate(questions.asked) if asked == name]
+        for name in names
+    }
 
 
 @torch.no_grad()
@@ -267,8 +285,12 @@ def similarity_map(
 
 @torch.no_grad()
 def similarity_threshold(
-    clip: CLIP, train: Questions, device: torch.device | str = "cpu", most: int = 320
-) -> tuple[Counter, dict[str, float]]:
+    clip: CLIP,
+    train: Questions,
+    device: torch.device | str = "cpu",
+    most: int = 320,
+    by_name: bool = False,
+) -> tuple[Counter, dict[str, dict[str, float]]]:
     """Count without a detector: blobs of CLIP's similarity map above a threshold,
     fitted to the training questions.
 
@@ -277,14 +299,52 @@ def similarity_threshold(
     blobs + ``offset``, corrects for blobs that touch. The threshold with the least
     training error wins.
 
+    Args:
+        clip: whose map is cut.
+        train: what to fit to; at most ``most`` of them, spread evenly over all.
+        device: where the maps are made.
+        most: questions to fit to, and of each name to fit to.
+        by_name: fit questions of the same name apart, for names whose usual numbers
+            differ widely; other names get the common fit.
+
     Returns:
-        the counter, and its three numbers with the training MAE.
+        the counter, and the three numbers of each fit with its training MAE, by name;
+        "" names the common fit.
     """
-    part = train.take(range(min(most, len(train))))
-    rows = torch.arange(len(part)).split(40)
-    batches = [part.batch(r.tolist(), device) for r in rows]
+    parts = {"": list(range(len(train))), **_by_name(train, by_name)}
+    fits = {
+        name: _fitted_blobs(clip, train.take(_spread(rows, most)), device)
+        for name, rows in parts.items()
+    }
+
+    def counter(batch: Batch) -> Tensor:
+        asked = required(batch.caption, "caption")
+        chosen = [fits.get(name, fits[""]) for name in asked]
+        pairs = zip(_enlarged(clip, batch), chosen, strict=True)
+        counts = [
+            fit["slope"] * _blobs(one[None], fit["threshold"])[0] + fit["offset"]
+            for one, fit in pairs
+        ]
+        return torch.tensor(counts)
+
+    return counter, fits
+
+
+def _spread(rows: Sequence[int], most: int) -> list[int]:
+    """Return at most ``most`` of the rows, from first to last at even distances."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[int(i)] for i in np.linspace(0, len(rows) - 1, most).round()]
+
+
+def _fitted_blobs(
+    clip: CLIP, questions: Questions, device: torch.device | str
+) -> dict[str, float]:
+    """Return "threshold", "slope" and "offset" with the least "mae" on questions."""
+    rows = torch.arange(len(questions)).split(40)
+    batches = [questions.batch(r.tolist(), device) for r in rows]
     maps = [_enlarged(clip, batch) for batch in batches]
-    truth = part.counts.double().numpy()
+    truth = questions.counts.double().numpy()
     best: dict[str, float] = {"mae": float("inf")}
     for threshold in np.arange(0.0, 2.6, 0.25):
         blobs = np.concatenate([_blobs(m, threshold) for m in maps])
@@ -298,12 +358,7 @@ def similarity_threshold(
                 "offset": float(offset),
                 "mae": mae,
             }
-
-    def counter(batch: Batch) -> Tensor:
-        found = _blobs(_enlarged(clip, batch), best["threshold"])
-        return torch.from_numpy(best["slope"] * found + best["offset"])
-
-    return counter, best
+    return best
 
 
 def _enlarged(clip: CLIP, batch: Batch) -> Tensor:

@@ -72,9 +72,12 @@ class DescribedScenes:
     def leading(self) -> Questions:
         """Return one question a scene, for what fills it: "the dogs".
         FSC-147 asks no others."""
-        return self._questions(
-            tuple(asked[:1] for asked in self.asked), KINDS, False, True
-        )
+        return self._questions(self.narrowed().asked, KINDS, False, True)
+
+    def narrowed(self) -> DescribedScenes:
+        """Return the same pictures, of which nothing but what fills them can be
+        asked."""
+        return replace(self, asked=tuple(asked[:1] for asked in self.asked))
 
     def _questions(
         self,
@@ -140,6 +143,44 @@ def scenes_of(
         centers += middle.split((chunk.concept >= 0).sum(axis=1).tolist())
     asked = tuple(_asked(layout, b, allowed, drawn) for b in range(n))
     return DescribedScenes(torch.cat(images), tuple(centers), asked, scenes.sigma)
+
+
+def shared_out(
+    scenes: CountingScenes, n: int, part: str, split: str, seed: int, several: float
+) -> DescribedScenes:
+    """Draw ``n`` scenes of which a share shows several classes and can be asked
+    everything; the others show one class in its own colours and are asked for it.
+
+    Only where a picture shows several classes must the question be read.
+
+    Args:
+        scenes: sizes and numbers.
+        n: number of scenes.
+        part: "train" or "test", as in :func:`scenes_of`.
+        split: ``train``, ``val`` or ``test``.
+        seed: another data set of the same kind.
+        several: the share, 0 to 1.
+
+    Raises:
+        ValueError: the share is not between 0 and 1.
+    """
+    if not 0 <= several <= 1:
+        raise ValueError(f"several={several}: expected a share between 0 and 1")
+    many = round(n * several)
+    drawn = []
+    if many:
+        drawn.append(scenes_of(scenes, many, part, split, seed))
+    if many < n:
+        alone = scenes_of(
+            scenes, n - many, part, split, seed, coloured=0.0, companions=(0, 0)
+        )
+        drawn.append(alone.narrowed())
+    return DescribedScenes(
+        torch.cat([some.image for some in drawn]),
+        tuple(center for some in drawn for center in some.center),
+        tuple(asked for some in drawn for asked in some.asked),
+        scenes.sigma,
+    )
 
 
 def _rows(layout: Layout, rows: slice) -> Layout:

@@ -6,7 +6,7 @@ Boxes are (n, 4), x1 y1 x2 y2 in pixels; B images of H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -153,19 +153,23 @@ def clip_boxes(
 
 @torch.no_grad()
 def score_boxes(
-    model: nn.Module, test: Batch, batch_size: int = 40
+    detect: Callable[[Tensor], Sequence[dict[str, Tensor]]],
+    test: Batch,
+    batch_size: int = 40,
 ) -> dict[str, float]:
     """Return ``ap`` and ``ap50`` of a detector; see ``metrics.detection``.
 
     Args:
-        model: in evaluation mode afterwards; images (B, 3, H, W) -> per image ``boxes``
-            (m, 4), ``scores`` (m,) and ``labels`` (m,).
+        detect: a model, in evaluation mode afterwards, or a function: images
+            (B, 3, H, W) -> per image ``boxes`` (m, 4), ``scores`` (m,) and ``labels``
+            (m,).
         test: images with ``boxes`` and ``classes``.
         batch_size: images of one pass.
     """
-    model.eval()
+    if isinstance(detect, nn.Module):
+        detect.eval()
     chunks = test.image.split(batch_size)
-    found = [detections for image in chunks for detections in model(image)]
+    found = [detections for image in chunks for detections in detect(image)]
     boxes, classes = required(test.boxes, "boxes"), required(test.classes, "classes")
     return average_precision(found, boxes, classes)
 

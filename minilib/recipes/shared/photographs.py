@@ -63,30 +63,12 @@ class CamVidStream:
     """Frames of a batch."""
     seed: int
     """Of order and augmentation."""
-    augment: str = "shift"
-    """How frames are drawn and changed, as chapters recorded their numbers.
-
-    "shift" (LSeg): every frame once an epoch, moved by up to an eighth of the shorter
-    side, half of them mirrored. "mirror" (DenseCLIP): each frame drawn independently of
-    the others, half of them mirrored.
-    """
     device: torch.device | str = "cpu"
     """Where batches live."""
 
-    def __post_init__(self) -> None:
-        """Check ``augment``.
-
-        Raises:
-            ValueError: it is unknown.
-        """
-        if self.augment not in ("shift", "mirror"):
-            raise ValueError(f"augment={self.augment!r}: expected 'shift' or 'mirror'")
-
     def __call__(self, step: int) -> Batch:
-        """Return the batch of ``step``."""
-        return self._shifted(step) if self.augment == "shift" else self._mirrored(step)
-
-    def _shifted(self, step: int) -> Batch:
+        """Return the batch of ``step``: every frame once an epoch, moved by up to an
+        eighth of the shorter side, half of them mirrored."""
         size, count = self.batch_size, len(self.frames)
         position = torch.arange(step * size, (step + 1) * size)
         epochs = (position // count).unique().tolist()
@@ -101,14 +83,6 @@ class CamVidStream:
         shift = torch.randint(-reach, reach + 1, (size, 2), generator=chance)
         mirror = torch.rand(size, generator=chance) < 0.5
         return _moved(batch, shift, mirror)
-
-    def _mirrored(self, step: int) -> Batch:
-        size = self.batch_size
-        chance = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        chosen = torch.randint(len(self.frames), (size,), generator=chance)
-        batch = self.frames.batch(chosen, self.device)
-        mirror = torch.rand(size, generator=chance) < 0.5
-        return _moved(batch, torch.zeros(size, 2, dtype=torch.int64), mirror)
 
 
 def _moved(batch: Batch, shift: Tensor, mirror: Tensor) -> Batch:

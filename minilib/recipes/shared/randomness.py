@@ -18,7 +18,8 @@ def seeded(seed: int, step: int, purpose: int) -> np.random.Generator:
         seed: of the run, 0 or more.
         step: of the training, or another counter such as an epoch, 0 or more.
         purpose: tells apart what is drawn at one step, 0 or more. Taken: 0 the order
-            of questions, 1 their mirroring, 3 CounTX's scenes, 5 its micrographs.
+            of questions, 1 their mirroring, 3 CounTX's scenes, 5 its micrographs, 6 the
+            order of DenseCLIP's labelled images, 7 their mirroring, 8 which they are.
 
     Raises:
         ValueError: a negative number.
@@ -34,3 +35,18 @@ def seeded_torch(seed: int, step: int, purpose: int) -> torch.Generator:
     """Return a torch generator on the CPU; arguments and errors as :func:`seeded`."""
     state = seeded(seed, step, purpose).integers(2**63)
     return torch.Generator().manual_seed(int(state))
+
+
+def derangement(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Return a permutation (n,) that leaves nothing at its place: along a random circle
+    of all, each goes to its neighbour.
+
+    Raises:
+        ValueError: n < 2, of which there is none.
+    """
+    if n < 2:
+        raise ValueError(f"n={n}: a derangement needs at least 2 things")
+    circle = torch.randperm(n, generator=generator)
+    order = torch.empty(n, dtype=torch.int64)
+    order[circle] = circle.roll(-1)
+    return order

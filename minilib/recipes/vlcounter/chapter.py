@@ -14,7 +14,7 @@ from minilib.parameters import Parameters
 from minilib.recipes.shared.counting import CountingScenes, Questions
 from minilib.recipes.shared.counting_scenes import scenes_of
 from minilib.recipes.shared.photographs import bccd, bccd_questions
-from minilib.recipes.vlcounter.recipe import VARIANTS, Lab, build, grid_of, training
+from minilib.recipes.vlcounter.recipe import Lab, build, grid_of, training
 from minilib.training import Training
 from minilib.weights import load_clip
 
@@ -26,32 +26,38 @@ class Values:
     lab: Lab = field(default_factory=Lab)
     """The size of the model and of its training."""
     scenes: CountingScenes = field(
-        default_factory=lambda: CountingScenes(count=(1, 12), distractors=(2, 12))
+        default_factory=lambda: CountingScenes(count=(1, 20), distractors=(5, 20))
     )
-    """Scenes to count in."""
+    """Scenes to count in: others are as many as what is asked for first."""
     train_images: int = 400
     """Training scenes, each with several questions."""
     test_images: int = 100
     """Test scenes of classes never counted, and as many of classes counted."""
-    variants: tuple[str, ...] = tuple(VARIANTS)
-    """Variants of the ablation that are trained, M5, the main training, among them."""
-    controls: bool = True
-    """Also train the controls: other rank losses, wrong words, singular
-    templates, and CounTX."""
+    arms: tuple[str, ...] = ("M1", "M5")
+    """Arms that are trained, M5, the main training, among them."""
     micrograph: tuple[int, int] = (96, 128)
     """Height and width of the micrographs of profile ``photos``."""
 
 
 PROFILES = {
-    "quick": Values(lab=Lab(steps=100), variants=("M1", "M2", "M5"), controls=False),
+    "quick": Values(lab=Lab(steps=240)),
     "full": Values(
-        lab=Lab(steps=110),
-        scenes=CountingScenes(count=(1, 60), distractors=(2, 12)),
-        train_images=600,
+        lab=Lab(steps=400),
+        train_images=1500,
+        test_images=300,
+        arms=(
+            "M1",
+            "VPT",
+            "M2",
+            "plain skip",
+            "M4",
+            "M5",
+            "shuffled words",
+            "the paper's plural",
+            "the paper's singular",
+        ),
     ),
-    "photos": Values(
-        lab=Lab(steps=200), variants=("M1", "VPT", "M2", "M5"), controls=False
-    ),
+    "photos": Values(lab=Lab(steps=220), arms=("M1", "VPT", "M2", "M5")),
 }
 # the scenes as at quick, and the released weights on FSC-147
 PROFILES["paper"] = PROFILES["quick"]

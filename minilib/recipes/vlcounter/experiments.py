@@ -1,35 +1,34 @@
-"""What chapter 10 asks of trained counters: do they follow the question, where do their
-maps look, is CounTX better?"""
+"""What chapter 10 asks of trained counters: which part helps, do they follow the
+question, where do their maps look?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import einsum
-from torch import Tensor
+from torch import Tensor, nn
 
 from minilib.batch import Batch, required
+from minilib.claims import Test, bootstrap_interval, load
+from minilib.claims.chapter import Run
 from minilib.layers.transformer import ResidualAttentionBlock
-from minilib.metrics.counting import count_errors
+from minilib.metrics.counting import count_errors, error_difference, follows
 from minilib.models import vlcounter as paper
 from minilib.models.clip import VisionTransformer
 from minilib.models.vlcounter import VLCounter
 from minilib.models.vlcounter.prompts import PLURAL_TEMPLATES, SINGULAR_TEMPLATES
-
-# The one recipe of another paper here: the claim compares with CounTX as its own
-# chapter builds and trains it, and that is too much to be shared code.
-from minilib.recipes.countx import recipe as countx
 from minilib.recipes.shared.counting import (
     Counter,
     Questions,
     answers,
+    best_constant,
     counted_classes,
     similarity_threshold,
-    training_mean,
     validation_target,
     window_counter,
 )
@@ -37,9 +36,11 @@ from minilib.recipes.shared.counting_scenes import scenes_of
 from minilib.recipes.vlcounter.chapter import Study
 from minilib.recipes.vlcounter.protocol import cell_readout
 from minilib.recipes.vlcounter.recipe import (
-    CONTROLS,
+    ARMS,
     PLURAL,
+    RELEASED,
     SINGULAR,
+    Lesson,
     counter_of,
     singular,
     train,
@@ -48,79 +49,298 @@ from minilib.recipes.vlcounter.recipe import (
 from minilib.scenes import VOCABULARY
 from minilib.training import History
 
-# --- The ablation ---------------------------------------------------------------------
+# --- The arms -------------------------------------------------------------------------
 
 
-def ablation(
+@dataclass(frozen=True)
+class Trained:
+    """One arm after its training."""
+
+    model: VLCounter
+    history: History
+    lesson: Lesson = RELEASED
+
+    @property
+    def counter(self) -> Counter:
+        """The model as a counter that hears the words of its lesson."""
+        return counter_of(self.model, self.lesson)
+
+
+def train_arms(
     study: Study, seed: int, main: VLCounter, history: History
-) -> tuple[dict[str, VLCounter], dict[str, History]]:
-    """Train the variants of the profile but M5, which ``main`` is, with its history.
+) -> dict[str, Trained]:
+    """Train the arms of the profile but M5, which ``main`` is, with its history.
+
+    All learn from the same questions in the same order, for the same number of steps.
 
     Returns:
-        all models and all histories, by variant in the order of the profile.
+        the arms by name, in the order of the profile.
     """
-    models, histories = {"M5": main}, {"M5": history}
-    for variant in study.values.variants:
-        if variant != "M5":
-            models[variant], histories[variant] = train(
-                study.clip, study.train, study.values.lab, variant, seed,
-                progress=variant,
-            )  # fmt: skip
-    order = study.values.variants
-    return {v: models[v] for v in order}, {v: histories[v] for v in order}
-
-
-def controls(study: Study, seed: int) -> dict[str, Counter]:
-    """Train the controls of ``recipe.CONTROLS`` where the profile wants them, else
-    none."""
-    counters: dict[str, Counter] = {}
-    for name, (variant, lesson) in CONTROLS.items():
-        if study.values.controls:
-            model, _ = train(
-                study.clip, study.train, study.values.lab, variant, seed, lesson, name
+    arms = {}
+    for name in study.values.arms:
+        arm = ARMS[name]
+        model, lesson = main, history
+        if name != "M5":
+            model, lesson = train(
+                study.clip, study.train, study.values.lab, arm, seed, progress=name
             )
-            counters[name] = counter_of(model, lesson.templates, lesson.rename)
-    return counters
+        arms[name] = Trained(model, lesson, arm.lesson)
+    return arms
+
+
+CONSTANT = "best constant"
+"""Does not look at the image: the median of the training answers, on micrographs of
+each name."""
+BLOBS = "blobs of raw CLIP"
+"""Does not learn: connected regions of CLIP's similarity map above a threshold."""
+DEAF = "one answer an image"
+"""Does not hear the question, and knows all answers: see :func:`deaf_answers`."""
 
 
 def baselines(study: Study) -> dict[str, Counter]:
-    """Return the two answers to beat: the mean of the training answers (of each name on
-    micrographs), and blobs of raw CLIP's similarity map.
+    """Return two answers to beat, fitted to the training questions alone: CONSTANT and
+    BLOBS, on micrographs fitted name by name."""
+    blobs, _ = similarity_threshold(
+        study.clip, study.train, study.clip.device, by_name=study.photos
+    )
+    return {CONSTANT: best_constant(study.train, study.photos), BLOBS: blobs}
 
-    The threshold of the blobs is fitted to every k-th training question.
+
+def deaf_answers(questions: Questions) -> Tensor:
+    """Return the answers (N,) of who knows an image by heart but not which of the
+    questions about it is asked: the median of all their true answers.
+
+    No counter that gives an image a single answer has a smaller mean absolute error, so
+    whoever beats this one reads the question.
     """
-    apart = max(1, len(study.train) // 120)
-    spread = study.train.take(range(0, len(study.train), apart))
-    blobs, _ = similarity_threshold(study.clip, spread, study.clip.device)
-    mean = training_mean(study.train, by_name=study.photos)
-    return {"training mean": mean, "similarity threshold": blobs}
+    answer = torch.zeros(len(questions))
+    for image in questions.about.unique():
+        rows = questions.about == image
+        answer[rows] = questions.counts[rows].quantile(0.5)
+    return answer
+
+
+def all_answers(
+    study: Study, counters: Mapping[str, Counter], questions: Questions
+) -> dict[str, Tensor]:
+    """Return every counter's answers (N,), and the row DEAF."""
+    found = {
+        name: answers(counter, questions, study.clip.device)
+        for name, counter in counters.items()
+    }
+    return found | {DEAF: deaf_answers(questions)}
 
 
 def scores(
-    study: Study, counters: Mapping[str, Counter], found: Mapping[str, Tensor]
+    study: Study, found: Mapping[str, Tensor], seen: Mapping[str, Tensor]
 ) -> dict[str, dict[str, float]]:
     """Return the row of each counter in the chapter's table.
 
     Args:
-        study: for its questions about seen classes (on micrographs, validation).
-        counters: by name.
-        found: their answers (N,) to the test questions.
+        study: for its questions.
+        found: answers (N,) to ``study.test`` by counter.
+        seen: likewise to ``study.seen``: of seen classes, on micrographs validation.
 
     Returns:
-        per counter "mae" and "rmse", "seen", the MAE on ``study.seen``, and what
-        :func:`by_presence` says.
+        per counter "mae" and "rmse", "seen", the MAE on ``study.seen``; "present" and
+        "absent", the MAE of questions for what is there and for what is not; "rarest",
+        that of questions for the least frequent class of an image; and "follows", the
+        share of the differences between questions about one image that its answers
+        follow.
     """
-    rows = {}
-    for name, counter in counters.items():
-        errors = count_errors(found[name], study.test.counts)
-        seen = answers(counter, study.seen, study.clip.device)
+    truth, rows = study.test.counts, {}
+    parts = {
+        "present": truth > 0,
+        "absent": truth == 0,
+        "rarest": dominant(study.test)[1],
+    }
+    for name, answer in found.items():
+        errors = count_errors(answer, truth)
         rows[name] = {
             "mae": errors.mae,
             "rmse": errors.rmse,
-            "seen": count_errors(seen, study.seen.counts).mae,
-            **by_presence(found[name], study.test),
+            "seen": count_errors(seen[name], study.seen.counts).mae,
+            **{part: _mae(answer, truth, which) for part, which in parts.items()},
+            "follows": follows(answer, truth, study.test.about),
         }
     return rows
+
+
+def _mae(answer: Tensor, truth: Tensor, which: Tensor) -> float:
+    """Return the MAE over the questions ``which``, 0 where there are none."""
+    return (answer - truth)[which].abs().mean().item() if which.any() else 0.0
+
+
+# --- What the claims compare ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run records of a claim, as paths into its named results: "table/M5/mae" is
+    the entry "mae" of the row "M5" of the result "table"."""
+
+    treatment: str
+    control: str
+    controls: Mapping[str, str] = field(default_factory=dict)
+    """By their names in the ledger."""
+    preconditions: Mapping[str, str] = field(default_factory=dict)
+
+
+def _arms(treatment: str, control: str, claim: str, *rivals: str) -> Evidence:
+    """Return the evidence of a claim about two arms' MAE on the test questions, and
+    about further rows of the table that the first one must beat."""
+    return Evidence(
+        f"table/{treatment}/mae",
+        f"table/{control}/mae",
+        {rival: f"table/{rival}/mae" for rival in rivals},
+        {LEARNED: f"gains/{claim}"},
+    )
+
+
+LEARNED = "least gain over the best constant"
+"""The precondition of every claim about two arms."""
+_M5_LEARNED = {"M5 over the best constant": "gains/M5"}
+PAIRS = {
+    "parts": ("M5", "M1"),
+    "prompts": ("M2", "M1"),
+    "semantic": ("M2", "VPT"),
+    "skips": ("M4", "M2"),
+    "gate": ("M4", "plain skip"),
+    "unseen": ("M4", "plain skip"),
+    "affine": ("M5", "M4"),
+    "plural": ("the paper's plural", "the paper's singular"),
+}
+"""The claims about two arms, the one that should be better first."""
+RECORDED = {
+    "parts": _arms(*PAIRS["parts"], "parts", CONSTANT, BLOBS, DEAF),
+    **{
+        claim: _arms(*PAIRS[claim], claim)
+        for claim in ("prompts", "semantic", "skips", "gate", "affine")
+    },
+    "unseen": Evidence("gate/unseen", "gate/seen", {}, {LEARNED: "gains/unseen"}),
+    "centres": Evidence(
+        "maps/M5, S'/centres",
+        "maps/M5, S/centres",
+        {},
+        _M5_LEARNED | {"similarity before it lies on objects": "maps/M5, S/objects"},
+    ),
+    "plural": Evidence(
+        "table/the paper's plural/mae",
+        "table/the paper's singular/mae",
+        {},
+        {LEARNED: "gains/plural", "names that both lists keep apart": "words_kept"},
+    ),
+    "trained": Evidence("size/share", "size/everything"),
+    "reads": Evidence(
+        "table/M5/follows",
+        "table/shuffled words/follows",
+        {DEAF: f"table/{DEAF}/follows"},
+        _M5_LEARNED,
+    ),
+    "asked": Evidence(
+        "few/asked",
+        "few/constant",
+        {"answer to the most frequent class": "few/swapped"},
+        _M5_LEARNED,
+    ),
+    "rank": Evidence("pull/share", "pull/counting loss"),
+}
+"""Per claim that is tested what is recorded of it."""
+
+
+def look_up(results: Mapping[str, Any], path: str) -> float:
+    """Return one number of named results; see :class:`Evidence`."""
+    value: Any = results
+    for key in path.split("/"):
+        value = value[key]
+    return value
+
+
+def record(
+    run: Run[Any, Any],
+    claim: str,
+    results: Mapping[str, Any],
+    *,
+    n: int,
+    interval: tuple[float, float] | None = None,
+) -> None:
+    """Record a claim from named results, with the controls and preconditions that the
+    ledger asks for at the run's profile; where it does not test it, print why.
+
+    Args:
+        run: whose profile it is.
+        claim: the id without the chapter.
+        results: by name, as given to ``run.result``.
+        n: number of test items.
+        interval: of the difference over test items.
+    """
+    test = load("vlcounter")[f"vlcounter.{claim}"].tests[run.profile]
+    if not isinstance(test, Test):
+        run.tests(claim)  # which prints the reason
+        return
+    paths = RECORDED[claim]
+    run.record(
+        claim,
+        treatment=look_up(results, paths.treatment),
+        control=look_up(results, paths.control),
+        controls={k: look_up(results, paths.controls[k]) for k in test.controls},
+        preconditions={
+            k: look_up(results, paths.preconditions[k]) for k in test.preconditions
+        },
+        n=n,
+        interval=interval,
+    )
+
+
+def gains(table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return by which share of its error the worse arm of each pair is below CONSTANT,
+    and M5 itself: 0 where an arm has learned nothing, 1 where none errs. Pairs that
+    were not trained are left out."""
+    pairs = {claim: pair for claim, pair in PAIRS.items() if set(pair) <= set(table)}
+    pairs["M5"] = ("M5", "M5")
+    return {
+        claim: 1 - max(table[arm]["mae"] for arm in pair) / table[CONSTANT]["mae"]
+        for claim, pair in pairs.items()
+    }
+
+
+def gap_interval(
+    claim: str, found: Mapping[str, Tensor], questions: Questions, seed: int
+) -> tuple[float, float] | None:
+    """Return the interval over images of the difference of a pair's errors, by their
+    answers (N,); None where they were not both trained."""
+    pair = PAIRS[claim]
+    if not set(pair) <= set(found):
+        return None
+    first, second = (found[arm] for arm in pair)
+    gap = error_difference(first, second, questions.counts)
+    return bootstrap_interval(gap, seed, groups=questions.about.tolist())
+
+
+def gain_of_the_gate(table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return by how much the gate lowers the MAE of the same skip connections, on
+    "unseen" and on "seen" classes."""
+    gated, plain = table["M4"], table["plain skip"]
+    return {
+        "unseen": plain["mae"] - gated["mae"],
+        "seen": plain["seen"] - gated["seen"],
+    }
+
+
+def trained_share() -> dict[str, float]:
+    """Return of the released size the number of "all" parameters, of those "trained",
+    and as a share of all "share" and "everything", 1; nothing is allocated."""
+    with torch.device("meta"):
+        official = VLCounter(paper.VLCounterConfig())
+    numbers = sum(p.numel() for p in official.parameters())
+    every = numbers - 1  # the authors' CLIP is without its logit scale
+    trained = trained_parameters(official)
+    return {
+        "all": every,
+        "trained": trained,
+        "share": trained / every,
+        "everything": 1.0,
+    }
 
 
 def by_name(
@@ -136,35 +356,6 @@ def by_name(
         }
         report[name] = {k: {"mae": e.mae, "rmse": e.rmse} for k, e in errors.items()}
     return report
-
-
-def over_seeds(
-    tables: Sequence[Mapping[str, Mapping[str, float]]],
-    variants: Sequence[Mapping[str, float]],
-    beside: Sequence[Mapping[str, Mapping[str, float]]],
-) -> dict[str, dict[str, list[float]]]:
-    """Join the committed results "table", "variants" and "beside", one of each per
-    seed.
-
-    Returns:
-        per counter, variant and control the numbers over seeds of "mae" and, where
-        they are known, "rmse", "seen" and "follows"; empty without results.
-    """
-    if not tables:
-        return {}
-    keys = ("mae", "rmse", "seen", "follows")
-    rows = {
-        name: {key: [table[name][key] for table in tables] for key in keys}
-        for name in tables[0]
-    }
-    rows["CounTX"] = {
-        key: [numbers["CounTX"][key] for numbers in beside]
-        for key in ("mae", "follows")
-    }
-    for name, (variant, _) in CONTROLS.items():
-        maes = [numbers[name] for numbers in variants]
-        rows[f"{variant}, {name}"] = {"mae": maes}
-    return rows
 
 
 # --- What a counter does with the question --------------------------------------------
@@ -188,32 +379,6 @@ def simplest(questions: Questions, names: int = 3) -> list[int]:
     return rows[:names].tolist()
 
 
-def by_presence(answer: Tensor, questions: Questions) -> dict[str, float]:
-    """Return how well answers (N,) follow the question.
-
-    Returns:
-        "present" and "absent", the mean absolute errors of questions for what is there
-        and for what is not; "follows", the correlation of answers and truth within an
-        image, over images with several questions: 0 where a counter gives every
-        question about an image the same answer.
-    """
-    truth, error = questions.counts, (answer - questions.counts).abs()
-    there = truth > 0
-    inside = torch.zeros(2, len(truth))
-    for image in questions.about.unique():
-        rows = questions.about == image
-        for k, values in enumerate((answer, truth)):
-            inside[k, rows] = values[rows] - values[rows].mean()
-    spread = inside.square().sum(1).prod().sqrt()
-    return {
-        "present": error[there].mean().item() if there.any() else 0.0,
-        "absent": error[~there].mean().item() if (~there).any() else 0.0,
-        "follows": ((inside[0] * inside[1]).sum() / spread).item()
-        if spread > 0
-        else 0.0,
-    }
-
-
 def dominant(questions: Questions) -> tuple[Tensor, Tensor]:
     """Return which questions mean the most frequent class of their image, and which the
     least frequent one present."""
@@ -230,22 +395,32 @@ def dominant(questions: Questions) -> tuple[Tensor, Tensor]:
     return first, last
 
 
-def asked_for_the_few(answer: Tensor, questions: Questions) -> dict[str, float]:
+def asked_for_the_few(
+    answer: Tensor, questions: Questions, train: Questions
+) -> dict[str, float]:
     """Return the errors of answers (N,) to the questions for the least frequent class
     of an image.
 
+    Args:
+        answer: to all questions.
+        questions: with their true counts.
+        train: whose rarest classes the constant is fitted to.
+
     Returns:
-        "asked", the mean absolute error; "swapped", that of the answers to the question
-        for the most frequent class of the same image in their place; and "n", the
-        number of questions.
+        "asked", the mean absolute error; "constant", that of the median number of the
+        rarest classes of training images, for whoever knows that the rarest class is
+        asked for and does not look; "swapped", that of the answers to the question for
+        the most frequent class of the same image; and "n", the number of questions.
     """
     many, few = dominant(questions)
     images = questions.about[many].tolist()
     other = dict(zip(images, answer[many].tolist(), strict=True))
     swapped = torch.tensor([other[image] for image in questions.about[few].tolist()])
     truth = questions.counts[few]
+    constant = train.counts[dominant(train)[1]].median()
     return {
         "asked": (answer[few] - truth).abs().mean().item(),
+        "constant": (constant - truth).abs().mean().item(),
         "swapped": (swapped - truth).abs().mean().item(),
         "n": int(few.sum()),
     }
@@ -310,6 +485,52 @@ def positives(study: Study, most: int = 192) -> float:
     level, inside = torch.cat(levels), torch.cat(occupied)
     positive = (level > 0.4) & (level < 1) & inside
     return positive.sum().item() / inside.sum().item()
+
+
+def rank_pull(
+    study: Study, model: VLCounter, seed: int, batches: int = 12
+) -> dict[str, float]:
+    """Return how hard the released rank-aware loss pulls beside the counting loss.
+
+    Args:
+        study: whose training questions are looked at.
+        model: M5, trained or not.
+        seed: of the order of the questions.
+        batches: number of batches, the first of a training.
+
+    Returns:
+        "share", the length of the gradient of the weighted rank-aware loss in units of
+        that of the "counting loss", 1, by all trained numbers and without dropout, a
+        mean over batches; and "largest", the largest of them.
+    """
+    stream = study.train.stream(study.values.lab.batch_size, seed, model.clip.device)
+    numbers = [p for p in model.eval().parameters() if p.requires_grad]
+    shares = []
+    for step in range(batches):
+        batch = stream(step)
+        text = model.encode_names(required(batch.caption, "caption"), PLURAL)
+        output = model(model.preprocess(batch.image), text)
+        target = paper.DENSITY_SCALE * required(batch.density, "density")
+        losses = (
+            paper.RANK_WEIGHT * paper.rank_loss(output.similarity, target),
+            paper.count_loss(output.density, target),
+        )
+        rank, count = (
+            nn.utils.get_total_norm(
+                g
+                for g in torch.autograd.grad(
+                    loss, numbers, retain_graph=True, allow_unused=True
+                )
+                if g is not None
+            )
+            for loss in losses
+        )
+        shares.append((rank / count).item())
+    return {
+        "share": sum(shares) / len(shares),
+        "largest": max(shares),
+        "counting loss": 1.0,
+    }
 
 
 # --- Where the similarity map looks ---------------------------------------------------
@@ -462,14 +683,21 @@ def looks(
     base: VLCounter, models: Mapping[str, VLCounter], large: LargeObjects
 ) -> dict[str, dict[str, float]]:
     """Return :func:`map_scores` of the frozen CLIP's cosine (``base`` is M1, untrained)
-    and of each variant's cosine, S and, where it has an affine map, S'."""
+    and of each variant's cosine, S and, where it has an affine map, S'.
+
+    A learned product may be high or low on objects, which is all the same to the
+    decoder: S and S' are turned over together where S is lower on objects than on the
+    background.
+    """
     frozen = maps_of(base, large.batch)["cosine"]
     found = {"frozen CLIP, cosine": map_scores(frozen, large)}
     for variant, model in models.items():
         maps = maps_of(model, large.batch)
-        for name in ("cosine", "S", "S'"):
-            if name != "S'" or model.head.affine is not None:
-                found[f"{variant}, {name}"] = map_scores(maps[name], large)
+        sign = -1 if map_scores(maps["S"], large)["objects"] < 0.5 else 1
+        found[f"{variant}, cosine"] = map_scores(maps["cosine"], large)
+        found[f"{variant}, S"] = map_scores(sign * maps["S"], large)
+        if model.head.affine is not None:
+            found[f"{variant}, S'"] = map_scores(sign * maps["S'"], large)
     return found
 
 
@@ -494,6 +722,21 @@ def grammar(base: VLCounter, large: LargeObjects) -> dict[str, dict[str, float]]
         cosine = einsum(patches, text, "b e h w, b e -> b h w")
         found[title] = map_scores(cosine, large)
     return found
+
+
+@torch.no_grad()
+def words_kept(base: VLCounter) -> float:
+    """Return the share of the vocabulary's names that the text tower, with the paper's
+    lists of templates, puts nearest to the same name with templates that it has read;
+    of the plural and the singular list the lower one. ``base`` is M1, untrained."""
+    names = [concept.plural for concept in VOCABULARY]
+    known = base.encode_names(names, PLURAL)
+    shares = []
+    for templates, rename in ((PLURAL_TEMPLATES, str), (SINGULAR_TEMPLATES, singular)):
+        text = base.encode_names([rename(name) for name in names], templates)
+        nearest = (text @ known.T).argmax(1).cpu()
+        shares.append((nearest == torch.arange(len(names))).double().mean().item())
+    return min(shares)
 
 
 @torch.no_grad()
@@ -598,7 +841,7 @@ def wide_scenes(study: Study, n: int, seed: int) -> Questions:
 def wide_read_outs(model: VLCounter, study: Study, seed: int) -> dict[str, float]:
     """Return the mean absolute error on :func:`wide_scenes`, read through windows, for
     both ways to merge them."""
-    wide = wide_scenes(study, 40 if study.values.controls else 20, seed)
+    wide = wide_scenes(study, study.values.test_images // 5, seed)
     found = {}
     for merge in ("recursive", "uniform"):
         density = partial(model.density, merge=merge, templates=PLURAL)
@@ -606,85 +849,3 @@ def wide_read_outs(model: VLCounter, study: Study, seed: int) -> dict[str, float
         errors = count_errors(answer, wide.counts)
         found[f"twice as wide, {merge} merge"] = errors.mae
     return found
-
-
-# --- Beside CounTX --------------------------------------------------------------------
-
-
-def train_countx(
-    study: Study, seed: int, *, frozen: bool = False, progress: str | None = None
-) -> tuple[torch.nn.Module, Counter]:
-    """Train CounTX on the very questions, in the very order, for as many steps as a
-    variant of the ablation.
-
-    It reads "the dogs" and starts with patches and texts of mean zero, as in its own
-    chapter. It trains its image tower, as its authors do, unless ``frozen``.
-
-    Raises:
-        ValueError: the images are not square, as CounTX needs them.
-    """
-    height, width = study.train.image.shape[-2:]
-    if height != width:
-        raise ValueError(
-            f"CounTX reads square windows, the images have {height} x {width} pixels: "
-            "make them square"
-        )
-    lab = study.values.lab
-    model = countx.build(
-        study.clip,
-        width,
-        decoder_width=lab.channels,
-        seed=seed,
-        images=study.train.image[:100],
-        names=study.train.names,
-    )
-    stream = study.train.stream(lab.batch_size, seed, study.clip.device)
-
-    def batches(step: int) -> Batch:
-        return _with_article(stream(step))
-
-    schedule = countx.Schedule(
-        steps=lab.steps, images=lab.batch_size, each=1, frozen=frozen
-    )
-    countx.train(model, batches, schedule, seed, progress=progress)
-    plain = countx.counter_of(model.eval())
-    return model, lambda batch: plain(_with_article(batch))
-
-
-def _with_article(batch: Batch) -> Batch:
-    """Return a batch that asks for "the dogs" instead of "dogs"."""
-    names = required(batch.caption, "caption")
-    return replace(batch, caption=[f"the {name}" for name in names])
-
-
-def against_countx(
-    study: Study, seed: int, m5: VLCounter, answer: Tensor
-) -> tuple[dict[str, dict[str, float]], Tensor]:
-    """Train CounTX, see :func:`train_countx`, and set it beside M5.
-
-    Args:
-        study: what CounTX learns from, and the test questions.
-        seed: of its training.
-        m5: the trained VLCounter.
-        answer: (N,), its answers to the test questions.
-
-    Returns:
-        for "CounTX" and "VLCounter (M5)" the "mae", "trained", the number of parameters
-        that training changes, and what :func:`by_presence` says; and CounTX's answers
-        (N,).
-    """
-    rival, counter = train_countx(study, seed, progress="CounTX")
-    theirs = answers(counter, study.test, study.clip.device)
-    both: dict[str, tuple[torch.nn.Module, Tensor]] = {
-        "CounTX": (rival, theirs),
-        "VLCounter (M5)": (m5, answer),
-    }
-    report = {
-        name: {
-            "mae": count_errors(found, study.test.counts).mae,
-            "trained": trained_parameters(model),
-            **by_presence(found, study.test),
-        }
-        for name, (model, found) in both.items()
-    }
-    return report, theirs

@@ -13,7 +13,8 @@ from minilib.batch import Batch, required
 from minilib.models import vlcounter as paper
 from minilib.models.clip import CLIP, ViTConfig
 from minilib.models.vlcounter import VLCounter, VLCounterConfig
-from minilib.recipes.shared.counting import Counter, Questions, counted_classes
+from minilib.models.vlcounter.prompts import PLURAL_TEMPLATES, SINGULAR_TEMPLATES
+from minilib.recipes.shared.counting import Counter, Questions
 from minilib.scenes import VOCABULARY
 from minilib.training import History, TrainConfig, Training
 
@@ -36,11 +37,13 @@ VARIANTS = {
     "VPT": Variant("vpt", affine=False, skip="none"),
     "M2": Variant("spt", affine=False, skip="none"),
     "M3": Variant("spt", affine=True, skip="none"),
+    "plain skip": Variant("spt", affine=False, skip="plain"),
     "M4": Variant("spt", affine=False, skip="gated"),
-    "plain skip": Variant("spt", affine=True, skip="plain"),
     "M5": Variant("spt", affine=True, skip="gated"),
 }
-"""The ablation. M1 is the paper's VLBase, M5 its VLCounter."""
+"""The ablation. M1 is the paper's VLBase, M5 its VLCounter; the rows of a claim differ
+in one part: VPT and M2 in the text, M2, "plain skip" and M4 in the skip connections, M4
+and M5 in the affine map."""
 
 PLURAL = (
     "some {}",
@@ -52,8 +55,6 @@ PLURAL = (
 paper's "a number of"."""
 SINGULAR = ("a {}", "a photo of a {}", "a picture of a {}", "here we see a {}")
 """The same in the singular."""
-INITIAL_NORM = 3.0
-"""Length of the rows that both projections start with; see :func:`build`."""
 _SINGULARS = {concept.plural: concept.name for concept in VOCABULARY}
 
 
@@ -104,13 +105,10 @@ def grid_of(clip: CLIP, questions: Questions) -> tuple[int, int]:
 def build(
     clip: CLIP, lab: Lab, grid: tuple[int, int], variant: str, seed: int
 ) -> VLCounter:
-    """Make an untrained counter of a variant whose initial weights depend
-    on ``seed`` alone.
+    """Make an untrained counter of a variant with the authors' initial weights.
 
-    One thing is not the authors': they start both projections near zero and train for
-    hundreds of epochs. In a few hundred steps that is too slow, so both start as the
-    principal axes of the text features of the classes that scenes are trained on, and S
-    starts as the cosine within those axes, times INITIAL_NORM squared.
+    They depend on ``seed`` alone: parts that two variants share start from the same
+    numbers, those of M5, which has all parts.
 
     Raises:
         KeyError: there is no such variant.
@@ -118,7 +116,7 @@ def build(
     """
     if variant not in VARIANTS:
         raise KeyError(f"variant={variant!r}: expected one of {', '.join(VARIANTS)}")
-    chosen, vision = VARIANTS[variant], clip.config.vision
+    vision = clip.config.vision
     if not isinstance(vision, ViTConfig):
         raise ValueError(
             f"the image tower is a {type(vision).__name__}: expected a vision "
@@ -127,8 +125,8 @@ def build(
     doublings = vision.patch.bit_length() - 1
     # the blocks right before the last one
     middle = tuple(range(vision.layers - doublings, vision.layers - 1))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+
+    def fresh(chosen: Variant) -> VLCounter:
         config = VLCounterConfig(
             clip.config,
             grid,
@@ -139,19 +137,13 @@ def build(
             prompts=lab.prompts,
             channels=lab.channels,
         )
-        model = VLCounter.from_clip(clip, config)
-    known = [
-        concept.plural
-        for concept in VOCABULARY
-        if concept.name in counted_classes("train")
-    ]
-    text = model.encode_names(known, PLURAL)
-    middle_text = text.mean(0)
-    axes = torch.linalg.svd(text - middle_text, full_matrices=False).Vh[: lab.channels]
-    with torch.no_grad():
-        for projection in (model.head.t_proj, model.head.v_proj):
-            projection.weight.copy_(INITIAL_NORM * axes)
-        model.head.t_proj.bias.copy_(-INITIAL_NORM * axes @ middle_text)
+        return VLCounter.from_clip(clip, config)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        whole = fresh(VARIANTS["M5"]).state_dict()
+        model = fresh(VARIANTS[variant])
+    model.load_state_dict({name: whole[name] for name in model.state_dict()})
     return model
 
 
@@ -194,18 +186,50 @@ class Lesson:
     rename: Callable[[str], str] = str
     """Applied to every name first."""
     shuffled: bool = False
-    """Permute the names of a batch across its questions, as a control."""
+    """Every question hears the name of another one of its batch, as a control."""
 
 
 RELEASED = Lesson()
 """The authors' loss, and plural words."""
-CONTROLS = {
-    "shuffled words": ("M2", Lesson(shuffled=True)),
-    "no rank loss": ("M5", Lesson(rank_weight=0.0)),
-    "the paper's rank loss, weight 0.1": ("M5", Lesson(rank="paper", rank_weight=0.1)),
-    "singular words": ("M5", Lesson(templates=SINGULAR, rename=singular)),
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training that the chapter compares with others."""
+
+    variant: str
+    """One of VARIANTS."""
+    lesson: Lesson = RELEASED
+    """What it is taught."""
+
+
+ARMS = {
+    **{variant: Arm(variant) for variant in VARIANTS},
+    "shuffled words": Arm("M5", Lesson(shuffled=True)),
+    "the paper's plural": Arm("M5", Lesson(templates=PLURAL_TEMPLATES)),
+    "the paper's singular": Arm(
+        "M5", Lesson(templates=SINGULAR_TEMPLATES, rename=singular)
+    ),
+    "no rank loss": Arm("M5", Lesson(rank_weight=0.0)),
+    "the paper's rank loss": Arm("M5", Lesson(rank="paper", rank_weight=0.1)),
 }
-"""Controls of the ablation: the variant, and what it is taught."""
+"""All arms. The last two are for readers: no profile trains them."""
+
+
+def wrong_names(names: Sequence[str]) -> list[str]:
+    """Return the names of a batch so permuted that no question hears its own.
+
+    Raises:
+        ValueError: more than half of the questions ask for the same.
+    """
+    for shift in range(1, len(names)):
+        moved = [*names[shift:], *names[:shift]]
+        if all(a != b for a, b in zip(names, moved, strict=True)):
+            return moved
+    raise ValueError(
+        f"no rotation gives each of {len(names)} questions another name: ask for more "
+        "different names in a batch"
+    )
 
 
 def training(
@@ -231,9 +255,8 @@ def training(
     rank_loss = RANK_LOSSES[lesson.rank]
 
     def loss(model: VLCounter, batch: Batch) -> dict[str, Tensor]:
-        text = words(required(batch.caption, "caption"))
-        if lesson.shuffled:
-            text = text.roll(1, 0)
+        names = required(batch.caption, "caption")
+        text = words(wrong_names(names) if lesson.shuffled else names)
         output = model(model.preprocess(batch.image), text)
         target = paper.DENSITY_SCALE * required(batch.density, "density")
         count = paper.count_loss(output.density, target)
@@ -258,35 +281,29 @@ def train(
     clip: CLIP,
     questions: Questions,
     lab: Lab,
-    variant: str,
+    arm: Arm,
     seed: int,
-    lesson: Lesson = RELEASED,
     progress: str | None = None,
 ) -> tuple[VLCounter, History]:
-    """Build and train one variant; return it with the history of its training.
+    """Build and train one arm; return its model with the history of its training.
 
     Args:
         clip: the frozen CLIP that it is built on.
         questions: what to learn from.
         lab: the size.
-        variant: one of VARIANTS.
+        arm: the variant, and what it is taught.
         seed: of the initial weights, of dropout and of the order of the questions.
-        lesson: loss and words.
         progress: title of the progress bar; None = no bar.
     """
-    model = build(clip, lab, grid_of(clip, questions), variant, seed)
-    history = training(model, questions, lab, seed, lesson).fit(progress=progress)
+    model = build(clip, lab, grid_of(clip, questions), arm.variant, seed)
+    history = training(model, questions, lab, seed, arm.lesson).fit(progress=progress)
     return model, history
 
 
-def counter_of(
-    model: VLCounter,
-    templates: Sequence[str] = PLURAL,
-    rename: Callable[[str], str] = str,
-) -> Counter:
-    """Return a trained model as a counter; its answers are neither rounded nor
-    clamped at zero."""
-    words = Words(model, templates, rename)
+def counter_of(model: VLCounter, lesson: Lesson = RELEASED) -> Counter:
+    """Return a trained model as a counter that hears the words of its lesson, never
+    shuffled; its answers are neither rounded nor clamped at zero."""
+    words = Words(model, lesson.templates, lesson.rename)
 
     @torch.no_grad()
     def count(batch: Batch) -> Tensor:

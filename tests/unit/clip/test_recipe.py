@@ -15,22 +15,32 @@ from PIL import Image
 from minilib.batch import Batch
 from minilib.models.clip import CLIP, ViTConfig
 from minilib.parameters import Parameters
-from minilib.recipes.clip import chapter, recipe
+from minilib.recipes.clip import chapter, lab, recipe
 from minilib.recipes.clip import experiments as claims
+from minilib.recipes.clip.controls import BagOfWords
 from minilib.scenes import (
+    TINTS,
     VOCABULARY,
     CaptionConfig,
     EmojiScenes,
     SceneConfig,
     class_names,
     find,
+    held_out_tint,
     names,
+    noun_phrase,
 )
 from minilib.tokenizer import get_tokenizer
 from minilib.training import TrainConfig
 
-TINY = claims.Lab(
-    image_size=32, classes=6, steps=3, evaluations=1, test_images=24, width=32
+TINY = lab.Lab(
+    image_size=32,
+    classes=6,
+    steps=4,
+    evaluations=2,
+    test_images=24,
+    width=32,
+    batch_size=32,
 )
 
 
@@ -240,19 +250,127 @@ def test_logit_is_kept_off_the_ends():
     ) == pytest.approx(-math.log(999))
 
 
-def test_effective_robustness_by_hand():
+def test_accuracy_under_shift_is_read_off_the_line():
     def shifted(accuracy: float) -> float:
         return 1 / (1 + math.exp(1 - 0.5 * claims.logit(accuracy)))
 
-    baseline = [(a, shifted(a)) for a in (0.3, 0.5, 0.8, 0.9)]
-    assert claims.effective_robustness(baseline, (0.7, shifted(0.7))) == pytest.approx(
-        0, abs=1e-6
+    stages = [(a, shifted(a)) for a in (0.3, 0.5, 0.8, 0.9)]
+    assert claims.shifted_at(stages, 0.7) == pytest.approx(shifted(0.7), abs=1e-6)
+    with pytest.raises(ValueError, match="at least two points, not 1"):
+        claims.shifted_at(stages[:1], 0.7)
+
+
+def test_robustness_is_compared_at_equal_accuracy():
+    points = {
+        "zero-shot, two styles": [(0.5, 0.4)],
+        "supervised": [(0.4, 0.1), (0.5, 0.2), (0.6, 0.3)],
+        "probe, two styles": [(0.45, 0.3), (0.55, 0.3)],
+        "zero-shot, one style": [(0.2, 0.1), (0.9, 0.5)],
+    }
+    found = claims.at_equal_accuracy(points)
+    assert found["zero-shot, two styles"] == 0.4
+    assert found["supervised"] == pytest.approx(0.19, abs=0.01)
+    assert found["probe, two styles"] == pytest.approx(0.3)
+    assert found["reach"] == pytest.approx(0.1)  # supervised: 0.6
+
+
+def test_images_needed_by_hand(monkeypatch):
+    class History:
+        def __init__(self, top1):
+            self.top1 = top1
+
+        def column(self, style):
+            assert style == "noto"
+            return [1, 2, 4], self.top1
+
+    along = {
+        "bag": [0.18, 0.54, 0.7],
+        "prediction": [0.1, 0.2, 0.4],
+        "bag, shuffled": [0.01, 0.02, 0.01],
+    }
+    made = {n: lab.Trained(None, None, History(top1)) for n, top1 in along.items()}
+    arms = lab.Arms(TINY, 0, made=made)
+    monkeypatch.setattr(arms, "top1", lambda name: along[name][-1])
+    # half-way between 32 and 64 images, in the logarithm; later; and never
+    assert claims.images_needed(arms) == {
+        "milestone": pytest.approx(0.36),
+        "bag": pytest.approx(5.5),
+        "prediction": pytest.approx(6 + 0.16 / 0.2),
+        "bag, shuffled": 7,
+    }
+    assert claims.curves(arms, ("bag",)) == {"seen": [32, 64, 128], "bag": along["bag"]}
+
+
+def test_shots_are_counted_in_logarithms():
+    shots = {
+        "shots": [1, 2, 4],
+        "probe": [0.2, 0.4, 0.6],
+        "zero-shot": [0.4],
+        "random names": [0.01],
+    }
+    assert claims.worth(shots) == {
+        "one image": 0,
+        "top1": 0.4,
+        "zero-shot": pytest.approx(1.0),
+        "random names": 0,
+    }
+    more = claims.worth({**shots, "zero-shot": [0.9]})
+    assert more["zero-shot"] == 2  # at least four
+
+
+def test_a_power_of_the_pairs_is_a_line():
+    sizes = {"a": 1, "b": 4, "c": 16, "d": 64}
+    top1 = {name: 1 - 0.5 * n**-0.5 for name, n in sizes.items()}
+    found = claims.off_the_line(top1, sizes)
+    assert found["expected"] == pytest.approx(0.5 / 8)
+    assert found["measured"] == pytest.approx(0.5 / 8)
+    stopped = claims.off_the_line({**top1, "d": 0.875}, sizes)
+    assert stopped == {"expected": found["expected"], "measured": 0.125}
+
+
+def test_the_late_gain_is_that_of_the_last_quarter():
+    assert claims.late_gain([0.0, 0.1, 0.3, 0.4]) == pytest.approx(0.1)
+    assert claims.late_gain([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9]) == pytest.approx(
+        0.3
     )
-    assert claims.effective_robustness(baseline, (0.7, 0.65)) == pytest.approx(
-        0.65 - shifted(0.7), abs=1e-6
-    )
-    with pytest.raises(ValueError, match="at least two supervised models, not 1"):
-        claims.effective_robustness(baseline[:1], (0.7, 0.65))
+    assert claims.late_gain([0.4]) == 0
+
+
+def test_shares_kept_and_gains_of_a_probe_by_hand():
+    top1 = {"words": 0.8, "words, 1/64": 0.2, "labels": 0.9, "labels, 1/64": 0.45}
+    assert claims.kept(top1) == {
+        "words": 0.25,
+        "labels": 0.5,
+        "lost": pytest.approx(0.6),
+    }
+    points = {
+        "zero-shot, two styles": [(0.5, 0.3)],
+        "probe, two styles": [(0.4, 0.2), (0.8, 0.35)],
+    }
+    assert claims.gains_of_a_probe(points) == {
+        "reference": pytest.approx(0.3),
+        "shifted": pytest.approx(0.05),
+    }
+
+
+def test_images_in_common():
+    some = Batch(torch.arange(4.0).reshape(4, 1, 1, 1))
+    others = Batch(torch.tensor([1.0, 3.0, 9.0]).reshape(3, 1, 1, 1))
+    assert claims.in_common(some, others) == 2
+
+
+def test_a_probe_gets_the_penalty_that_validates_best():
+    noise = torch.Generator().manual_seed(0)
+    label = torch.arange(40) % 2
+    signal = torch.where(label == 1, 1.0, -1.0)[:, None]
+    x = torch.cat([signal, torch.randn(40, 6, generator=noise)], dim=1)
+    chosen = claims.chosen_C((x[:20], label[:20]), (x[20:], label[20:]))
+    assert chosen in claims.DECADES
+    score = {
+        C: claims.LinearProbe.fit(x[:20], label[:20], C).accuracy(x[20:], label[20:])
+        for C in claims.DECADES
+    }
+    assert score[chosen] == max(score.values())
 
 
 def test_draw_shots_takes_k_of_every_class():
@@ -294,16 +412,27 @@ def test_shot_pool_holds_every_class_and_no_test_scene():
     assert not any(image.numpy().tobytes() in shown for image in pool.image)
 
 
-def test_held_out_phrases_never_occur_in_training():
-    plain = CaptionConfig(
-        opening=0, background=0, tint=1, full_stop=0, kind=0, disambiguate=1
-    )
-    held_out = claims.held_out_phrases(6)
-    assert len(set(held_out)) == 6
-    config = SceneConfig(size=16, objects=(1, 1), tint=1.0, combinations="seen")
-    assert not set(EmojiScenes(config, plain).batch("pairs", 5000).caption) & set(
-        held_out
-    )
+def test_validation_images_are_others_of_every_class():
+    label = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1])
+    assert claims.first_of_each(label, 2).tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert claims.first_of_each(label, 1).tolist() == [1, 0, 1, 0, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="class 0 has 4 examples: give more than 4"):
+        claims.first_of_each(label, 4)
+
+
+def test_held_out_phrases_never_occur_in_training(monkeypatch):
+    tiny = replace(TINY, classes=4, steps=20)
+    held_out = claims.held_out_phrases(tiny)
+    assert len(set(held_out)) == 4
+    assert claims.held_out_shown(tiny, 0) == 0
+    recipe_of = claims.combination_recipe
+
+    def leaking(lab):
+        found = recipe_of(lab)
+        return replace(found, scenes=replace(found.scenes, combinations="all"))
+
+    monkeypatch.setattr(claims, "combination_recipe", leaking)
+    assert claims.held_out_shown(tiny, 0) > 50
 
 
 # --- Questions put to a model (untrained here: only their form) -----------------------
@@ -312,17 +441,28 @@ def test_held_out_phrases_never_occur_in_training():
 def test_prompt_ladder(model):
     report = claims.prompt_ladder(model, TINY.test(), TINY.names)
     ensembles = {f"ensemble of {n}" for n in range(2, len(recipe.TEMPLATES) + 1)}
-    assert set(report) == {"bare word", "probabilities", *recipe.TEMPLATES} | ensembles
+    others = {"bare word", "probabilities", "one template", "ensemble"}
+    assert set(report) == {*recipe.TEMPLATES} | ensembles | others
     assert all(0 <= value <= 1 for value in report.values())
+    assert report["ensemble"] == report[f"ensemble of {len(recipe.TEMPLATES)}"]
+    singles = [report[template] for template in recipe.TEMPLATES]
+    assert report["one template"] == pytest.approx(sum(singles) / len(singles))
+    gains = claims.template_gains(model, TINY.test(), TINY.names)
+    assert gains["templates"].mean().item() == pytest.approx(
+        report["one template"] - report["bare word"]
+    )
+    assert gains["ensemble"].mean().item() == pytest.approx(
+        report["ensemble"] - report["one template"]
+    )
 
 
 def test_few_shot(model):
-    pool, test = claims.shot_pool(4, 32, TINY.names), TINY.test()
+    pool, test = claims.shot_pool(8, 32, TINY.names), TINY.test()
     report = claims.few_shot(model, pool, test, TINY.names, shots=(1, 4), draws=2)
-    assert set(report) == {"shots", "zero-shot", "random names", "probe"}
+    assert set(report) == {"shots", "zero-shot", "random names", "probe", "C"}
     assert (
         report["shots"] == [1, 4]
-        and len(report["probe"]) == 2
+        and len(report["probe"]) == len(report["C"]) == 2
         and len(report["zero-shot"]) == 1
     )
     assert report == claims.few_shot(
@@ -330,24 +470,42 @@ def test_few_shot(model):
     )
     # even an untrained tower tells red things from blue ones
     assert report["probe"][1] > 1 / 6
-    with pytest.raises(ValueError, match="fewer than k=5"):
-        claims.few_shot(model, pool, test, TINY.names, shots=(5,))
+    with pytest.raises(ValueError, match="has 8 examples: give more than 8"):
+        claims.few_shot(model, pool, test, TINY.names, shots=(8,))
 
 
 def test_counting(model):
-    report = claims.counting(model, n=60)
+    report = claims.counting(model, n=60, fitted=80)
     assert set(report) == {"zero-shot", "probe", "chance", "error", "confusion"}
-    assert report["chance"] == pytest.approx(1 / 6)
+    assert report["chance"] == pytest.approx(1 / claims.NUMBERS_ASKED)
     confusion = torch.tensor(report["confusion"])
-    torch.testing.assert_close(confusion.sum(1), torch.ones(6))
+    torch.testing.assert_close(confusion.sum(1), torch.ones(claims.NUMBERS_ASKED))
     assert confusion.diagonal().mean().item() == pytest.approx(report["zero-shot"])
 
 
 def test_relations(model):
     report = claims.relations(model, n=40)
-    assert set(report) == {"swapped", "replaced"} and all(
-        0 <= value <= 1 for value in report.values()
-    )
+    assert set(report) == {"contrary", "swapped", "replaced", "chance"}
+    assert all(0 <= value <= 1 for value in report.values())
+    assert report["chance"] == 0.5
+
+
+def test_the_contrary_relation_changes_nothing_but_its_word(model, monkeypatch):
+    read: list[list[str]] = []
+
+    def embed(model, texts):
+        read.append(list(texts))
+        return recipe.embed_texts(model, texts)
+
+    monkeypatch.setattr(claims, "embed_texts", embed)
+    claims.relations(model, n=30)
+    true, contrary, *_ = read
+    assert len(true) == len(contrary) >= 25
+    for one, other in zip(true, contrary, strict=True):
+        said = [word for word in claims.OPPOSITE if f" {word} " in one]
+        assert len(said) == 1
+        assert other == one.replace(said[0], claims.OPPOSITE[said[0]])
+    assert all(claims.OPPOSITE[other] == one for one, other in claims.OPPOSITE.items())
 
 
 def test_polysemy(model):
@@ -398,74 +556,289 @@ def test_patch_report_of_an_oracle_is_perfect(model, monkeypatch):
 # --- Trainings ------------------------------------------------------------------------
 
 
-def test_contrast_or_predict_runs():
-    runs = claims.contrast_or_predict(TINY, seed=0)
-    assert set(runs) == {
-        "contrast, transformer",
-        "contrast, bag of words",
-        "predict the words",
-        "contrast, shuffled captions",
-    }
-    for history in runs.values():
-        steps, values = history.column("top1")
-        assert steps[-1] == 3 and all(0 <= value <= 1 for value in values)
-    known = claims.contrast_or_predict(
-        TINY, 0, control=False, contrast=runs["contrast, transformer"]
-    )
-    assert (
-        known["contrast, transformer"] is runs["contrast, transformer"]
-        and len(known) == 3
-    )
-    assert known["predict the words"].column("top1") == runs[
-        "predict the words"
-    ].column("top1")
+@pytest.fixture
+def drawn(monkeypatch) -> list[dict]:
+    """Every list of scenes that is drawn, in order."""
+    calls: list[dict] = []
+    layout = EmojiScenes.layout
+
+    def watched(self, task, n, split="train", seed=0, start=0):
+        calls.append(dict(config=self.config, split=split, seed=seed, start=start, n=n))
+        return layout(self, task, n, split, seed, start)
+
+    monkeypatch.setattr(EmojiScenes, "layout", watched)
+    recipe.single_objects.cache_clear()
+    claims.shot_pool.cache_clear()
+    return calls
 
 
-def test_combinations_runs():
-    report = claims.combinations(TINY, seed=0, classes=4)
-    assert set(report) == {"transformer", "lookup table", "supervised"}
+@pytest.fixture
+def fitted(monkeypatch) -> list[dict]:
+    """Every training: its configuration, its first weights and the batches it asks
+    for."""
+    calls: list[dict] = []
+    fit = lab.fit
+
+    def watched(model, loss, batches, config, **more):
+        first = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        shown: list[Batch] = []
+
+        def kept(step):
+            shown.append(batches(step))
+            return shown[-1]
+
+        calls.append(dict(config=config, weights=first, shown=shown))
+        return fit(model, loss, kept, config, **more)
+
+    monkeypatch.setattr(lab, "fit", watched)
+    return calls
+
+
+def images(call: dict) -> list[bytes]:
+    return [row.numpy().tobytes() for batch in call["shown"] for row in batch.image]
+
+
+def captions(call: dict) -> list[str]:
+    return [caption for batch in call["shown"] for caption in batch.caption]
+
+
+def test_every_arm_trains_once_and_is_judged():
+    arms = lab.Arms(TINY, seed=0, styles=("noto", "twemoji"))
+    for name, arm in lab.ARMS.items():
+        assert 0 <= arms.top1(name) <= 1
+        assert arms[name] is arms[name]
+        if arm.watched:
+            for style in ("noto", "twemoji"):
+                steps, values = arms[name].history.column(style)
+                assert steps[-1] == 4
+                # the last number of the curve is the one that is reported
+                assert values[-1] == pytest.approx(arms.top1(name, style))
+    with pytest.raises(TypeError, match="'labels' has no text tower"):
+        arms.clip("labels")
+    found = claims.reached(arms, ("words", "words, 1/64"))
+    assert set(found) == {"words", "words, 1/64", "late gain, words"}
+
+
+def test_arms_share_budget_data_and_first_weights(fitted, drawn):
+    """What is compared differs in what the ledger names, and in nothing else."""
+    arms = lab.Arms(TINY, seed=3)
+    calls = {}
+    for name in lab.ARMS:
+        _ = arms[name]
+        calls[name] = fitted[-1]
+    reference = calls["words"]
+    for name, call in calls.items():
+        arm = lab.ARMS[name]
+        steps = int(4 * arm.length)
+        expected = replace(
+            reference["config"],
+            lr=arm.lr or TINY.lr,
+            steps=steps,
+            warmup=max(1, steps // 10),
+        )
+        assert call["config"] == expected and call["config"].seed == 3, name
+        assert len(images(call)) == steps * 32
+        like = calls["bag" if arm.kind is BagOfWords else "words"]["weights"]
+        first = call["weights"]["visual.class_embedding"]
+        assert torch.equal(first, like["visual.class_embedding"]), name
+        if arm.share == 1 and arm.styles == ("noto",):
+            both = min(len(images(call)), 4 * 32)
+            assert images(call)[:both] == images(reference)[:both], name
+            assert len(set(images(call))) == len(images(call))  # none comes twice
+            pairs = list(zip(captions(call), captions(reference), strict=False))
+            own = sum(said == right for said, right in pairs[:both])
+            assert (own == both) != arm.shuffled, name
+            assert not arm.shuffled or own < 0.3 * both  # equal ones may come back
+    assert len(fitted) == len(lab.ARMS)
+    few = set(images(calls["words, 1/64"]))
+    assert len(few) == 32 and few < set(images(reference))
+    # labels see the few images that captions see: not one more
+    assert images(calls["labels, 1/64"]) == images(calls["words, 1/64"])
+    assert {call["seed"] for call in drawn} == {3}
+    assert {call["split"] for call in drawn} == {"train", "test"}
+
+
+def test_another_seed_gives_other_weights_and_other_data(fitted):
+    for seed in (0, 1):
+        _ = lab.Arms(TINY, seed)["labels"]
+    one, other = fitted
+    assert not set(images(one)) & set(images(other))
+    for name in ("head.weight", "visual.class_embedding"):
+        assert not torch.equal(one["weights"][name], other["weights"][name])
+
+
+def test_arms_are_judged_on_scenes_of_the_test_split(drawn):
+    arms = lab.Arms(TINY, seed=5)
+    _ = arms["labels, 1/64"]  # is not watched along the way
+    drawn.clear()
+    for style in ("noto", "twemoji"):
+        arms.top1("labels, 1/64", style)
+    assert [(c["split"], c["seed"], c["config"].styles) for c in drawn] == [
+        ("test", 5, ("noto",)),
+        ("test", 5, ("twemoji",)),
+    ]
+
+
+def test_labels_are_those_of_the_images():
+    scores = torch.eye(6)[[TINY.names.index(n) for n in TINY.names]]
+    batch = recipe.scene_pairs(TINY.pretraining(), 0)(0)
+    shown = [phrases[0].concept for phrases in batch.phrases]
+    right = torch.tensor([TINY.names.index(names()[concept]) for concept in shown])
+    loss = lab.label_loss(TINY.names)
+    assert loss(100 * scores[right], batch) < 1e-3
+    assert loss(100 * scores[right.roll(1)], batch) > 10
+
+
+def test_a_word_counts_by_how_much_likelier_it_is_than_usual():
+    reader = lab.WordPredictor(recipe.build(TINY.pretraining().model, 0))
+    classes = ["dog", "ice cream"]
+    words = reader.words(classes)
+    assert words.sum(1).tolist() == [1, 2]
+    mean, spread = torch.zeros(reader.size), torch.full((reader.size,), 0.5)
+    mean[words[0] == 1] = 5.0  # "dog" is in every second caption
+    logits = mean[None] + 2 * words[1] + words[0]
+    assert (logits @ words.T / words.sum(1)).argmax() == 0
+    scores = reader.scores(logits, (mean, spread), classes)
+    torch.testing.assert_close(scores, torch.tensor([[2.0, 4.0]]))
+
+
+def test_the_predictor_is_told_which_words_the_caption_has():
+    reader = lab.WordPredictor(recipe.build(TINY.pretraining().model, 0))
+    batch = recipe.scene_pairs(TINY.pretraining(), 0)(0)
+    words = reader.words(batch.caption)
+    least = words.sum(1).log().mean()  # the entropy of the target
+    assert reader.loss(40 * words, batch) == pytest.approx(least.item(), abs=1e-3)
+    assert reader.loss(40 * words.roll(1, 0), batch) > least + 10
+
+
+def test_combinations_hold_out_a_colour_of_every_object(fitted):
+    tiny = replace(TINY, classes=4)
+    report = claims.combinations(tiny, seed=0)
+    assert set(report) == {"transformer", "lookup table", "two heads"}
     assert all(set(row) == {"seen", "unseen"} for row in report.values())
+    held_out = {
+        noun_phrase(find(name).index, int(held_out_tint(find(name).index)))
+        for name in tiny.names
+    }
+    assert len(held_out) == 4 and len(TINTS) == 6
+    assert len(fitted) == 3  # all of them see the same pairs
+    for call in fitted:
+        assert captions(call) == captions(fitted[0])
+        assert not held_out & set(captions(call))
+        assert len(set(captions(call))) == 4 * 5  # and everything else is seen
+        assert call["config"] == fitted[0]["config"]
+
+
+def test_combinations_ask_for_what_was_held_out(monkeypatch):
+    tiny = replace(TINY, classes=4)
+    asked: list[list[str]] = []
+    batch = EmojiScenes.batch
+
+    def watched(self, task, n, split="train", seed=0, start=0):
+        found = batch(self, task, n, split, seed, start)
+        if split == "test":
+            asked.append(found.caption)
+        return found
+
+    monkeypatch.setattr(EmojiScenes, "batch", watched)
+    claims.combinations(tiny, seed=0)
+    seen, unseen = map(set, asked)
+    assert not seen & unseen and len(unseen) == 4
 
 
 def test_style_shift_runs():
-    report = claims.style_shift(TINY, seed=0)
-    assert set(report) == {
-        "supervised",
+    arms = lab.Arms(TINY, seed=0, styles=("noto", "twemoji"))
+    report = claims.style_shift(arms, shots=(1, 2))
+    assert list(report) == [
         "zero-shot, two styles",
-        "zero-shot, one style",
+        "supervised",
         "probe, two styles",
-    }
+        "zero-shot, one style",
+    ]
+    assert [len(points) for points in report.values()] == [1, 2, 2, 2]
     assert all(
         0 <= value <= 1 for pairs in report.values() for pair in pairs for value in pair
     )
+    assert set(claims.at_equal_accuracy(report)) == {*report, "reach"}
 
 
-def test_data_efficiency_runs():
-    report = claims.data_efficiency(TINY, seed=0, pairs=(128, None))
-    assert report["pairs"] == [128, 3 * 128]
-    assert len(report["CLIP"]) == len(report["supervised"]) == 2
+def test_a_share_of_the_pairs_is_whole_batches():
+    tiny = replace(TINY, steps=8)
+    assert tiny.distinct_pairs(1 / 4) == 64 and tiny.distinct_pairs(1) is None
+    assert tiny.distinct_pairs(1 / 64) == 32  # never less than a batch
 
 
-def test_shuffled_captions_are_the_batchs_own_on_other_images(monkeypatch):
-    seen: list[Batch] = []
+@pytest.mark.parametrize("judged", ["counting", "few_shot", "style_shift"])
+def test_probes_never_see_a_scene_that_they_are_judged_on(
+    judged, model, drawn, monkeypatch
+):
+    shown: dict[str, set[bytes]] = {"fit": set(), "accuracy": set()}
+    fit, accuracy = claims.LinearProbe.fit, claims.LinearProbe.accuracy
 
-    def watch(model, batch):
-        seen.append(batch)
-        return recipe.contrastive_loss(model, batch)
+    def note(what: str, x: torch.Tensor) -> None:
+        shown[what] |= {row.numpy().tobytes() for row in x}
 
-    monkeypatch.setattr(claims, "contrastive_loss", watch)
+    def watched_fit(x, *more, **named):
+        note("fit", x)
+        return fit(x, *more, **named)
+
+    def watched_accuracy(self, x, y):
+        note("accuracy", x)
+        return accuracy(self, x, y)
+
+    monkeypatch.setattr(claims.LinearProbe, "fit", watched_fit)
+    monkeypatch.setattr(claims.LinearProbe, "accuracy", watched_accuracy)
+    # features that say which image they are of
+    monkeypatch.setattr(
+        claims, "probe_features", lambda model, image: image.flatten(1)[:, ::97]
+    )
+    if judged == "counting":
+        claims.counting(model, n=20, fitted=40)
+    elif judged == "few_shot":
+        pool, test = claims.shot_pool(4, 32, TINY.names, 0), TINY.test()
+        claims.few_shot(model, pool, test, TINY.names, shots=(2,), draws=1)
+    else:
+        arms = lab.Arms(TINY, 0, styles=("noto", "twemoji"))
+        claims.style_shift(arms, shots=(2,))
+    assert shown["fit"] and shown["accuracy"]
+    assert not shown["fit"] & shown["accuracy"]
+    expected = {"val", "test"} | ({"train"} if judged == "style_shift" else set())
+    assert {call["split"] for call in drawn} == expected
+
+
+def test_the_scenes_of_a_count_are_others_for_every_number_and_split(model):
+    found = {
+        split: claims._counted(model, 12, split, 0)[0] for split in ("val", "test")
+    }
+    rows = [row.numpy().tobytes() for images in found.values() for row in images]
+    assert len(set(rows)) == 24
+    image, concept, number = claims._counted(model, 12, "test", 0)
+    assert number.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert len(concept) == len(image) == 12
+
+
+def test_shuffled_captions_are_the_batchs_own_on_other_images(fitted):
     settings = TINY.pretraining()
-    claims.train_clip(settings, 0, shuffled=True)
-    right = recipe.scene_pairs(settings, 0)(0)
-    assert torch.equal(seen[0].image, right.image) and sorted(
-        seen[0].caption
-    ) == sorted(right.caption)
-    same = sum(a == b for a, b in zip(seen[0].caption, right.caption, strict=True))
-    assert same < 0.2 * len(right)
+    lab.train_clip(settings, 0, shuffled=True)
+    for step, batch in enumerate(fitted[0]["shown"]):
+        right = recipe.scene_pairs(settings, 0)(step)
+        assert torch.equal(batch.image, right.image)
+        assert sorted(batch.caption) == sorted(right.caption)
+        same = sum(a == b for a, b in zip(batch.caption, right.caption, strict=True))
+        assert same < 0.2 * len(right)  # captions that occur twice may come back
+
+
+def test_a_deranged_list_has_nothing_at_its_place():
+    for size in (2, 3, 128):
+        given = [str(i) for i in range(size)]
+        found = lab.deranged(given, "seed")
+        assert sorted(found) == sorted(given)
+        assert not any(a == b for a, b in zip(found, given, strict=True))
+    assert lab.deranged(given, "seed") == found != lab.deranged(given, "other")
 
 
 def test_seconds_of_training_beat_chance_and_shuffled_captions_do_not():
-    lab = claims.Lab(
+    small = lab.Lab(
         image_size=32,
         classes=8,
         steps=60,
@@ -474,18 +847,18 @@ def test_seconds_of_training_beat_chance_and_shuffled_captions_do_not():
         width=64,
         lr=3e-3,
     )
-    test = lab.test()
+    test = small.test()
 
     def top1(model: CLIP) -> dict[str, float]:
         return {
             "top1": recipe.accuracy(
-                claims.class_scores(model, lab.names, test.image), test.label
+                lab.class_scores(model, small.names, test.image), test.label
             )
         }
 
-    settings = replace(lab.pretraining(), batch_size=64)
-    learnt = claims.train_clip(settings, 0, evaluate=top1)[1].column("top1")[1][-1]
-    shuffled = claims.train_clip(settings, 0, evaluate=top1, shuffled=True)[1].column(
+    settings = replace(small.pretraining(), batch_size=64)
+    learnt = lab.train_clip(settings, 0, evaluate=top1)[1].column("top1")[1][-1]
+    shuffled = lab.train_clip(settings, 0, evaluate=top1, shuffled=True)[1].column(
         "top1"
     )[1][-1]
     assert learnt > 0.55 and shuffled < 0.3  # chance is one in eight
@@ -507,9 +880,52 @@ def test_a_folder_of_photographs_becomes_the_chapters_study(tmp_path: Path) -> N
     values = replace(chapter.PROFILES["photos"], shots=(1, 2), test_images=4)
     study = chapter.study(run, values)
     assert study.names == ("dog", "ice cream") and len(study.test) == 4
-    assert sorted(study.pool.label.tolist()) == [0, 0, 1, 1]
+    assert study.pool.label.tolist() == [0] * 4 + [1] * 4  # to fit, and to validate
     batch = study.pairs(3)
     assert len(batch) == study.training.batch_size
     assert torch.equal(chapter.study(run, values).pairs(3).image, batch.image)
     few = chapter.photos_study(values, 5, "cpu", tmp_path, fraction=1 / 4)
     assert few.names == study.names
+
+
+def test_arms_on_photographs_share_images_and_budget(tmp_path, fitted, monkeypatch):
+    noise = torch.Generator().manual_seed(0)
+    for part, number in (("train", 64), ("test", 3)):
+        for name in ("dog", "ice cream"):
+            folder = tmp_path / "data" / part / name
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = torch.randint(0, 256, (32, 32, 3), generator=noise).byte()
+                Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    main = replace(chapter.photo_pretraining(steps=3), batch_size=8)
+    values = replace(chapter.PROFILES["photos"], main=main, shots=(1, 2), test_images=6)
+    own = replace(chapter.CHAPTER, profiles={"photos": values})
+    monkeypatch.setenv("MINILIB_CACHE", str(tmp_path / "cache"))
+    run = own.open(
+        profile="photos", seed=3, device="cpu", out=tmp_path, data=tmp_path / "data"
+    )
+    asked: dict[float, chapter.Study] = {}
+    made = chapter.photos_study
+
+    def watched(values, seed, device, data, fraction=1.0):
+        asked[fraction] = made(values, seed, device, data, fraction)
+        return asked[fraction]
+
+    monkeypatch.setattr(chapter, "photos_study", watched)
+    _ = run.train("CLIP")
+    found = chapter.photo_arms(run, top1=0.5)
+    assert set(found) == {
+        "words",
+        "labels",
+        "words, 1/64",
+        "late gain, words",
+        "late gain, labels",
+    }
+    assert found["words"] == 0.5
+    assert set(asked) == {1.0, 1 / 64}
+    whole, few = asked[1.0], asked[1 / 64]
+    (labels,) = fitted
+    assert labels["config"] == whole.training.training(3)
+    assert few.training.training(3) == whole.training.training(3)
+    for step, batch in enumerate(labels["shown"]):
+        assert torch.equal(batch.image, whole.pairs(step).image)

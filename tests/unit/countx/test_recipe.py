@@ -14,18 +14,14 @@ from minilib.claims.chapter import Run
 from minilib.datasets.bccd import Bccd
 from minilib.files import NotTheSame
 from minilib.models.countx import CounTX
-from minilib.recipes.countx import chapter, experiments, figures, protocol
+from minilib.recipes.countx import chapter, experiments, figures, protocol, recipe
 from minilib.recipes.countx.chapter import (
-    ARMS,
     CHAPTER,
-    CONTROLS,
     Values,
-    continued,
-    continued_readers,
     main_training,
     scenes_study,
     study_training,
-    train_control,
+    train_frozen,
     wide_questions,
 )
 from minilib.recipes.countx.recipe import (
@@ -41,7 +37,7 @@ from minilib.recipes.countx.recipe import (
 from minilib.recipes.shared.counting import CountingScenes, answers, counted_classes
 from minilib.recipes.shared.counting_scenes import GROUPS, scenes_of
 from minilib.scenes import VOCABULARY
-from minilib.training import History
+from minilib.training import History, Training
 from minilib.training.parallel import cut
 from minilib.weights import load_clip
 
@@ -170,6 +166,28 @@ def test_positions_of_a_larger_crop_are_interpolated() -> None:
     )
 
 
+def test_another_size_of_crop_keeps_the_weights(model: CounTX, scenes) -> None:
+    larger = recipe.at_size(model, 64).eval()
+    assert larger.config.window == 64 and model.config.window == 32
+    moved = ("clip_model.visual.positional_embedding", "fim_pos_embed")
+    for name, value in model.state_dict().items():
+        same = torch.equal(value, larger.state_dict()[name])
+        assert same != (name in moved), name
+    image = scenes.image[:1].repeat_interleave(2, -1).repeat_interleave(2, -2) / 255
+    assert larger.predict(image, "the dogs").shape == (1, 64, 64)
+    again = recipe.at_size(larger, 32).eval()
+    torch.testing.assert_close(again.fim_pos_embed, model.fim_pos_embed)
+
+
+def test_micrographs_start_from_the_reader(cells: Run) -> None:
+    values = replace(VALUES, from_reader=True)
+    training = study_training(cells.study, values, values.schedule, 0)
+    reader = chapter.load_reader("cpu").state_dict()
+    name = "decode_head0.0.weight"
+    torch.testing.assert_close(training.model.state_dict()[name], reader[name])
+    assert training.model.config.window == 32
+
+
 def test_training_moves_what_it_should(scenes) -> None:
     for frozen in (False, True):
         model = build(load_clip("mini-vit"), 32, 8)
@@ -219,8 +237,7 @@ def test_training_repeats(scenes) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    tiny = replace(VALUES, controls=tuple(CONTROLS), continued=1)
-    chapter = replace(CHAPTER, profiles={"quick": tiny})
+    chapter = replace(CHAPTER, profiles={"quick": VALUES})
     return chapter.open(profile="quick", seed=0, device="cpu", out=tmp_path)
 
 
@@ -228,37 +245,68 @@ def test_the_chapter_from_end_to_end(run: Run) -> None:
     study = run.study
     model, history = run.train("CounTX")
     assert (run.out / "main" / "metrics.jsonl").exists() and len(history.rows) > 0
-    controls = {switch: train_control(run, switch) for switch in run.values.controls}
     counters = [*study.baselines().values(), study.counter(model)]
-    counters += [study.counter(control, True) for control in controls.values()]
+    counters += [study.counter(train_frozen(run))]
     found = [answers(counter, study.test) for counter in counters]
     assert all(answer.shape == (len(study.test),) for answer in found)
     assert len({tuple(answer.tolist()) for answer in found}) == len(found)
     assert len(study.test) == VALUES.test_images == len(set(study.test.about.tolist()))
-    assert {path.name for path in run.out.iterdir()} == {"main", "frozen", "blind"}
+    assert {path.name for path in run.out.iterdir()} == {"main", "frozen"}
 
 
-def test_a_switch_changes_one_thing(run: Run) -> None:
-    """All trainings start from the same weights and see the same pictures; a frozen
-    tower stays, a blind network hears one thing."""
-    main = main_training(run, run.values, run.study)
-    start = {name: value.clone() for name, value in main.model.state_dict().items()}
-    frozen = train_control(run, "frozen")
-    tower = "clip_model.visual.conv1"
-    kept = [name for name, _ in frozen.named_parameters() if name.startswith(tower)]
-    assert kept and all(
-        torch.equal(frozen.state_dict()[name], start[name]) for name in kept
+def test_the_control_differs_in_one_thing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts from the same weights, sees the same batches for as many steps; only
+    its tower stays."""
+    trained = []
+    fit = Training.fit
+
+    def noted(self, *given, **named):
+        start = {k: value.clone() for k, value in self.model.state_dict().items()}
+        trained.append((self, start))
+        return fit(self, *given, **named)
+
+    monkeypatch.setattr(Training, "fit", noted)
+    run.train("CounTX")
+    train_frozen(run)
+    (main, start), (frozen, same) = trained
+    torch.testing.assert_close(same, start)
+    assert frozen.config == main.config and main.config.steps == VALUES.schedule.steps
+    for step in range(main.config.steps):
+        first, second = main.batches(step), frozen.batches(step)
+        assert first.caption == second.caption
+        assert torch.equal(first.image, second.image)
+        assert torch.equal(first.mask, second.mask)
+    for training, stays in ((main, False), (frozen, True)):
+        tower = training.model.clip_model.visual.state_dict(prefix="clip_model.visual.")
+        kept = [name for name in tower if name.endswith("weight")]
+        assert stays == all(torch.equal(tower[name], start[name]) for name in kept)
+
+
+def test_the_baselines_are_fitted_to_training_questions(run: Run) -> None:
+    """Training and test counts that never meet: a baseline answers like the former."""
+    few, many = (
+        scenes_study(replace(VALUES, scenes=replace(TINY, count=(n, n))), 0)
+        for n in (2, 6)
     )
-    blind = replace(run.values.schedule, blind=True)
-    other = study_training(run.study, run.values, blind, run.seed)
-    torch.testing.assert_close(other.model.state_dict(), start)
-    first, second = main.batches(1), other.batches(1)
-    assert torch.equal(first.image, second.image)
-    assert set(second.caption) == {BLIND_TEXT} != set(first.caption)
-    with pytest.raises(
-        ValueError, match="switch='deaf': expected one of frozen, blind"
-    ):
-        train_control(run, "deaf")
+    assert set(few.train.counts.tolist()) == {2} and set(many.test.counts.tolist()) == {
+        6
+    }
+    crossed = replace(few, test=many.test)
+    for name, counter in crossed.baselines().items():
+        answer = answers(counter, crossed.test)
+        torch.testing.assert_close(answer, torch.full_like(answer, 2.0), msg=name)
+
+
+def test_test_classes_are_new(run: Run) -> None:
+    study = run.study
+    held_out = {c.plural for c in VOCABULARY if c.name in counted_classes("test")}
+    train, test = (
+        {text.removeprefix("the ") for text in questions.names}
+        for questions in (study.train, study.test)
+    )
+    assert not train & held_out and test <= held_out
 
 
 def test_processes_share_a_batch(run: Run) -> None:
@@ -317,55 +365,6 @@ def test_leading_questions(scenes) -> None:
     questions = scenes.leading()
     assert questions.about.tolist() == list(range(len(scenes)))
     assert questions.asked[0] == f"the {scenes.asked[0][0].text}"
-
-
-def test_going_on_leaves_the_reader_as_it_was(run: Run) -> None:
-    reader = build(load_clip("mini-vit"), 64, 8).eval()
-    before = {name: value.clone() for name, value in reader.state_dict().items()}
-    arms = continued_readers(run, reader)
-    assert list(arms) == list(ARMS)
-    torch.testing.assert_close(reader.state_dict(), before, rtol=0, atol=0)
-    kept, narrowed = (arm.decode_head0[0].weight for arm in arms.values())
-    assert not torch.equal(kept, narrowed)
-    # a second call loads what the first one trained
-    again = continued(reader, run.values, 0, True, run.out / "continued True")
-    torch.testing.assert_close(again.decode_head0[0].weight, kept)
-
-
-def test_the_matrix_of_prompts(model: CounTX, scenes) -> None:
-    reading = experiments.prompt_matrix(model, scenes, most=4)
-    measured = {
-        "asked and there",
-        "other class there",
-        "absent",
-        "sensitivity",
-        "true sensitivity",
-        "follows",
-    }
-    assert set(reading) == measured
-    assert reading["true sensitivity"] > 0
-
-
-def test_what_following_means(
-    model: CounTX, scenes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Answers that are right follow wholly, answers that ignore the text do
-    not follow at all."""
-    there = {a.text: len(a.objects) for asked in scenes.asked[:1] for a in asked}
-
-    def answer_with(count):
-        return lambda _, image, texts: torch.tensor(
-            [[[float(count(text))]] for text in texts]
-        )
-
-    monkeypatch.setattr(
-        experiments, "maps", answer_with(lambda text: there[text.removeprefix("the ")])
-    )
-    assert experiments.prompt_matrix(model, scenes, most=1)["follows"] == pytest.approx(
-        1.0
-    )
-    monkeypatch.setattr(experiments, "maps", answer_with(lambda text: 7))
-    assert experiments.prompt_matrix(model, scenes, most=1)["follows"] == 0
 
 
 def test_silencing_the_text(model: CounTX, scenes) -> None:
@@ -498,13 +497,13 @@ def test_the_table_of_cells() -> None:
         {
             "platelets": {
                 "CounTX": {"mae": mae, "rmse": 2.0},
-                "training mean": {"mae": 3.0, "rmse": 4.0},
+                "best constant": {"mae": 3.0, "rmse": 4.0},
             }
         }
         for mae in (0.5, 1.5)
     ]
     table = figures.cell_table("cells", runs).data.splitlines()
-    assert table[0].startswith("| cells | MAE | MAE of the training mean |")
+    assert table[0].startswith("| cells | MAE | MAE of the best constant |")
     assert table[2].startswith(
         "| platelets | 1.00 (0.50 to 1.50) | 3.00 (3.00 to 3.00)"
     )

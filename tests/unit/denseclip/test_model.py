@@ -376,6 +376,32 @@ def test_score_map_is_a_cosine_and_is_concatenated_undivided() -> None:
     assert output.scores.abs().max() <= 1 + 1e-5
 
 
+def test_the_score_map_may_stay_in_its_loss_alone() -> None:
+    """An ablation: the pyramid then sees what it would see without text."""
+    apart, plain = make(concatenate=False), make(guidance="none")
+    plain.load_state_dict(
+        {k: v for k, v in apart.state_dict().items() if k in plain.state_dict()}
+    )
+    pixels = image(1, 3, 64, 64)
+    output = apart(pixels)
+    torch.testing.assert_close(output.logits, plain(pixels).logits)
+    assert output.scores.shape == (1, 4, 2, 2)
+    assert output.maps[3].shape == plain(pixels).maps[3].shape
+    losses = denseclip_loss(output, torch.zeros(1, 64, 64, dtype=torch.long))
+    losses["scores"].backward()
+    assert apart.contexts.grad.abs().max() > 0
+
+
+def test_a_smaller_mask_is_compared_at_its_own_size() -> None:
+    output, tau = make()(image(2, 3, 64, 64)), 0.07
+    mask = torch.randint(4, (2, 16, 16), generator=generator())
+    losses = denseclip_loss(output, mask)
+    assert output.logits.shape[-2:] == (16, 16)
+    torch.testing.assert_close(losses["decode"], F.cross_entropy(output.logits, mask))
+    scores = F.interpolate(output.scores / tau, (16, 16), mode="bilinear")
+    torch.testing.assert_close(losses["scores"], 0.4 * F.cross_entropy(scores, mask))
+
+
 def test_loss_averages_over_valid_pixels_where_mmsegmentation_counts_all() -> None:
     logits, mask = image(1, 3, 4, 4), torch.full((1, 4, 4), 255)
     mask[:, 0] = 1

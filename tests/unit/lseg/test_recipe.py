@@ -11,16 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from minilib import claims, parameters, plotting
+from minilib import parameters, plotting
 from minilib.claims.chapter import Run
 from minilib.claims.pictures import unpacked
 from minilib.datasets import BadFile
 from minilib.datasets.camvid import NAMES
 from minilib.models.lseg import LSeg, LSegConfig, ResNetBackbone
-from minilib.plotting.segmentation import label_pictures
 from minilib.recipes.lseg import chapter, experiments, figures, recipe
 from minilib.recipes.lseg import protocol as paper
-from minilib.recipes.shared.segmentation import renumber
 from minilib.scenes import find
 
 TINY = recipe.Lab(
@@ -30,6 +28,7 @@ TINY = recipe.Lab(
     features=8,
     batch_size=4,
     steps=2,
+    tower_steps=1,
     test_images=12,
 )
 
@@ -84,13 +83,15 @@ def test_fewer_seen_words_leave_the_test_as_it_is(study: recipe.Study) -> None:
 def test_label_vectors_and_their_controls() -> None:
     clip, words = recipe.text_tower(), ("dog", "cat", "car", "tree", "other")
     true = recipe.label_vectors(clip, words)
-    shuffled = recipe.label_vectors(clip, words, "shuffled", seed=1)
+    deranged = recipe.label_vectors(clip, words, "deranged", seed=1)
     random = recipe.label_vectors(clip, words, "random", seed=1)
-    torch.testing.assert_close(true[4], shuffled[4])
+    torch.testing.assert_close(true[4], deranged[4])
     assert sorted(true[:4, 0].tolist()) == pytest.approx(
-        sorted(shuffled[:4, 0].tolist())
+        sorted(deranged[:4, 0].tolist())
     )
-    assert (true[:4] - shuffled[:4]).abs().max() > 0.01
+    for seed in range(20):
+        dealt = recipe.label_vectors(clip, words, "deranged", seed=seed)
+        assert (true[:4] != dealt[:4]).any(dim=1).all(), "no word keeps its own"
     torch.testing.assert_close(random.norm(dim=1), torch.ones(5))
     # Words share much of their direction; without their mean they do not.
     centred = recipe.label_vectors(clip, words, "centred")
@@ -107,28 +108,38 @@ def test_only_learned_vectors_are_trained_and_the_text_tower_never(
     study: recipe.Study,
 ) -> None:
     for kind in ("words", "learned"):
-        segmenter = recipe.build(TINY, study, kind)
+        segmenter = recipe.build(TINY, study, recipe.Arm(kind))
         trained = [name for name, p in segmenter.named_parameters() if p.requires_grad]
         assert ("vectors" in trained) == (kind == "learned")
         assert not [name for name in trained if "text" in name or "transformer" in name]
     assert not any(p.requires_grad for p in recipe.text_tower().parameters())
 
 
-def test_backbone_starts_from_the_mini_checkpoint_and_the_rest_from_the_seed(
+def test_backbones_start_from_labels_or_captions_and_the_rest_from_the_seed(
     study: recipe.Study,
 ) -> None:
     one, same, other = (recipe.build(TINY, study, seed=seed) for seed in (0, 0, 1))
-    torch.testing.assert_close(
-        one.lseg.backbone.conv1.weight, recipe.text_tower().visual.conv1.weight
-    )
+    captions = recipe.build(TINY, study, recipe.Arm(tower="captions"))
+    read = recipe.text_tower().visual.state_dict()
+    labelled = recipe.pretrained(TINY, 0).weights
+    for name, weight in captions.lseg.backbone.state_dict().items():
+        torch.testing.assert_close(weight, read[name])
+        torch.testing.assert_close(one.lseg.backbone.state_dict()[name], labelled[name])
+    for model in (captions, other):
+        conv1 = one.lseg.backbone.conv1.weight
+        assert (conv1 - model.lseg.backbone.conv1.weight).abs().max() > 0.001
     torch.testing.assert_close(one.lseg.head.weight, same.lseg.head.weight)
+    torch.testing.assert_close(one.lseg.head.weight, captions.lseg.head.weight)
     assert (one.lseg.head.weight - other.lseg.head.weight).abs().max() > 0.01
+    with pytest.raises(ValueError, match="tower='text'"):
+        recipe.build(TINY, study, recipe.Arm(tower="text"))
 
 
 def test_the_loss_falls(study: recipe.Study) -> None:
     lab = recipe.Lab(
-        image_size=32, classes=24, features=8, batch_size=8, steps=30, test_images=12
-    )
+        image_size=32, classes=24, features=8, batch_size=8, steps=30, tower_steps=1,
+        test_images=12,
+    )  # fmt: skip
     _, history = recipe.train(lab, study, evaluations=2)
     steps, losses = history.column("loss")
     assert losses[-1] < 0.8 * losses[0] and steps[-1] == 30
@@ -199,7 +210,7 @@ def test_hypernyms_and_independence(
     with pytest.raises(ValueError, match="by='groups'"):
         experiments.hypernyms(model, TINY, clip, 0, "groups")
     assert recipe.independence(model, study) < 1e-4
-    coupled = recipe.build(TINY, study, block="bottleneck").eval()
+    coupled = recipe.build(TINY, study, recipe.Arm(block="bottleneck")).eval()
     assert recipe.independence(coupled, study) > 1e-3
 
 
@@ -216,16 +227,20 @@ def test_merged_words_lie_between_their_members() -> None:
 
 
 def test_other_wordings(model: recipe.Segmenter, study: recipe.Study) -> None:
-    clip, seen = recipe.text_tower(), [study.labels.names[i] for i in study.labels.seen]
+    clip, seen = recipe.text_tower(), experiments.seen_words(study)
     same = experiments.reworded(model, study, clip, seen)
-    assert same == pytest.approx(recipe.mean_iou(model, study, "seen"))
-    assert experiments.reworded(model, study, clip, seen, wrong=True) != same
-    share, chance = experiments.hypernyms_of_text(clip, study.labels.names[:-1])
-    assert 0 <= share <= 1 and 0 < chance < 0.5
+    own = recipe.score(model, study, "seen").iou()[:-1]
+    torch.testing.assert_close(same, own, equal_nan=True)
+    answers = experiments.plurals(model, study, clip)
+    assert list(answers) == ["the words", "plurals", "wrong plurals"]
+    changed = [i for i, word in enumerate(seen) if find(word).plural != word]
+    assert answers["the words"] == pytest.approx(own[changed].nanmean().item())
+    by_group = experiments.hypernyms_of_text(clip, study.labels.names[:-1])
+    assert "animal" in by_group and all(0 <= share <= 1 for share in by_group.values())
 
 
 def test_the_temperature_reaches_the_correlation(study: recipe.Study) -> None:
-    warm = recipe.build(TINY, study, temperature=1.0)
+    warm = recipe.build(TINY, study, recipe.Arm(temperature=1.0))
     cold = recipe.build(TINY, study)
     image, labels = study.test["seen"].image[:1], study.labels.seen
     with torch.no_grad():
@@ -314,12 +329,28 @@ def test_lists_of_words_keep_what_they_mean(
     assert known == set(NAMES)
 
 
-def test_groups_are_averaged_for_each_way_of_asking() -> None:
-    groups = {"name": {"animal": 0.2, "food": 0.4}, "any": {"animal": 0.6, "food": 0.8}}
-    groups["any"]["sport"] = float("nan")
-    mean = experiments.mean_over_groups(groups, recipe.text_tower(), TINY.words)
-    assert mean["name"] == pytest.approx(0.3) and mean["any"] == pytest.approx(0.7)
-    assert list(mean)[2:] == ["text tower alone", "chance"]
+def test_groups_that_the_text_tower_knows_are_averaged(
+    model: recipe.Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"name": {"animal": 0.2, "food": 0.4, "sport": float("nan"), "body": 0.9}}
+    for by in ("wrong name", "mean", "any"):
+        rows[by] = {"animal": 0.6, "food": 0.8, "sport": 0.1, "body": 0.1}
+    monkeypatch.setattr(experiments, "hypernyms", lambda *given: rows[given[-1]])
+    clip, known = recipe.text_tower(), ["animal", "food", "sport"]
+    monkeypatch.setattr(experiments, "known_groups", lambda *given: known)
+    mean = experiments.groups_asked(model, TINY, clip, 0)
+    assert mean["name"] == pytest.approx(0.3) and mean["any"] == pytest.approx(0.5)
+    assert mean["all groups, name"] == pytest.approx(0.5)
+
+
+def test_known_groups_are_those_with_their_own_words_nearest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares = {"animal": 0.6, "food": 0.59, "vehicle": 1.0}
+    monkeypatch.setattr(experiments, "hypernyms_of_text", lambda *given: shares)
+    words = ["dog", "apple", "car"]
+    known = experiments.known_groups(recipe.text_tower(), words)
+    assert known == ["animal", "vehicle"]
 
 
 # --- figures --------------------------------------------------------------------------
@@ -364,25 +395,26 @@ def test_words_for_the_same_thing_share_a_colour() -> None:
     assert (one != two).any()
 
 
-def test_the_committed_records_can_be_drawn(tmp_path: Path) -> None:
+def test_results_of_several_seeds_can_be_drawn(tmp_path: Path) -> None:
+    both = {"seen": 0.3, "unseen": 0.1}
+    kinds = {kind: both for kind in ("words", "random", "deranged")}
+    towers = ("no mask", "masks, tower of captions", "masks, tower of labels")
+    long = {"steps": [1, 2], "validation": [0, 0.1], "unseen": [0, 0.1], "seen": [0, 1]}
+    rows = {
+        "vectors": [kinds] * 2,
+        "seen": [{"words": {"seen": 0.3}, "learned": {"seen": 0.2}}] * 2,
+        "towers": [dict.fromkeys(towers, both)] * 2,
+        "blocks": [{"words": 0.3, "depthwise 4": 0.0}] * 2,
+        "long": [long] * 2,
+        "temperature": [{"0.07": both, "1": both}] * 2,
+    }
+    fig = figures.full_results([long] * 2, rows)
+    assert titles(fig.axes)[3] == "seen words: blocks" and len(fig.axes) == 6
+    assert len(figures.over_training(long).lines) == 3
     run = chapter.open(profile="quick", seed=0, device="cpu", out=tmp_path)
-    if not (run.recorded("full", "curves") and run.recorded("photos", "camvid")):
-        pytest.skip("not run yet: there are no committed records of full and photos")
-    fig = figures.full_results(
-        run.recorded("full", "curves"),
-        run.recorded("full", "vectors"),
-        run.recorded_details("full", "C3"),
-        run.recorded_details("full", "C5"),
-        run.recorded("full", "masks"),
-    )
-    assert titles(fig.axes)[4] == "C5: blocks" and len(fig.axes) == 6
-    shots = run.recorded("photos", "pictures")
-    tables = run.recorded("photos", "camvid")
-    assert len(experiments.camvid_rows(tables)) == len(NAMES) + 1
-    pictures = label_pictures(unpacked(shots[0]), list(tables[0]["words"]))
-    assert titles(pictures.axes[:4]) == [
-        "image", "truth", "all trained", "some held out"
-    ]  # fmt: skip
+    told = chapter.said(run)
+    assert [what for what, _ in told] == list(chapter.SAID)
+    assert all("%" in text or text == "not yet measured" for _, text in told)
 
 
 # --- the chapter ----------------------------------------------------------------------
@@ -403,30 +435,18 @@ def camvid(tmp_path: Path) -> Path:
 
 
 SMALL = chapter.Values(
-    lab=recipe.Lab(features=8, batch_size=3, steps=2), frame=(36, 48)
+    lab=recipe.Lab(features=8, batch_size=3, steps=2, tower_steps=1), frame=(36, 48)
 )
 
 
 def test_camvid_as_a_study(camvid: Path) -> None:
     study = chapter.photos_study(SMALL, 1, "cpu", camvid)
-    assert [study.labels.names[i] for i in study.labels.unseen] == [
-        "building",
-        "sign",
-        "pedestrian",
-    ]
-    assert (
-        len(study.labels.seen) == 8
-        and study.labels.always == ()
-        and study.labels.names == NAMES
+    assert study.labels.names == NAMES and study.labels.asked("seen") == tuple(
+        range(len(NAMES))
     )
     batch = study.batches(0)
     assert batch.image.shape == (3, 3, 36, 48) and batch.mask.shape == (3, 36, 48)
-    trained = renumber(batch.mask, study.labels.asked("seen"))
-    assert (
-        trained[torch.isin(batch.mask, torch.tensor(study.labels.unseen))] == 255
-    ).all()
-    everything = chapter.photos_study(SMALL, 1, "cpu", camvid, held_out=())
-    assert everything.labels.unseen == () and list(everything.test) == ["seen"]
+    assert list(study.test) == ["seen"] and len(study.test["seen"]) == 3
     untrained = recipe.build(SMALL.lab, study).eval()
     assert set(experiments.by_class(untrained, study)) == set(NAMES)
 
@@ -434,51 +454,23 @@ def test_camvid_as_a_study(camvid: Path) -> None:
 def test_the_cells_of_profile_photos(camvid: Path, tmp_path: Path) -> None:
     run = opened("photos", SMALL, tmp_path / "out", camvid)
     model, history = run.train("LSeg")
-    assert len(history.column("unseen")[0]) == 2 and not model.training
-    everything = chapter.all_classes(run)
-    written = chapter.control(run, everything)
-    assert (run.out / "words-11").is_dir() and everything.labels.unseen == ()
-    rows = experiments.street_pictures(
-        {"all trained": written, "some held out": model}, run.study, rows=(0, 2)
-    )
+    assert not model.training and titles(figures.training_curves(history).axes)
+    arms = chapter.Trainings(run, model)
+    fixed = {kind: arms(kind).model for kind in ("words", "learned")}
+    assert fixed["words"] is model and fixed["learned"].vectors.requires_grad
+    rows = experiments.street_pictures(fixed, run.study, rows=(0, 2))
     assert [list(row) for row in unpacked(rows)] == [
-        ["image", "truth", "all trained", "some held out"]
+        ["image", "truth", "words", "learned"]
     ] * 2
-    table: dict[str, object] = {
-        kind: experiments.by_class(arm, everything)
-        for kind, arm in (("words", written), ("learned", model))
-    }
-    table["words, some held out"] = experiments.by_class(model, run.study)
-    table["held_out"] = experiments.unseen_words(run.study)
+    table = {kind: experiments.by_class(arm, run.study) for kind, arm in fixed.items()}
     shown = experiments.camvid_rows([table, table])
     assert [row[0] for row in shown] == [*NAMES, "**mean**"]
-    cells = {row[0]: row[3] for row in shown}
-    assert cells["sky"] == "–" and cells["sign"].count("%") == 2
     assert experiments.camvid_rows([]) == []
     assert plotting.table(["class"], []).data.startswith("No record")
-
-
-def test_controls_train_in_folders_of_their_own(tmp_path: Path) -> None:
-    run = opened("quick", chapter.Values(lab=TINY), tmp_path)
-    seen = len(run.study.labels.seen)
-    random = chapter.control(run, run.study, "random")
-    torch.testing.assert_close(
-        random.vectors,
-        recipe.label_vectors(
-            recipe.text_tower(), run.study.labels.names, "random", seed=1
-        ),
+    assert (
+        titles(figures.data_examples(run.study, 2, rows=(0, 1)).axes)[:2]
+        == ["seen words"] * 2
     )
-    coupled = chapter.control(run, run.study, block="bottleneck", block_depth=2)
-    assert coupled.lseg.config.block_depth == 2
-    fewer = chapter.fewer_words(run, 4)
-    assert fewer.labels.unseen == run.study.labels.unseen
-    chapter.control(run, fewer, out=tmp_path / "scarce")
-    folders = {
-        str(path.parent.relative_to(run.out)) for path in run.out.rglob("*.jsonl")
-    }
-    assert folders == {
-        f"random-{seen}", f"words-bottleneck-2-{seen}", "scarce/words-4"
-    }  # fmt: skip
 
 
 def opened(
@@ -499,36 +491,17 @@ def test_photos_without_data_say_what_to_do(tmp_path: Path) -> None:
         chapter.open(profile="paper", seed=0, out=tmp_path)
 
 
-def test_fewer_masks_are_the_first_ones_again_and_again(study: recipe.Study) -> None:
-    values = chapter.Values(lab=TINY)
-    half = chapter.fewer_masks(values, study, 0.5)
-    for step in range(3):
-        torch.testing.assert_close(half.batches(step).mask, study.batches(0).mask)
-    with pytest.raises(ValueError, match="share=0.1"):
-        chapter.fewer_masks(values, study, 0.1)
-
-
-def test_every_seed_has_a_fold_and_every_class_of_camvid_one() -> None:
-    assert [chapter.fold(seed) for seed in range(5)] == [0, 1, 2, 3, 0]
-    assert sorted(name for names in chapter.HELD_OUT for name in names) == sorted(NAMES)
-
-
-def test_main_training_is_the_recipe(tmp_path: Path) -> None:
+def test_main_training_is_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = recipe.pretrained(TINY, 2)
+    monkeypatch.setattr(recipe, "pretrained", lambda *given: tower)
     given = parameters.check(profile="quick", seed=2, device="cpu", out=tmp_path)
     training = chapter.CHAPTER.training(given)
     assert training.config.steps == chapter.PROFILES["quick"].lab.steps
     assert training.config.lr_factors == (("lseg.backbone.", 0.1),)
     loss = training.loss(training.model, training.batches(0))["loss"]
     assert loss.isfinite()
-
-
-def test_the_ledger_tests_what_the_profiles_run() -> None:
-    ledger = claims.load("lseg")
-    runs_blocks = {
-        name: bool(values.blocks) for name, values in chapter.PROFILES.items()
-    }
-    for name, runs in runs_blocks.items():
-        assert isinstance(ledger["lseg.C5"].tests[name], str) != runs
 
 
 # --- at paper scale -------------------------------------------------------------------

@@ -4,6 +4,7 @@ questions, baselines."""
 from __future__ import annotations
 
 from collections import Counter as Tally
+from dataclasses import replace
 
 import pytest
 import torch
@@ -113,16 +114,74 @@ def test_training_mean_knows_the_name_only_where_asked(
     assert named(train.batch([0])).item() == pytest.approx(sum(own) / len(own))
 
 
+def test_the_best_constant_is_the_median(train: Questions, test: Questions) -> None:
+    constant = counting.best_constant(train)
+    errors = {
+        answer: (train.counts - answer).abs().mean().item()
+        for answer in [constant(test.batch([0])).item(), *range(9)]
+    }
+    assert errors[constant(test.batch([0])).item()] == min(errors.values())
+    named = counting.best_constant(train, by_name=True)
+    name = train.asked[0]
+    own = train.counts[[i for i, n in enumerate(train.asked) if n == name]]
+    assert named(train.batch([0])).item() == own.median().item()
+
+
 def test_threshold_baseline_is_fitted_to_training_questions_and_beats_nothing_by_chance(
     train: Questions,
 ) -> None:
     clip = load_clip("mini-vit")
     counter, found = counting.similarity_threshold(clip, train)
     errors = counting.evaluate(counter, train)
-    assert errors.mae == pytest.approx(found["mae"], rel=0.02)
+    assert errors.mae == pytest.approx(found[""]["mae"], rel=0.02)
     median = train.counts.median()
     # a slope of 0 would already give about this
     assert errors.mae <= (train.counts - median).abs().mean() * 1.05
+
+
+def test_the_threshold_is_fitted_to_questions_of_every_name(
+    train: Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions sorted by name, many more than are fitted to: no name is left out;
+    where each name has a fit of its own, it sees that name's questions alone."""
+    clip, heard = load_clip("mini-vit"), []
+    thrice = train.take([*range(12)] * 3)
+    names = ["cells"] * 12 + ["dots"] * 12 + ["rings"] * 12
+    sorted_by_name = replace(thrice, asked=tuple(names))
+    inner = counting._fitted_blobs
+    monkeypatch.setattr(
+        counting,
+        "_fitted_blobs",
+        lambda clip, part, device: (
+            heard.append(part.asked) or inner(clip, part, device)
+        ),
+    )
+    counting.similarity_threshold(clip, sorted_by_name, most=9)
+    assert Tally(heard.pop()) == {"cells": 3, "dots": 3, "rings": 3}
+    _, fits = counting.similarity_threshold(clip, sorted_by_name, most=9, by_name=True)
+    assert list(fits) == ["", "cells", "dots", "rings"]
+    assert [set(asked) for asked in heard[1:]] == [{"cells"}, {"dots"}, {"rings"}]
+    assert [len(asked) for asked in heard] == [9] * 4
+
+
+def test_a_name_with_its_own_fit_answers_by_it(train: Questions) -> None:
+    """Two names, the same pictures, numbers ten times apart: one line fits neither."""
+    clip = load_clip("mini-vit")
+    few = train.take(range(12))
+    many = tuple(torch.cat([p] * 10) for p in few.points)
+    both = Questions(
+        few.image,
+        torch.cat([few.about, few.about]),
+        ("cells",) * 12 + ("dots",) * 12,
+        (*few.points, *many),
+    )
+    errors = [
+        counting.evaluate(
+            counting.similarity_threshold(clip, both, by_name=by_name)[0], both
+        ).mae
+        for by_name in (False, True)
+    ]
+    assert errors[1] < 0.8 * errors[0]
 
 
 def test_blobs_are_counted() -> None:
