@@ -8,12 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
 
 from minilib.layers.dpt import Reassemble
+from minilib.layers.imagenet_resnet import ImageNetResNet
 from minilib.layers.resampling import resize_grid_positions
 from minilib.layers.resnet import ModifiedResNet
 from minilib.layers.transformer import Transformer
@@ -84,41 +83,13 @@ class ViTMaps(nn.Module):
         return self.stages(pixels)["maps"]
 
 
-class ResNetMaps(nn.Module):
+class ResNetMaps(ImageNetResNet):
     """torchvision's ResNet without its classifier: maps at strides 4, 8, 16 and 32."""
 
     stride = 32
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
 
     def __init__(self, config: ResNetBackbone) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, config.stem, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(config.stem)
-        channels = config.stem
-        for stage, count in enumerate(config.blocks):
-            planes, stride = config.planes * 2**stage, 1 if stage == 0 else 2
-            out = planes * Bottleneck.expansion
-            shortcut = nn.Sequential(
-                nn.Conv2d(channels, out, 1, stride=stride, bias=False),
-                nn.BatchNorm2d(out),
-            )
-            blocks = [Bottleneck(channels, planes, stride, shortcut)]
-            blocks += [Bottleneck(out, planes) for _ in range(count - 1)]
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
-            channels = out
-
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Turn images (B, 3, R, R') into four maps
-        (B, C_i, R / stride_i, R' / stride_i)."""
-        x = F.max_pool2d(F.relu_(self.bn1(self.conv1(pixels))), 3, stride=2, padding=1)
-        maps = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
-            maps.append(x)
-        return maps
+        super().__init__(config.blocks, config.stem, config.planes)
 
     def stages(self, pixels: Tensor) -> dict[str, Any]:
         """Return the four ``maps`` of images (B, 3, R, R')."""

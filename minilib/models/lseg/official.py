@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from minilib.layers.imagenet_resnet import IMAGENET_MEAN, IMAGENET_STD
 from minilib.models.clip import CLIP
 from minilib.models.loading import numbered, under, unwrapped
 from minilib.models.lseg.config import LSegConfig, ResNetBackbone, ViTBackbone
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 RENAMED = (
     (r"^pretrained\.model\.cls_token$", "backbone.class_token"),
