@@ -9,6 +9,7 @@ channels, K prompts of a caption, E joint dimension.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -190,11 +191,11 @@ class ImageEncoder(nn.Module):
             self.patch_embed = nn.Conv2d(3, width, patch, stride=patch)
         self.patch_norm = nn.LayerNorm(width)
         self.positions = nn.Parameter(torch.zeros(config.grid**2, width))
-        rates = torch.linspace(0, config.drop_path, sum(config.depths)).split(
-            list(config.depths)
-        )
+        last = max(1, sum(config.depths) - 1)
+        rates = iter(config.drop_path * block / last for block in range(last + 1))
         stages = nn.ModuleList(
-            Stage(config, number, rates[number].tolist()) for number in range(count)
+            Stage(config, number, list(islice(rates, config.depths[number])))
+            for number in range(count)
         )
         self.stages = cast("Sequence[Stage]", stages)
         self.norm = nn.LayerNorm(config.widths[-1])

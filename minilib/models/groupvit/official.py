@@ -202,6 +202,8 @@ def transformers_options(module: nn.Module) -> dict[str, Any]:
         ("hidden_act of the text tower", text.hidden_act, "quick_gelu"),
         ("layer_norm_eps", vision.layer_norm_eps, 1e-5),
         ("layer_norm_eps of the text tower", text.layer_norm_eps, 1e-5),
+        ("dropout", vision.dropout or text.dropout, 0.0),
+        ("attention_dropout", vision.attention_dropout or text.attention_dropout, 0.0),
     ):
         if found != wanted:
             raise ValueError(f"{name} is {found!r}: GroupViT has {wanted!r}")
@@ -209,5 +211,5 @@ def transformers_options(module: nn.Module) -> dict[str, Any]:
         "heads": vision.num_attention_heads,
         "text_heads": text.num_attention_heads,
         "assign": AssignConfig(assign_eps=vision.assign_eps),
-        "drop_path": vision.drop_path_rate,
+        "drop_path": 0.0,
     }
