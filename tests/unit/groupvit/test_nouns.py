@@ -67,8 +67,7 @@ def test_every_caption_needs_its_list() -> None:
 
 
 def test_spans_of_scenes_are_names_of_what_is_there() -> None:
-    config = CaptionConfig(tint=0.0)
-    scenes = EmojiScenes(SceneConfig(size=32, captions=config))
+    scenes = EmojiScenes(SceneConfig(size=32), CaptionConfig(tint=0.0))
     batch = scenes.batch("pairs", 20)
     found = nouns.of_phrases(batch.caption, batch.phrases)
     known = {name for c in VOCABULARY for name in (c.name, c.plural, c.word)}

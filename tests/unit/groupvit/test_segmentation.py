@@ -225,9 +225,7 @@ def test_several_windows_may_show_more_classes_than_one(model: GroupViT) -> None
 
 
 def test_bad_windows(model: GroupViT) -> None:
-    with pytest.raises(
-        ValueError, match="a window of 40 is larger than the image of 32"
-    ):
+    with pytest.raises(ValueError, match="window of 40 is larger than the image of 32"):
         sliding_scores(model, PIXELS, TEXT, window=40)
     with pytest.raises(ValueError, match="stride=33"):
         sliding_scores(model, PIXELS, TEXT, window=32, stride=33)
