@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange
+from einops import einsum
 from torch import Tensor, nn
 
+from minilib.layers.cross_attention import CrossAttention
 from minilib.layers.fpn import FeaturePyramid, SemanticHead
 from minilib.layers.pixels import standardise, unit_images
 from minilib.layers.prompt import encode_prompted, learned_contexts
@@ -35,36 +36,13 @@ from minilib.models.denseclip.official import infer_config
 from minilib.models.loading import load_strictly, under, unwrapped
 
 
-class Attention(nn.Module):
-    """Multi-head attention of queries over a memory; queries, keys and values are
-    projected without bias."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj = (
-            nn.Linear(width, width, bias=False) for _ in range(3)
-        )
-        self.proj = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
-        """Let queries (B, Q, W) read the memory (B, L, W): (B, Q, W)."""
-        q, k, v = self.q_proj(queries), self.k_proj(memory), self.v_proj(memory)
-        q, k, v = (
-            rearrange(t, "b l (h d) -> b h l d", h=self.heads) for t in (q, k, v)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.dropout(self.proj(rearrange(mixed, "b h l d -> b l (h d)")))
-
-
 class ContextDecoderLayer(nn.Module):
     """Pre-norm: queries attend to each other, then to the image, then pass an MLP."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.self_attn = Attention(width, heads, dropout)
-        self.cross_attn = Attention(width, heads, dropout)
+        self.self_attn = CrossAttention(width, heads, bias=False, dropout=dropout)
+        self.cross_attn = CrossAttention(width, heads, bias=False, dropout=dropout)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width),

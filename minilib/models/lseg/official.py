@@ -13,17 +13,14 @@ from minilib.layers.imagenet_resnet import IMAGENET_MEAN, IMAGENET_STD
 from minilib.models.clip import CLIP
 from minilib.models.loading import numbered, under, unwrapped
 from minilib.models.lseg.config import LSegConfig, ResNetBackbone, ViTBackbone
+from minilib.models.vit_names import BLOCK_NAMES
 
 RENAMED = (
     (r"^pretrained\.model\.cls_token$", "backbone.class_token"),
     (r"^pretrained\.model\.pos_embed$", "backbone.positions"),
     (r"^pretrained\.model\.patch_embed\.proj\.", "backbone.patch_embed."),
     (r"^pretrained\.model\.blocks\.", "backbone.transformer.resblocks."),
-    (r"\.attn\.qkv\.(weight|bias)$", r".attn.in_proj_\1"),
-    (r"\.attn\.proj\.", ".attn.out_proj."),
-    (r"\.norm([12])\.", r".ln_\1."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+    *BLOCK_NAMES,
     (
         r"^pretrained\.act_postprocess(\d)\.0\.project\.0\.",
         r"backbone.reassemble.{\1}.readout.project.",
