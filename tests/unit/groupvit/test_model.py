@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minilib.layers.transformer import SelfAttention
 from minilib.models.clip.config import TextConfig
 from minilib.models.groupvit import (
     AssignConfig,
@@ -149,6 +150,19 @@ def test_the_released_size() -> None:
     assert count(model.image_projector) == 2_633_984
     assert count(model.text_projector) == 2_109_696
     assert count(model) == 55_726_610
+
+
+def test_linear_layers_start_small_and_later_group_tokens_at_zero() -> None:
+    encoder = make(widths=(64, 64, 64)).image_encoder
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | SelfAttention):
+            weight = getattr(module, "weight", None)
+            weight = module.in_proj_weight if weight is None else weight
+            assert weight.std().item() == pytest.approx(0.02, rel=0.3)
+    first, second = (encoder.stages[number].group_tokens for number in range(2))
+    assert first.std().item() == pytest.approx(0.02, rel=0.3)
+    assert encoder.positions.std().item() == pytest.approx(0.02, rel=0.3)
+    assert (second == 0).all() and encoder.stages[2].group_tokens is None
 
 
 # --- randomness -----------------------------------------------------------------------
@@ -553,6 +567,7 @@ def test_transformers_computes_the_same(theirs: nn.Module) -> None:
     ours = GroupViT.from_transformers(theirs)
     assert ours.config.heads == (4, 4, 4) and ours.config.text.heads == 2
     assert ours.config.assign.assign_eps == 0.5 and not ours.config.multi_label
+    assert ours.config.drop_path == 0  # theirs skips no blocks
     pixels = noise(3, 3, 32, 32)
     tokens = torch.randint(1, 48, (4, 12), generator=torch.Generator().manual_seed(0))
     tokens[torch.arange(4), torch.tensor([4, 11, 7, 2])] = 49
