@@ -433,8 +433,8 @@ _KEY = (
     '<span class="key-small">grey</span> differences too small to matter (±δ); '
     '<span class="key-claimed">tinted</span> where the interval must lie for the '
     "claim to hold; "
-    '<span class="key-paper">◇</span> the paper’s own difference, where it compares '
-    "the same two things.</p>"
+    '<span class="key-paper">◇</span> the paper’s own difference, where it '
+    "compares the same two things.</p>"
 )
 _ORDINALS = ("First", "Second", "Third", "Fourth", "Fifth")
 
@@ -661,8 +661,8 @@ def _earlier(attempts: Sequence[Attempt]) -> str:
         lead = "<p>What was found by the rules and the regime of that time.</p>"
         if rows[0].title:
             lead = (
-                f"<p>As “{html.escape(rows[0].title)}”, by the rules and the regime of "
-                "that time; it is not a result any more.</p>"
+                f"<p>As “{html.escape(rows[0].title)}”, by the rules and the "
+                "regime of that time; it is not a result any more.</p>"
             )
         text += (
             f'<details class="claim-first"><summary>{title}</summary>{lead}'
